@@ -1,0 +1,38 @@
+# Everything installs into .venv by itself; remove that folder to start afresh.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= data/flickr8k-cn
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:            ## this list
+	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: .venv/demo ## caption six sample photos with the bundled checkpoint, write demo.png
+	$(BIN)/mengzi-oscar caption --samples --picture demo.png
+
+test: .venv/test ## install what tests need and run the whole test suite
+	$(BIN)/python -m pytest -q
+
+lint: .venv/dev  ## ruff: mistakes and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/test ## the benchmarks that run on a CPU
+	$(BIN)/python benchmarks/caption.py
+	$(BIN)/python benchmarks/features.py
+
+clean:           ## remove .venv and what the demo wrote
+	rm -rf .venv demo.png
+
+.venv/pip: setup.cfg
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# One extra, one stamp: what is installed already costs nothing the second time.
+.venv/demo .venv/test .venv/dev: .venv/pip
+	@echo "installing into .venv: about 5 GB the first time, most of it torch"
+	$(PIP) --editable ".[$(@F)]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""Data: one `datasets` builder per file, used directly (`Flickr8kCN(data_dir=...)`). See docs/data.md."""

@@ -1,0 +1,1 @@
+"""Chinese caption scores; the plain function is `metrics.caption_zh.scores.caption_scores`."""

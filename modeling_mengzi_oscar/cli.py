@@ -1,0 +1,164 @@
+"""The command `mengzi-oscar`: arguments in, one line per result or per mistake out. The work is in the other files."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  mengzi-oscar caption photo.jpg
+  mengzi-oscar caption *.jpg --num-beams 3 --picture captions.png
+  mengzi-oscar caption photo.jpg --json
+  mengzi-oscar caption --samples --picture demo.png
+  mengzi-oscar extract photos/ --output stores/photos
+"""
+NOT_YET = {
+    "ask": "a question about a photo: needs a checkpoint with an ask/ head, and none is trained yet",
+    "match": "a photo against sentences: needs a checkpoint with a match/ head, and none is trained yet",
+    "convert": "an original checkpoint into a Hub repo: not written yet; from_pretrained loads original folders",
+    "push": "a checkpoint folder to the Hub: not written yet; `hf upload REPO_ID DIR` sends a folder",
+}
+BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "mengzi-oscar-mini"
+MINI_NOTICE = {
+    "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材的照片会说错。",
+    "en": "The mini model learnt from 6,000 photos of people, dogs, sports, outdoors; it misreads other subjects.",
+}
+
+
+def main(arguments=None) -> int:
+    options = parser().parse_args(arguments)
+    if options.command in NOT_YET:
+        return fail(f"mengzi-oscar {options.command}: {NOT_YET[options.command]}")
+    return {"caption": caption, "extract": extract}[options.command](options)
+
+
+def parser():
+    parser = argparse.ArgumentParser(
+        prog="mengzi-oscar",
+        description="Chinese captions for photos.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = commands.add_parser("caption", help="write a caption for each photo")
+    add.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF or TIFF")
+    add.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
+    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint of this repository)")
+    add.add_argument("--num-beams", type=positive, default=5)
+    add.add_argument("--max-length", type=positive, default=20, help="tokens, with start and end (default 20)")
+    add.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
+    add.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
+    add = commands.add_parser("extract", help="region features of a folder of photos")
+    add.add_argument("folder", metavar="DIR")
+    add.add_argument("--output", required=True, metavar="STORE")
+    add.add_argument("--model", help="region model, or a checkpoint that names one (default: the mini's)")
+    add.add_argument("--batch-size", type=positive, default=16)
+    for name, text in NOT_YET.items():
+        commands.add_parser(name, help=text.split(":")[0]).add_argument("rest", nargs=argparse.REMAINDER)
+    return parser
+
+
+def positive(text):
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def caption(options) -> int:
+    photos = {str(path): (path, None) for path in options.photos}
+    if options.samples:
+        from .samples import sample_photos
+
+        try:
+            photos |= sample_photos()
+        except ModuleNotFoundError as error:
+            return fail(str(error))
+    if not photos:
+        return fail("mengzi-oscar caption: name a photo, or --samples")
+    if options.picture and not Path(options.picture).resolve().parent.is_dir():
+        return fail(f"--picture {options.picture}: no such folder; make it first")
+    from .photos import PhotoError, open_photo
+
+    opened, failed = {}, 0
+    for name, (path, credit) in photos.items():
+        try:
+            opened[name] = (open_photo(path), credit)
+        except PhotoError as error:
+            failed = fail(str(error))
+    if not opened:
+        return failed
+    try:
+        pipeline = load_pipeline(options.model)
+    except ValueError as error:
+        return fail(str(error))
+    results = []
+    for name, (photo, _) in progress(opened.items()):
+        result = pipeline.caption(photo, num_beams=options.num_beams, max_length=options.max_length)
+        results.append(result)
+        line = json.dumps({"photo": name} | result, ensure_ascii=False) if options.json else None
+        print(line or f"{name}\t{result['caption']}\t{result['score']:.3f}", flush=True)
+    notice = MINI_NOTICE if pipeline.captioner.config.name_or_path == str(BUNDLED) else None
+    if notice:
+        print("\n".join(notice.values()), file=sys.stderr)
+    if options.picture:
+        from .pictures import draw_captions, save_picture
+
+        images, credits = zip(*opened.values(), strict=True)
+        page = draw_captions(images, results, list(opened), credits, notice["zh"] if notice else None)
+        save_picture(page, options.picture)
+        print(f"picture: {options.picture}", file=sys.stderr)
+    return failed
+
+
+def extract(options) -> int:
+    quiet()
+    from .extraction import extract_regions
+    from .photos import PhotoError, find_photos
+    from .pipeline_mengzi_oscar import CheckpointError, load_region_model
+
+    try:
+        model = model_or_bundled(options.model)
+        photos = find_photos(options.folder)
+        region_model, image_processor = load_region_model(model)
+    except (CheckpointError, PhotoError) as error:
+        return fail(str(error))
+    errors = extract_regions(
+        photos, region_model, image_processor, options.output, options.batch_size, region_model_name=model
+    )
+    return 2 if errors else 0
+
+
+def load_pipeline(model):
+    quiet()
+    from .pipeline_mengzi_oscar import MengziOscarPipeline
+
+    return MengziOscarPipeline.from_pretrained(model_or_bundled(model))
+
+
+def model_or_bundled(model):
+    if model is None and not BUNDLED.is_dir():
+        raise ValueError("the mini checkpoint comes with the repository, not with the package: name one with --model")
+    return str(BUNDLED) if model is None else model
+
+
+def progress(items):
+    from tqdm import tqdm
+
+    return tqdm(items, unit="photo", disable=len(items) < 5, file=sys.stderr)
+
+
+def quiet():
+    """Our own lines only: no progress bars and no notices of the libraries below."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def fail(message) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

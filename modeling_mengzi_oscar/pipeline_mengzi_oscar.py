@@ -1,0 +1,176 @@
+"""Photo -> caption, with everything in between: opens the photo, finds regions and tags, writes, weighs.
+
+One folder (or Hub repo) holds the captioner at its root and names its region model, so that a photo can never meet
+the wrong features.
+"""
+
+import re
+from importlib import import_module
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+from .modeling_mengzi_oscar import MengziOscarForImageCaptioning
+from .photos import open_photo
+from .processing_mengzi_oscar import MengziOscarProcessor
+
+REGION_MODELS = {  # model_type -> module, model, image processor
+    "grid_regions": ("modeling_grid_regions", "GridRegionModel", "GridRegionImageProcessor"),
+}
+
+
+class CheckpointError(ValueError):
+    """One line: which checkpoint, what is wrong with it, what to do."""
+
+
+class MengziOscarPipeline:
+    """Captions for photos; `MengziOscarPipeline.from_pretrained("checkpoints/mengzi-oscar-mini")`."""
+
+    def __init__(self, captioner, processor, region_model, image_processor):
+        self.captioner, self.processor = captioner.eval(), processor
+        self.region_model, self.image_processor = region_model.eval(), image_processor
+
+    @classmethod
+    def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32"):
+        """
+        Args:
+            name: folder or Hub id. revision: of the Hub repo.
+            device, dtype: where and in what type the captioner runs; checkpoints stored in float16 run in float32
+                unless asked otherwise. The region model stays in float32.
+
+        Raises:
+            CheckpointError: nothing to load, weights missing, left over or of another size.
+        """
+        captioner = load_checked(MengziOscarForImageCaptioning, name, revision=revision, dtype=dtype)
+        processor = MengziOscarProcessor.from_pretrained(name, revision=revision)
+        region_model, image_processor = load_region_model(name, revision=revision)
+        return cls(captioner.to(device), processor, region_model.to(device), image_processor)
+
+    def caption(self, photos, batch_size=32, **generation) -> dict | list[dict]:
+        """
+        Args:
+            photos: a path, PIL image or array (H, W, 3), or a list of them.
+            **generation: as `MengziOscarForImageCaptioning.generate` takes them: `num_beams`, `max_length`, ...
+
+        Returns:
+            For one photo a dict, for a list a list of them: `caption`, `score` (exp of the mean log-probability of its
+            tokens), `captions` (all that the search returned, best first, each with `caption`, `score`, `tokens`,
+            `region_weights` tokens x regions), `tags`, `regions` (`box` in pixels of the upright photo, and what the
+            region model says of it).
+
+        Raises:
+            PhotoError: a photo that cannot be read.
+        """
+        if not isinstance(photos, list):
+            return self.caption([photos], **generation)[0]
+        results = []
+        for start in range(0, len(photos), batch_size):
+            batch = [open_photo(photo) for photo in photos[start : start + batch_size]]
+            results += self._caption_batch(batch, generation)
+        return results
+
+    @torch.inference_mode()
+    def _caption_batch(self, photos, generation):
+        inputs = self.image_processor(photos, return_tensors="pt").to(self.region_model.device)
+        regions = self.region_model(**inputs)
+        tags = self.region_model.tags(regions)
+        encoded = self.processor(tags=tags, regions=regions, return_tensors="pt").to(self.captioner.device)
+        defaults = self.captioner.generation_config
+        beams = generation.get("num_beams") or defaults.num_beams or 1
+        sequences = self.captioner.generate(**encoded, **{"num_return_sequences": beams} | generation)
+        per_photo = sequences.split(len(sequences) // len(photos))
+        captions = [[self._until_sep(ids) for ids in rows.tolist()] for rows in per_photo]
+        tag_ids = None
+        if "tag_input_ids" in encoded:
+            masks = encoded["tag_attention_mask"].bool()
+            tag_ids = [ids[mask].tolist() for ids, mask in zip(encoded["tag_input_ids"], masks, strict=True)]
+        scored = self.captioner.score_captions(
+            captions,
+            encoded["region_features"],
+            encoded["region_attention_mask"],
+            tags=tag_ids,
+            tag_position=max(
+                self.captioner.config.tag_position_offset, generation.get("max_length") or defaults.max_length or 0
+            ),
+        )
+        scored = iter(zip(*scored, strict=True))
+        rows = [[self._describe(ids, *next(scored)) for ids in image_captions] for image_captions in captions]
+        described = describe_regions(self.region_model, regions)
+        return [
+            {"caption": row[0]["caption"], "score": row[0]["score"], "captions": row, "tags": words, "regions": boxes}
+            for row, words, boxes in zip(rows, tags, described, strict=True)
+        ]
+
+    def _until_sep(self, ids):
+        end = self.processor.tokenizer.sep_token_id
+        return ids[: ids.index(end) + 1] if end in ids else ids
+
+    def _describe(self, ids, log_probs, region_weights):
+        end = len(ids) - 1 if ids[-1] == self.processor.tokenizer.sep_token_id else len(ids)
+        return {
+            "caption": self.processor.decode(ids),
+            "score": log_probs.mean().exp().item(),
+            "tokens": self.processor.tokenizer.convert_ids_to_tokens(ids[1:end]),
+            "region_weights": region_weights[: end - 1].tolist(),
+        }
+
+
+def describe_regions(region_model, output) -> list[list[dict]]:
+    """Per image, per region: its box and what the region model says of it."""
+    if hasattr(region_model, "describe"):
+        return region_model.describe(output)
+    masks = output.region_attention_mask.bool()
+    return [[{"box": box} for box in boxes[mask].tolist()] for boxes, mask in zip(output.boxes, masks, strict=True)]
+
+
+def load_checked(model_class, name, **options):
+    """`from_pretrained` that refuses a checkpoint which does not fit the model, in one line.
+
+    Raises:
+        CheckpointError
+    """
+    try:
+        model, info = model_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{name}: cannot be loaded as {model_class.__name__}: {reason[:300]}") from None
+    problems = {kind: sorted(map(str, info[kind])) for kind in info if kind.endswith("keys") and info[kind]}
+    if problems:
+        found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, e.g. {keys[0]}" for kind, keys in problems.items())
+        raise CheckpointError(
+            f"{name}: its weights do not fit {model_class.__name__} ({found}); "
+            "config.json and weights must be of one checkpoint"
+        )
+    return model
+
+
+def load_region_model(name, subfolder="", revision=None):
+    """Region model and its image processor, float32, from a folder or Hub id.
+
+    `name` is a region model or a Mengzi-Oscar checkpoint that names one in its config: a subfolder of its own repo,
+    or "org/name@revision".
+
+    Raises:
+        CheckpointError: it is neither, or its weights do not fit.
+    """
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name, subfolder=subfolder, revision=revision)
+    except OSError as error:
+        raise CheckpointError(f"{name}: no config.json there ({' '.join(str(error).split())[:200]})") from None
+    model_type = config.get("model_type")
+    if model_type in REGION_MODELS:
+        module, model_name, processor_name = REGION_MODELS[model_type]
+        module = import_module(f".{module}", __package__)
+        options = {"subfolder": subfolder, "revision": revision}
+        model = load_checked(getattr(module, model_name), name, dtype="float32", **options)
+        return model.eval(), getattr(module, processor_name).from_pretrained(name, **options)
+    region_model = config.get("region_model")
+    if not region_model:
+        raise CheckpointError(f"{name}: no region model there, and its config names none (model_type {model_type!r})")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", region_model):
+        repository, region_revision = region_model.split("@")
+        return load_region_model(repository, revision=region_revision)
+    return load_region_model(name, subfolder=region_model, revision=revision)

@@ -1,0 +1,421 @@
+"""Region features on disk: one folder of memory-mapped safetensors shards, read by image id without scanning.
+
+Oscar keeps 2,054 floats per region as base64 text in a TSV of 50 GB that has to be parsed for every training sample.
+Here they are float16 rows in files that the operating system maps, so that a row costs one copy and all worker
+processes share the pages. One folder holds (docs/feature_row.md has the details):
+
+    store.json                      format version, dtype, fields and their sizes, region model, label texts
+    <worker>-<number>.safetensors   a shard: the rows of some hundred images, written once, never changed
+    index.safetensors               sorted hashes of all image ids -> shard and row; rebuilt from the shards when a
+                                    writer closes. Shards that it does not know yet are merged in memory at opening.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+FORMAT_VERSION = 1
+# Field -> dtype on disk. The features' own dtype is the store's. Ids are returned as int64, as torch indexes with it.
+REGION_FIELDS = {
+    "boxes": torch.float32,  # (R, 4) x1 y1 x2 y2 in pixels of the original image
+    "scores": torch.float32,  # (R,)
+    "class_ids": torch.int32,  # (R,), 0 = none
+    "attribute_ids": torch.int32,  # (R, A), 0 = none
+    "attribute_scores": torch.float32,  # (R, A)
+}
+TAG_FIELDS = {"tag_ids": torch.int32, "tag_scores": torch.float32}  # (L,), tags of the whole image
+IMAGE_FIELDS = {"original_size": torch.int32}  # (2,) height, width in pixels
+_DTYPES = {"region_features": None, **REGION_FIELDS, **TAG_FIELDS, **IMAGE_FIELDS}
+_SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
+
+
+class RegionFeatureStore:
+    """Read side. `store[image_id]` returns one image's arrays, each copied once out of the mapped file.
+
+    Opening reads the index's header only; a shard is mapped when one of its images is first asked for. A store can be
+    pickled into worker processes, which map the same files. Iteration gives the ids in the order they were written.
+
+    Args:
+        path: folder of the store.
+
+    Raises:
+        FileNotFoundError: there is no store at `path`.
+        ValueError: a shard is truncated or missing, or two workers wrote the same image id.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not (self.path / "store.json").is_file():
+            raise FileNotFoundError(f"{self.path} is not a region feature store: it holds no store.json")
+        self.metadata = json.loads((self.path / "store.json").read_text("utf-8"))
+        if self.metadata["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"{self.path} has format version {self.metadata['format_version']}, not {FORMAT_VERSION}")
+        indexed, self._index = {}, (np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int32))
+        if (self.path / "index.safetensors").is_file():
+            metadata, arrays = _map(self.path / "index.safetensors", "delete it, it is made again from the shards")
+            indexed = json.loads(metadata["shards"])  # {name: bytes}
+            self._index = arrays["hashes"], arrays["shards"], arrays["rows"]
+        # The folder is listed after the index was read: another process may add shards meanwhile, none goes away.
+        sizes = {file.name: file.stat().st_size for file in os.scandir(self.path) if _SHARD_NAME.fullmatch(file.name)}
+        for name, size in indexed.items():
+            if sizes.get(name) != size:
+                found = f"has {sizes[name]} bytes" if name in sizes else "is missing"
+                raise ValueError(
+                    f"{self.path / name} {found}, the index says {size}: copy the store again, or delete that file and "
+                    "index.safetensors and extract its images again"
+                )
+        self._sizes = {name: sizes[name] for name in [*indexed, *sorted(sizes.keys() - indexed.keys())]}
+        self._names = list(self._sizes)
+        self._shards = [None] * len(self._names)
+        self._unindexed = len(self._names) - len(indexed)
+        if self._unindexed:
+            self._merge_into_index(first=len(indexed))
+
+    @classmethod
+    def open(cls, path):
+        """Same as the constructor; named after what it is paired with, `writer`."""
+        return cls(path)
+
+    @staticmethod
+    def writer(path, dtype="float16", images_per_shard=512, worker="00000", region_model=None, labels=None):
+        """A `RegionFeatureWriter`; see there."""
+        return RegionFeatureWriter(path, dtype, images_per_shard, worker, region_model, labels)
+
+    @property
+    def feature_dim(self):
+        return self.metadata["fields"]["region_features"][0]
+
+    @property
+    def dtype(self):
+        return self.metadata["dtype"]
+
+    @property
+    def fields(self):
+        return tuple(self.metadata["fields"])
+
+    @property
+    def region_model(self):
+        return self.metadata["region_model"]
+
+    @property
+    def labels(self):
+        """Text of every class or tag id, or None where only the region model knows it."""
+        return self.metadata["labels"]
+
+    def __getitem__(self, image_id):
+        """{"region_features": (R, D) in the store's dtype, and the store's other fields}, numpy arrays of your own."""
+        place = self._find(image_id)
+        if place is None:
+            raise KeyError(f"no image {image_id!r} among the {len(self)} of the region feature store {self.path}")
+        return self._shard(place[0]).regions(place[1])
+
+    def __contains__(self, image_id):
+        return self._find(image_id) is not None
+
+    def __len__(self):
+        return len(self._index[0])
+
+    def __iter__(self):
+        for number in sorted(range(len(self._names)), key=self._names.__getitem__):
+            shard = self._shard(number)
+            for row in range(len(shard)):
+                yield shard.image_id(row)
+
+    def __repr__(self):
+        return f"RegionFeatureStore({str(self.path)!r}, {len(self)} images, {self.feature_dim} x {self.dtype})"
+
+    def __reduce__(self):
+        return RegionFeatureStore, (self.path,)
+
+    def verify(self):
+        """Read every byte. Raises ValueError with shard and row for what is damaged; returns the number of images."""
+        for number in range(len(self._names)):
+            self._shard(number).verify()
+        if sum(len(shard) for shard in self._shards) != len(self):
+            raise ValueError(f"{self.path / 'index.safetensors'} does not count the images of the shards: delete it")
+        for image_id in self:
+            if image_id not in self:
+                raise ValueError(f"{self.path / 'index.safetensors'} does not know {image_id!r}: delete it")
+        return len(self)
+
+    def _find(self, image_id):
+        """(shard number, row) or None. Equal hashes of different ids are told apart by the ids themselves."""
+        key = np.uint64(hash_id(image_id))
+        hashes, shards, rows = self._index
+        position = int(hashes.searchsorted(key))
+        while position < len(hashes) and hashes[position] == key:
+            shard, row = int(shards[position]), int(rows[position])
+            if self._shard(shard).image_id(row) == image_id:
+                return shard, row
+            position += 1
+        return None
+
+    def _shard(self, number):
+        if self._shards[number] is None:
+            self._shards[number] = _Shard(self.path / self._names[number], self.metadata)
+        return self._shards[number]
+
+    def _merge_into_index(self, first):
+        """Add the shards from number `first` on to the index, in memory, and look for ids that were written twice."""
+        new = [self._shard(number) for number in range(first, len(self._names))]
+        columns = (
+            np.concatenate([self._index[0], *(shard.arrays["image_id_hashes"] for shard in new)]),
+            np.concatenate([self._index[1], *(np.full(len(s), first + i, np.int32) for i, s in enumerate(new))]),
+            np.concatenate([self._index[2], *(np.arange(len(shard), dtype=np.int32) for shard in new)]),
+        )
+        order = np.argsort(columns[0], kind="stable")
+        self._index = hashes, shards, rows = tuple(column[order] for column in columns)
+        for position in np.flatnonzero(hashes[1:] == hashes[:-1]):
+            places = [(int(shards[p]), int(rows[p])) for p in (position, position + 1)]
+            ids = [self._shard(shard).image_id(row) for shard, row in places]
+            if ids[0] == ids[1]:
+                files = " and ".join(f"{self._names[shard]} (row {row})" for shard, row in places)
+                raise ValueError(
+                    f"{self.path} holds image {ids[0]!r} twice, in {files}: delete one of the files and "
+                    "index.safetensors, then extract what is missing with each image given to one worker only"
+                )
+
+    def _save_index(self, worker):
+        arrays = dict(zip(("hashes", "shards", "rows"), self._index, strict=True))
+        metadata = {"format_version": str(FORMAT_VERSION), "shards": json.dumps(self._sizes)}
+        _replace(self.path / "index.safetensors", worker, lambda path: save_file(arrays, path, metadata))
+
+
+class RegionFeatureWriter:
+    """Write side; use it as a context manager. What was added is on disk once its shard is full or the writer closes.
+
+    Reopened on an existing store it goes on after its last complete shard: ask `image_id in writer` what is there.
+    Shards are written to a temporary name, flushed to the disk and renamed, so a killed writer loses at most
+    `images_per_shard` images and never leaves half a shard. When an exception leaves the `with` block, the images
+    added so far are still written.
+
+    Args:
+        path: folder of the store, made if it does not exist.
+        dtype: "float16" or "float32", of `region_features`.
+        images_per_shard: images that are kept in memory and written together; 50 regions of 2,054 float16 are 0.2 MB.
+        worker: prefix of the shards' names. Processes that write one store at once need one each, and the images
+            have to be divided among them: ids written twice are an error when the store is opened.
+        region_model: Hub id with revision, or folder, of the model that the features come from.
+        labels: list of the texts of class or tag ids, `labels[0]` standing for none; for features that were not made
+            by a region model of this library.
+    """
+
+    def __init__(self, path, dtype="float16", images_per_shard=512, worker="00000", region_model=None, labels=None):
+        if dtype not in ("float16", "float32"):
+            raise ValueError(f"a store's dtype is 'float16' or 'float32', not {dtype!r}")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", worker):
+            raise ValueError(f"a worker's name consists of letters, digits and _, which {worker!r} does not")
+        self.path, self.dtype, self.images_per_shard = Path(path), dtype, images_per_shard
+        self.worker, self.region_model, self.labels = worker, region_model, labels
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(f"*.{worker}.tmp"):  # of this worker's killed predecessor
+            leftover.unlink()
+        self._store = RegionFeatureStore(self.path) if (self.path / "store.json").is_file() else None
+        self._fields = None  # {name: shape of one row}, from the first image on
+        if self._store:
+            self.region_model = region_model or self._store.region_model
+            self.labels = labels or self._store.labels
+            self._fields = self._store.metadata["fields"]
+            self._check_metadata()
+        numbers = [int(m[2]) for m in map(_SHARD_NAME.fullmatch, os.listdir(self.path)) if m and m[1] == worker]
+        self._shard_number = max(numbers, default=-1) + 1
+        self._added = set()  # ids of this session
+        self._pending = {}  # image id -> arrays of the images of the next shard
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def __contains__(self, image_id):
+        return image_id in self._added or (self._store is not None and image_id in self._store)
+
+    def add(self, image_id, regions):
+        """Add one image.
+
+        Args:
+            image_id: any string.
+            regions: dict of numpy arrays or torch tensors, one image of a `RegionModelOutput` without padding:
+                `region_features` (R, D) and any of the fields at the top of this file; None values are left out.
+                All images of a store have the same fields. R may differ, and may be 0.
+
+        Raises:
+            ValueError: the id is there already, a shape or the set of fields does not fit, or a number is NaN or
+                infinite (also when it is too large for float16).
+        """
+        if image_id in self:
+            raise ValueError(f"image {image_id!r} is in the store {self.path} already")
+        arrays = _checked_arrays(image_id, regions, self.dtype)
+        fields = {name: list(array.shape[1:]) for name, array in arrays.items()}
+        if self._fields is None:
+            self._fields = fields
+        if fields != self._fields:
+            raise ValueError(f"image {image_id!r} has the fields {fields}, the store {self.path} has {self._fields}")
+        self._added.add(image_id)
+        self._pending[image_id] = arrays
+        if len(self._pending) == self.images_per_shard:
+            self.flush()
+
+    def flush(self):
+        """Write the images added since the last shard as a shard of their own, however few they are."""
+        if not self._pending:
+            return
+        if not (self.path / "store.json").is_file():
+            text = json.dumps(self._metadata(), indent=2, ensure_ascii=False) + "\n"
+            _replace(self.path / "store.json", self.worker, lambda path: path.write_text(text, "utf-8"))
+        self._check_metadata()  # another worker may have been first
+        images = list(self._pending.values())
+        ids = [image_id.encode() for image_id in self._pending]
+        tensors = {name: np.concatenate([image[name] for image in images]) for name in self._fields}
+        tensors["image_id_hashes"] = np.array([hash_id(image_id) for image_id in self._pending], np.uint64)
+        tensors["image_id_bytes"] = np.frombuffer(b"".join(ids), np.uint8)
+        tensors["image_id_offsets"] = _offsets(map(len, ids))
+        tensors["region_offsets"] = _offsets(len(image["region_features"]) for image in images)
+        for name in self._fields.keys() & TAG_FIELDS.keys():
+            tensors["tag_offsets"] = _offsets(len(image[name]) for image in images)
+        final = self.path / f"{self.worker}-{self._shard_number:06d}.safetensors"
+        if final.exists():
+            raise FileExistsError(f"another process has written {final}: give each process its own worker= name")
+        _replace(final, self.worker, lambda path: save_file(tensors, path, {"format_version": str(FORMAT_VERSION)}))
+        self._shard_number += 1
+        self._pending = {}
+
+    def close(self):
+        """Write what is pending, then bring the index up to date."""
+        self.flush()
+        while (self.path / "store.json").is_file() and (store := RegionFeatureStore(self.path))._unindexed:
+            store._save_index(self.worker)  # once more if another worker wrote meanwhile
+
+    def _metadata(self):
+        return {
+            "format": "mengzi-oscar region features",
+            "format_version": FORMAT_VERSION,
+            "dtype": self.dtype,
+            "fields": self._fields,
+            "region_model": self.region_model,
+            "labels": self.labels,
+        }
+
+    def _check_metadata(self):
+        there = json.loads((self.path / "store.json").read_text("utf-8"))
+        for key, value in self._metadata().items():
+            if there[key] != value:
+                raise ValueError(f"the store {self.path} has {key} {there[key]!r:.300}, this writer {value!r:.300}")
+
+
+class _Shard:
+    """One mapped safetensors file: fields concatenated over the images, and where each image starts."""
+
+    def __init__(self, path, metadata):
+        self.path, self.fields = path, metadata["fields"]
+        _, self.arrays = _map(path, "delete it and extract its images again")
+        fields = {name: list(array.shape[1:]) for name, array in self.arrays.items() if name in _DTYPES}
+        dtype = str(self.arrays["region_features"].dtype)
+        if fields != self.fields or dtype != metadata["dtype"]:
+            raise ValueError(f"{path} has {fields} in {dtype}, its store {self.fields} in {metadata['dtype']}")
+
+    def __len__(self):
+        return len(self.arrays["image_id_hashes"])
+
+    def image_id(self, row):
+        start, end = self.arrays["image_id_offsets"][row : row + 2]
+        return self.arrays["image_id_bytes"][start:end].tobytes().decode()
+
+    def regions(self, row):
+        regions = {}
+        for name in self.fields:
+            start, end = row, row + 1
+            if name not in IMAGE_FIELDS:
+                start, end = self.arrays["tag_offsets" if name in TAG_FIELDS else "region_offsets"][row : row + 2]
+            values = self.arrays[name][start:end]
+            values = values.astype(np.int64 if values.dtype == np.int32 else values.dtype)  # the one copy
+            regions[name] = values[0] if name in IMAGE_FIELDS else values
+        return regions
+
+    def verify(self):
+        for row in range(len(self)):
+            image_id = self.image_id(row)
+            if hash_id(image_id) != self.arrays["image_id_hashes"][row]:
+                raise ValueError(f"{self.path} row {row}: the hash is not the one of image {image_id!r}")
+            for name, values in self.regions(row).items():
+                if not np.isfinite(values).all():
+                    raise ValueError(f"{self.path} row {row} (image {image_id!r}): {name} hold NaN or infinity")
+
+
+def hash_id(image_id):
+    """64-bit hash of an image id, the same on every machine and in every process."""
+    if not isinstance(image_id, str):
+        raise TypeError(f"image ids are strings, {image_id!r} is {type(image_id).__name__}")
+    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "little")
+
+
+def _map(path, remedy):
+    """Metadata and memory-mapped arrays of a safetensors file; no file descriptor stays open."""
+    try:
+        file = safe_open(path, "pt")  # "pt" maps the tensors; "np" would copy each one whole
+        return file.metadata(), {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+def _offsets(lengths):
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _replace(final, worker, write):
+    """Write to a temporary name, bring it to the disk, rename: `final` is whole or not there."""
+    temporary = final.with_name(f"{final.name}.{worker}.tmp")
+    write(temporary)
+    _to_disk(temporary)
+    os.replace(temporary, final)
+    _to_disk(final.parent)
+
+
+def _to_disk(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _checked_arrays(image_id, regions, dtype):
+    """Copies of one image's fields in the dtypes of the disk, in the order of `_DTYPES`."""
+    given = {name: value for name, value in regions.items() if value is not None}
+    if unknown := given.keys() - _DTYPES.keys():
+        raise ValueError(f"image {image_id!r}: {sorted(unknown)} are no fields of a store; it takes {list(_DTYPES)}")
+    if "region_features" not in given:
+        raise ValueError(f"image {image_id!r} has no region_features")
+    arrays = {}
+    for name in sorted(given, key=list(_DTYPES).index):
+        value = given[name]
+        value = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        value = value.to(_DTYPES[name] or getattr(torch, dtype), copy=True)  # many times faster than numpy's rounding
+        if not np.isfinite(value.float().numpy()).all():
+            limit = ", or a number beyond float16 (use dtype='float32')" if name == "region_features" else ""
+            raise ValueError(f"{name} of image {image_id!r} hold NaN or infinity{limit}")
+        arrays[name] = value.numpy()
+    shapes = {name: array.shape for name, array in arrays.items()}
+    regions = shapes["region_features"][:1]  # (R,)
+    fits = {
+        "region_features": len(shapes["region_features"]) == 2,
+        "boxes": shapes.get("boxes") == (*regions, 4),
+        "scores": shapes.get("scores") == regions,
+        "class_ids": shapes.get("class_ids") == regions,
+        "attribute_ids": len(shapes.get("attribute_ids", ())) == 2 and shapes["attribute_ids"][:1] == regions,
+        "attribute_scores": shapes.get("attribute_scores") == shapes.get("attribute_ids"),
+        "tag_ids": len(shapes.get("tag_ids", ())) == 1,
+        "tag_scores": shapes.get("tag_scores") == shapes.get("tag_ids"),
+        "original_size": shapes.get("original_size") == (2,),
+    }
+    if not all(fits[name] for name in arrays):
+        raise ValueError(f"the shapes of image {image_id!r} do not belong together: {shapes}")
+    if "original_size" in arrays:
+        arrays["original_size"] = arrays["original_size"][None]
+    return arrays

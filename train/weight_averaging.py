@@ -1,0 +1,58 @@
+"""Exponential moving average of the weights, kept through checkpoints; the average is what gets evaluated and saved."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+FILE = "weight_average.safetensors"
+
+
+class WeightAverage(TrainerCallback):
+    """Averages the trained parameters after every optimiser step: average = decay x average + (1 - decay) x weight.
+
+    The decay grows from 0 with the number of steps, so that the random start is forgotten.
+    """
+
+    def __init__(self, decay: float):
+        self.decay = decay
+        self.average = None
+
+    @torch.no_grad()
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.average = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
+        if state.global_step:
+            saved = load_file(Path(get_last_checkpoint(args.output_dir)) / FILE, device=str(model.device))
+            self.average = saved
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+        parameters = dict(model.named_parameters())
+        for name, average in self.average.items():
+            average.lerp_(parameters[name].detach().float(), 1 - decay)
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_file(self.average, folder / (FILE + ".tmp"))
+        (folder / (FILE + ".tmp")).rename(folder / FILE)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied_to(self, model):
+        """The model with the averaged weights inside the block."""
+        if self.average is None:
+            yield model
+            return
+        parameters = dict(model.named_parameters())
+        current = {name: parameters[name].detach().clone() for name in self.average}
+        for name, average in self.average.items():
+            parameters[name].copy_(average)
+        try:
+            yield model
+        finally:
+            for name, values in current.items():
+                parameters[name].copy_(values)
