@@ -3,6 +3,7 @@
 The Oscar fields keep their original names and their defaults when absent, so an original config.json reads as it is.
 """
 
+from transformers import AutoConfig
 from transformers.models.bert.configuration_bert import BertConfig
 
 
@@ -48,3 +49,7 @@ class MengziOscarConfig(BertConfig):
     drop_worst_after: int = 0
     tag_position_offset: int = 40
     region_model: str | None = None
+
+
+if not __name__.startswith("transformers_modules"):  # as code of a Hub repo it must not stand in for other repos
+    AutoConfig.register(MengziOscarConfig.model_type, MengziOscarConfig, exist_ok=True)

@@ -74,7 +74,7 @@ class VinVLConfig(PreTrainedConfig):
     attribute_threshold: float = 0.05
     max_attributes_per_region: int = 16
     geometry_order: str = "wh"
-    rois_per_chunk: int = 12
+    rois_per_chunk: int = 20
     id2attribute: dict[int, str] | dict[str, str] | None = None
     labels_zh: dict[str, str] | None = None
 

@@ -81,11 +81,12 @@ class GridRegionModel(PreTrainedModel):
                 f"{config.backbone} has {self.backbone.num_features} channels, config.num_features says "
                 f"{config.num_features}"
             )
-        self.tag_classifier = nn.Linear(config.num_features, len(config.tag_labels or []))
+        if config.tag_labels:
+            self.tag_classifier = nn.Linear(config.num_features, len(config.tag_labels))
         self.post_init()
 
     def _init_weights(self, module):
-        if module is self.tag_classifier:  # timm initialises its own modules
+        if module is getattr(self, "tag_classifier", None):  # timm initialises its own modules
             super()._init_weights(module)
 
     def forward(self, pixel_values: torch.FloatTensor, original_sizes: torch.LongTensor, **kwargs) -> RegionModelOutput:

@@ -608,7 +608,7 @@ class VinVLModel(PreTrainedModel):
             return None, None
         counts = [len(row) for row in labels]
         appearance = torch.cat(appearance)
-        if not self.config.ignore_box_regression:  # other boxes than the proposals: look again
+        if not self.config.ignore_box_regression and sum(counts):  # other boxes than the proposals: look again
             appearance = self.roi_heads["box"].feature_extractor(c4, boxes)
         ids, scores = self.attribute(appearance, torch.cat(labels))
         return pad(ids.split(counts)), pad(scores.split(counts))

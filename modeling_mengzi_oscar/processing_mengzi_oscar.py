@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from .configuration_mengzi_oscar import MengziOscarConfig  # noqa: F401, registered: the tokenizer's loader asks for it
+
 # Ideographs, kana, CJK punctuation, full-width forms: no space stands between these in Chinese text.
 CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef“”‘’…—"
 CONTEXT, PADDING = -1, -2  # in `pack_captions`: slots that every query sees, slots that none sees

@@ -1,13 +1,29 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertTokenizer, GenerationConfig
+
+from modeling_mengzi_oscar import (
+    GridRegionConfig,
+    GridRegionImageProcessor,
+    GridRegionModel,
+    MengziOscarConfig,
+    MengziOscarForImageCaptioning,
+    MengziOscarProcessor,
+)
+from modeling_mengzi_oscar.hub import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(
     os.environ.get("MENGZI_OSCAR_SHARED", REPOSITORY.parent / "shared")
 )  # goldens and photos, not in the repo
+sys.path.insert(0, str(REPOSITORY / "train"))  # scripts, not a package
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CHARACTERS = list("一二三两个只人男女孩狗猫马草地在上下跑骑坐着红白黑色的大小，。") + ["dog", "cat", "##s"]
 
 
 def shared_path(relative: str) -> Path:
@@ -21,3 +37,54 @@ def shared_path(relative: str) -> Path:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def tiny_config(**changes) -> MengziOscarConfig:
+    settings = {
+        "vocab_size": len(SPECIAL_TOKENS + CHARACTERS),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 80,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "mask_token_id": 4,
+        "img_feature_dim": 22,
+        "use_img_layernorm": True,
+        "initializer_range": 0.5,  # wide, so that the output depends on the input
+    }
+    return MengziOscarConfig(**settings | changes)
+
+
+def tiny_captioner(**changes) -> MengziOscarForImageCaptioning:
+    return MengziOscarForImageCaptioning(tiny_config(**changes)).eval()
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(SPECIAL_TOKENS + CHARACTERS) + "\n", encoding="utf-8")
+    return BertTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A whole checkpoint folder with random weights: captioner, processor, region model."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    (folder / "vocab.txt").write_text("\n".join(SPECIAL_TOKENS + CHARACTERS) + "\n", encoding="utf-8")
+    torch.manual_seed(0)
+    region_model = GridRegionModel(
+        GridRegionConfig(backbone="test_efficientnet", num_features=256, grid_size=3, tag_labels=["狗", "猫", "草地"])
+    )
+    captioner = tiny_captioner(img_feature_dim=262)
+    captioner.generation_config = GenerationConfig(
+        max_length=12, num_beams=3, early_stopping="never", bos_token_id=2, eos_token_id=3, pad_token_id=0
+    )
+    save_checkpoint(
+        folder / "tiny",
+        captioner,
+        MengziOscarProcessor(BertTokenizer.from_pretrained(folder), max_regions=9),
+        region_model,
+        GridRegionImageProcessor(size={"height": 96, "width": 96}),
+    )
+    return folder / "tiny"

@@ -92,7 +92,7 @@ class CaptionTrainer(Trainer):
             predictions = write_captions(self.model, self.eval_dataset, self.data_collator, self.args, self.options)
             scores = score(predictions, self.eval_dataset.references[: len(predictions)])
             self.log({f"eval_{name}": value for name, value in scores.items()})
-            if scores["char_cider_d"] > (self.state.best_metric or 0):
+            if self.state.best_metric is None or scores["char_cider_d"] > self.state.best_metric:
                 self.state.best_metric, self.state.best_global_step = scores["char_cider_d"], self.state.global_step
                 self.save_best()
         return metrics | {f"eval_{name}": value for name, value in scores.items()}

@@ -16,7 +16,7 @@ from modeling_mengzi_oscar.photos import find_photos
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", help="folder of photos, searched with its subfolders")
     parser.add_argument("--model", required=True, help="region model, or a checkpoint that names one: folder or Hub id")
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--flip", action="store_true", help="mirror the photos (augmentation; give a store of its own)")
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the stored features")
     parser.add_argument("--use_cpu", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
 
     state = PartialState(cpu=arguments.use_cpu)
     region_model, image_processor = load_region_model(arguments.model)

@@ -37,7 +37,7 @@ NOT_SEEN = {  # common in sentences, not to be seen in a photo
 }
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="Flickr8k-CN, laid out as docs/data.md says")
     parser.add_argument("--output", required=True)
@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--num_tags", type=int, default=280)
     parser.add_argument("--random_backbone", action="store_true", help="no ImageNet weights (for tests)")
     parser.add_argument("--backbone", default=BACKBONE, help="timm model; another one needs --random_backbone")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
 
     # 1. Vocabulary and tag words, from the training split only
     builder = Flickr8kCN(data_dir=arguments.data_dir)

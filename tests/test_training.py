@@ -1,0 +1,180 @@
+"""The documented sequence of commands on six drawn photos: start, extract, train, go on, tune on pixels, caption."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import caption as caption_script
+import extract_features
+import pytest
+import start_mini
+import torch
+from arguments import parse_arguments
+from caption import CaptionArguments
+from conftest import REPOSITORY
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+from weight_averaging import WeightAverage
+
+from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
+
+COLOURS = {"红": "red", "绿": "green", "蓝": "blue"}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Flickr8k-CN's layout: photos of one colour, whose sentences name it."""
+    folder = tmp_path_factory.mktemp("flickr8k-cn")
+    (folder / "images").mkdir()
+    sentences, ids = [], []
+    for number in range(6):
+        word, colour = list(COLOURS.items())[number % 3]
+        ids.append(f"photo{number}")
+        Image.new("RGB", (64, 48), colour).save(folder / "images" / f"photo{number}.jpg")
+        sentences += [f"photo{number}.jpg#zhc#{i} 一面{word}色的墙{'。' * (i % 2)}" for i in range(5)]
+    (folder / "flickr8kzhc.caption.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    for split, members in {"train": ids[:4], "val": ids[4:5], "test": ids[5:]}.items():
+        (folder / f"flickr8k{split}.txt").write_text("\n".join(members) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(data_dir, tmp_path_factory):
+    """The start folder and its features, plain and mirrored."""
+    work = tmp_path_factory.mktemp("work")
+    size = ["--hidden_size", "64", "--num_layers", "2", "--num_tags", "2"]
+    backbone = ["--backbone", "test_efficientnet", "--random_backbone"]
+    start_mini.main(["--data_dir", str(data_dir), "--output", str(work / "start"), *size, *backbone])
+    for store, flags in {"plain": [], "flipped": ["--flip"]}.items():
+        photos = str(data_dir / "images")
+        command = [photos, "--model", str(work / "start"), "--output", str(work / store), "--use_cpu", *flags]
+        extract_features.main(command)
+    return work
+
+
+def flags(data_dir, work, output, **settings):
+    settings = {
+        "model_name_or_path": work / "start",
+        "data_dir": data_dir,
+        "output_dir": output,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "num_beams": 2,
+        "report_to": "none",
+        "use_cpu": "true",
+    } | settings
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def test_three_steps_from_the_launcher_then_a_caption(data_dir, start, tmp_path):
+    """`accelerate launch` with the recipe, TensorBoard on; the folder it leaves captions a photo."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "train/caption.py", "--do_train"]
+    recipe = ["--recipe", "train/recipes/mini_stage1.yaml", "--features", str(start / "plain"), str(start / "flipped")]
+    settings = {"max_steps": 3, "eval_steps": 3, "save_steps": 3, "report_to": "tensorboard", "logging_steps": 1}
+    command += [*recipe, *flags(data_dir, start, tmp_path / "run", **settings)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
+    logged = {key for entry in state["log_history"] for key in entry}
+    assert {"loss", "eval_loss", "eval_char_cider_d", "eval_word_bleu_4", "eval_distinct"} <= logged
+    best = tmp_path / "run" / "best"
+    weights = load_file(best / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float16}
+    result = MengziOscarPipeline.from_pretrained(best).caption(str(data_dir / "images" / "photo0.jpg"))
+    assert isinstance(result["caption"], str)
+    assert 0 < result["score"] <= 1
+
+
+def test_resuming_gives_the_same_weights(data_dir, start, tmp_path):
+    """Interrupted after two of four steps and started again, against four steps at once: weights and average."""
+    common = {"features": start / "plain", "corruption": 0, "save_steps": 2, "seed": 1, "lr_scheduler_type": "constant"}
+    for output, steps in {"whole": [4], "parts": [2, 4]}.items():
+        for max_steps in steps:
+            settings = common | {"max_steps": max_steps}
+            caption_script.main([*flags(data_dir, start, tmp_path / output, **settings), "--do_train"])
+    for file in ("model.safetensors", "weight_average.safetensors"):
+        whole, parts = (load_file(tmp_path / output / "checkpoint-4" / file) for output in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        for name, tensor in whole.items():
+            torch.testing.assert_close(parts[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_pixels_tune_the_named_part_of_the_region_model(data_dir, start, tmp_path):
+    settings = {
+        "tune_region_model": "conv_head|tag_classifier",
+        "max_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    }
+    caption_script.main([*flags(data_dir, start, tmp_path / "run", save_steps=2, **settings), "--do_train"])
+    before = load_file(start / "start" / "region_model" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "best" / "region_model" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(after[name], before[name].to(after[name].dtype))}
+    assert {name.split(".weight")[0].split(".bias")[0] for name in changed} == {"backbone.conv_head", "tag_classifier"}
+    caption_script.main(  # and that folder can be scored, from pixels
+        [*flags(data_dir, start, tmp_path / "scores", model_name_or_path=tmp_path / "run" / "best"), "--do_predict"]
+    )
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert scores["split"] == "test"
+    [line] = (tmp_path / "scores" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["image_id"] == "photo5"
+
+
+def test_learns_the_colours(data_dir, start, tmp_path):
+    """A loss that falls, and different captions for different photos, after 200 steps."""
+    settings = {"features": start / "plain", "max_steps": 200, "ema_decay": 0.5, "per_device_train_batch_size": 4}
+    settings |= {"learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 20, "eval_steps": 200}
+    caption_script.main([*flags(data_dir, start, tmp_path, **settings, eval_strategy="steps"), "--do_train"])
+    pipeline = MengziOscarPipeline.from_pretrained(tmp_path / "best")
+    photos = [str(data_dir / "images" / f"photo{number}.jpg") for number in range(3)]
+    captions = [result["caption"] for result in pipeline.caption(photos)]
+    assert [word in caption for word, caption in zip(COLOURS, captions, strict=True)] == [True] * 3, captions
+
+
+def test_stores_hold_mirrored_photos(data_dir, start):
+    plain, flipped = (RegionFeatureStore.open(start / name) for name in ("plain", "flipped"))
+    assert len(plain) == len(flipped) == 6
+    assert plain["photo0"]["original_size"].tolist() == [48, 64]
+    assert plain.region_model == str(start / "start")
+
+
+def test_weight_average_is_the_average(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    average = WeightAverage(decay=0.9)
+    state = type("State", (), {"global_step": 0})()
+    average.on_train_begin(None, state, None, model=model)
+    expected = model.weight.detach().clone()
+    for step in range(1, 4):
+        model.weight.data += 1
+        state.global_step = step
+        average.on_step_end(None, state, None, model=model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    now = model.weight.detach().clone()
+    with average.applied_to(model):
+        torch.testing.assert_close(model.weight.detach(), expected)
+    torch.testing.assert_close(model.weight.detach(), now)
+
+
+def test_recipes_name_flags_only(tmp_path, capsys):
+    for recipe in sorted((REPOSITORY / "train" / "recipes").glob("mini*.yaml")):
+        options, training = parse_arguments(
+            CaptionArguments, TrainingArguments, description="", arguments=["--recipe", str(recipe), "--use_cpu"]
+        )
+        assert training.per_device_train_batch_size == 24
+        assert options.machine_captions
+    options, training = parse_arguments(
+        CaptionArguments,
+        TrainingArguments,
+        description="",
+        arguments=["--recipe", str(recipe), "--learning_rate", "1", "--use_cpu"],
+    )
+    assert training.learning_rate == 1
+    wrong = Path(tmp_path / "wrong.yaml")
+    wrong.write_text("learning_rat: 1\n")
+    with pytest.raises(SystemExit):
+        parse_arguments(CaptionArguments, TrainingArguments, description="", arguments=["--recipe", str(wrong)])
+    assert "'learning_rat' is not a flag" in capsys.readouterr().err
