@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
     BertEncoder,
@@ -38,6 +38,17 @@ class MengziOscarCaptioningOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class MengziOscarForPreTrainingOutput(ModelOutput):
+    """`prediction_logits`: (B, T + R, V); in training with labels only the (n, V) of the labelled positions."""
+
+    loss: torch.FloatTensor | None = None
+    prediction_logits: torch.FloatTensor | None = None
+    seq_relationship_logits: torch.FloatTensor | None = None  # (B, num_contrast_classes)
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -181,12 +192,80 @@ class MengziOscarLMHead(nn.Module):
         return self.decoder(self.transform(hidden_states)) + self.bias
 
 
-class MengziOscarCaptioningHeads(nn.Module):
-    """Only a level of the original's parameter names: `cls.predictions`."""
+class MengziOscarHeads(nn.Module):
+    """A level of the original's parameter names: `cls.predictions`, and `cls.seq_relationship` in pre-training."""
 
-    def __init__(self, config: MengziOscarConfig):
+    def __init__(self, config: MengziOscarConfig, contrast: bool):
         super().__init__()
         self.predictions = MengziOscarLMHead(config)
+        if contrast:
+            self.seq_relationship = nn.Linear(config.hidden_size, config.num_contrast_classes)
+
+
+class MengziOscarForPreTraining(MengziOscarPreTrainedModel):
+    """Masked tokens, and whether text, tags and image belong together (Oscar+): two losses, added."""
+
+    _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__(config)
+        self.bert = MengziOscarModel(config)
+        self.cls = MengziOscarHeads(config, contrast=True)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        self.cls.predictions.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        region_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        next_sentence_label: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> MengziOscarForPreTrainingOutput:
+        """
+        Args:
+            labels: (B, T) or (B, T + R), the token at each masked position, -100 elsewhere.
+            next_sentence_label: (B,), 0 matched, 1 wrong tags (or answer), 2 wrong text; with two classes 1 = wrong.
+            The others as in `MengziOscarModel`.
+
+        The loss is the sum of the mean cross entropies of the labels given. A batch without a masked token adds 0,
+        where the original gives NaN.
+        """
+        outputs = self.bert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            region_features=region_features,
+            region_attention_mask=region_attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        relationship = self.cls.seq_relationship(outputs.pooler_output)
+        losses = []
+        if labels is not None:
+            labelled = labels != -100
+            masked_logits = self.cls.predictions(states[:, : labels.shape[1]][labelled])  # (n, V)
+            loss = nn.functional.cross_entropy(masked_logits.float(), labels[labelled], reduction="sum")
+            losses.append(loss / labelled.sum().clamp(min=1))
+        if next_sentence_label is not None:
+            losses.append(nn.functional.cross_entropy(relationship.float(), next_sentence_label))
+        logits = masked_logits if labels is not None and self.training else self.cls.predictions(states)
+        return MengziOscarForPreTrainingOutput(
+            sum(losses) if losses else None, logits, relationship, outputs.hidden_states, outputs.attentions
+        )
 
 
 class MengziOscarForImageCaptioning(MengziOscarPreTrainedModel, MaskQueryGenerationMixin):
@@ -200,7 +279,7 @@ class MengziOscarForImageCaptioning(MengziOscarPreTrainedModel, MaskQueryGenerat
     def __init__(self, config: MengziOscarConfig):
         super().__init__(config)
         self.bert = MengziOscarModel(config)
-        self.cls = MengziOscarCaptioningHeads(config)
+        self.cls = MengziOscarHeads(config, contrast=False)
         self.loss_calls = 0  # micro-batches of this process, as the original counts for `drop_worst_after`
         if not config.tie_weights:
             self._tied_weights_keys = {}
@@ -316,3 +395,135 @@ def caption_attention(attention_mask, token_type_ids, text_length: int) -> torch
     past = slots[None, :] <= slots[:, None]  # (S, S)
     sees_caption = caption[:, :, None] & caption[:, None, :] & past
     return sees_caption | context[:, None, :] | torch.eye(len(slots), dtype=torch.bool, device=valid.device)
+
+
+def build_classifier(config: MengziOscarConfig, in_features: int, norm: bool = False) -> nn.Module:
+    """ "linear", or "mlp": Linear, ReLU, (LayerNorm with BERT's epsilon,) Linear."""
+    if config.classifier == "linear":
+        return nn.Linear(in_features, config.num_labels)
+    if config.classifier != "mlp":
+        raise ValueError(f'classifier must be "linear" or "mlp", not {config.classifier!r}')
+    width = config.hidden_size * config.cls_hidden_scale
+    middle = [nn.LayerNorm(width, eps=config.layer_norm_eps)] if norm else []
+    return nn.Sequential(nn.Linear(in_features, width), nn.ReLU(), *middle, nn.Linear(width, config.num_labels))
+
+
+def classification_loss(logits, labels, loss_type: str) -> torch.FloatTensor:
+    """As Oscar chooses: one label: squared error; "bce": binary cross entropy x number of labels; "kl"; else CE.
+
+    Args:
+        logits: (B, N). labels: (B, N) soft targets for "bce" and "kl"; (B,) or (B, 1) ids, -100 ignored, for cross
+        entropy; (B,) numbers for one label.
+    """
+    logits, num_labels = logits.float(), logits.shape[-1]
+    if num_labels == 1:
+        return nn.functional.mse_loss(logits.view(-1), labels.view(-1).float())
+    if loss_type == "bce":
+        targets = labels.view(-1, num_labels).float()
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets) * num_labels
+    if loss_type == "kl":
+        targets = labels.view(-1, num_labels).float()
+        return nn.functional.kl_div(logits.log_softmax(dim=-1), targets, reduction="batchmean")
+    return nn.functional.cross_entropy(logits, labels.view(-1))
+
+
+class MengziOscarClassifier(MengziOscarPreTrainedModel):
+    """The pooled first position, dropout, a classifier: what retrieval and question answering have in common."""
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__(config)
+        self.bert = MengziOscarModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = build_classifier(config, config.hidden_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        region_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """`labels` as `classification_loss` takes them, the others as in `MengziOscarModel`; `logits` (B, N)."""
+        outputs = self.bert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            region_features=region_features,
+            region_attention_mask=region_attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = classification_loss(logits, labels, self.config.loss_type) if labels is not None else None
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class MengziOscarForImageTextRetrieval(MengziOscarClassifier):
+    """Do this image and this text belong together? `logits` (B, 2), class 1 = match."""
+
+    @torch.inference_mode()
+    def score(self, inputs, batch_size: int = 64) -> torch.FloatTensor:
+        """Probabilities of a match (B,), on the CPU, for what the processor made of B pairs.
+
+        With one label (the original's regression) the raw output.
+        """
+        scores = []
+        for start in range(0, len(next(iter(inputs.values()))), batch_size):
+            batch = {name: tensor[start : start + batch_size].to(self.device) for name, tensor in inputs.items()}
+            logits = self(**batch).logits.float()
+            scores.append(logits.softmax(dim=-1)[:, 1] if logits.shape[-1] == 2 else logits[:, 0])
+        return torch.cat(scores).cpu()
+
+
+class MengziOscarForVisualQuestionAnswering(MengziOscarClassifier):
+    """One of N known answers: `logits` (B, N), answers in `config.id2label`."""
+
+
+class MengziOscarForVisualReasoning(MengziOscarPreTrainedModel):
+    """A statement about several images (NLVR2: two): inputs (B, num_choice, ...), `logits` (B, num_labels)."""
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__(config)
+        self.bert = MengziOscarModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        in_features = config.num_choice * config.hidden_size
+        self.classifier = build_classifier(config, in_features, norm=bool(config.use_img_layernorm))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        region_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """Every tensor as in `MengziOscarModel` with a dimension for the images behind the first; `labels` (B,)."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "region_features": region_features,
+            "region_attention_mask": region_attention_mask,
+            "inputs_embeds": inputs_embeds,
+        }
+        inputs = {name: tensor.flatten(0, 1) for name, tensor in inputs.items() if tensor is not None}
+        outputs = self.bert(**inputs, **kwargs)
+        pooled = self.dropout(outputs.pooler_output).view(-1, self.config.num_choice * self.config.hidden_size)
+        logits = self.classifier(pooled)
+        loss = classification_loss(logits, labels, self.config.loss_type) if labels is not None else None
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)

@@ -513,7 +513,7 @@ class VinVLModel(PreTrainedModel):
 
     @torch.no_grad()
     def fold_norms(self) -> "VinVLModel":
-        """Multiply the norms' scales into the convolutions for good; saves a tenth of a second per image on a CPU.
+        """Multiply the norms' scales into the convolutions for good, instead of anew on every call.
 
         The keys stay, and a folded model saves and loads as the same function. Before `.bfloat16()` it also keeps the
         scales from being rounded on their own. Returns the model.

@@ -10,10 +10,10 @@ from torchvision.transforms import v2
 from modeling_mengzi_oscar.photos import open_photo
 from modeling_mengzi_oscar.processing_mengzi_oscar import pack_captions, pad_regions
 
-# Mild, so that "red", "two" and "beside" stay true: a crop of at least 70 % of the photo, some brightness.
+# Mild, so that "red", "two" and "beside" stay true: a crop of at least 75 % of the photo, some brightness.
 AUGMENT = v2.Compose(
     [
-        v2.RandomResizedCrop(260, scale=(0.7, 1.0), ratio=(0.85, 1.18), interpolation=v2.InterpolationMode.BICUBIC),
+        v2.RandomResizedCrop(260, scale=(0.75, 1.0), ratio=(0.85, 1.18), interpolation=v2.InterpolationMode.BICUBIC),
         v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.1),
     ]
 )
