@@ -120,8 +120,11 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
             past_key_values: keys and values seen before; the mask is then (B, T, past + T).
 
         Raises:
-            ValueError: regions of another width than `img_feature_dim`, or a mask that fits neither text nor S.
+            ValueError: regions of another width than `img_feature_dim`, a mask that fits neither text nor S, or (on a
+                CPU, where it is cheap to look) an id beyond the vocabulary.
         """
+        if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_ids(input_ids, self.config.vocab_size)
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (B, T, H)
         if region_features is not None:
             attention_mask = join_masks(attention_mask, region_attention_mask, hidden_states, region_features)
@@ -157,6 +160,14 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
             return allowed
         bias = torch.zeros(allowed.shape, dtype=hidden_states.dtype, device=allowed.device)
         return bias.masked_fill(~allowed, torch.finfo(hidden_states.dtype).min)
+
+
+def check_ids(input_ids, vocab_size):
+    if input_ids.numel() and input_ids.max() >= vocab_size:
+        raise ValueError(
+            f"input_ids holds {input_ids.max().item()}, the vocabulary has {vocab_size} tokens: tokenizer and "
+            "checkpoint do not belong together"
+        )
 
 
 def join_masks(attention_mask, region_attention_mask, text, regions):
@@ -202,22 +213,34 @@ class MengziOscarHeads(nn.Module):
             self.seq_relationship = nn.Linear(config.hidden_size, config.num_contrast_classes)
 
 
-class MengziOscarForPreTraining(MengziOscarPreTrainedModel):
-    """Masked tokens, and whether text, tags and image belong together (Oscar+): two losses, added."""
+class MengziOscarLanguageModel(MengziOscarPreTrainedModel):
+    """What the heads with a vocabulary have in common: the decoder, tied to the word embedding, and its bias."""
 
     _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
-
-    def __init__(self, config: MengziOscarConfig):
-        super().__init__(config)
-        self.bert = MengziOscarModel(config)
-        self.cls = MengziOscarHeads(config, contrast=True)
-        self.post_init()
 
     def get_output_embeddings(self):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings):
         self.cls.predictions.decoder = new_embeddings
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As in transformers; the bias, which stands beside the decoder here, follows: 0 for new tokens."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        head, size = self.cls.predictions, embeddings.num_embeddings
+        kept = head.bias.data[:size]
+        head.bias = nn.Parameter(torch.cat([kept, kept.new_zeros(size - len(kept))]))
+        return embeddings
+
+
+class MengziOscarForPreTraining(MengziOscarLanguageModel):
+    """Masked tokens, and whether text, tags and image belong together (Oscar+): two losses, added."""
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__(config)
+        self.bert = MengziOscarModel(config)
+        self.cls = MengziOscarHeads(config, contrast=True)
+        self.post_init()
 
     @can_return_tuple
     def forward(
@@ -268,13 +291,11 @@ class MengziOscarForPreTraining(MengziOscarPreTrainedModel):
         )
 
 
-class MengziOscarForImageCaptioning(MengziOscarPreTrainedModel, MaskQueryGenerationMixin):
+class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGenerationMixin):
     """Writes a caption token by token, each asked for by a [MASK]; `generate` makes captions from regions and tags.
 
     The caption sees tags, regions and its own past; tags and regions see one another and never the caption.
     """
-
-    _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
 
     def __init__(self, config: MengziOscarConfig):
         super().__init__(config)
@@ -290,12 +311,6 @@ class MengziOscarForImageCaptioning(MengziOscarPreTrainedModel, MaskQueryGenerat
         super().tie_weights(*args, **kwargs)
         if self.config.freeze_embedding:
             self.get_input_embeddings().weight.requires_grad_(False)
-
-    def get_output_embeddings(self):
-        return self.cls.predictions.decoder
-
-    def set_output_embeddings(self, new_embeddings):
-        self.cls.predictions.decoder = new_embeddings
 
     def get_logits(self, hidden_states: torch.FloatTensor) -> torch.FloatTensor:
         """(..., H) -> (..., V)"""
