@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= data/flickr8k-cn
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench clean
@@ -20,7 +20,7 @@ lint: .venv/dev  ## ruff: mistakes and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: .venv/test ## the benchmarks that run on a CPU
+bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
 	$(BIN)/python benchmarks/caption.py
 	$(BIN)/python benchmarks/features.py
 
