@@ -11,13 +11,14 @@ EXAMPLES = """examples:
   mengzi-oscar caption photo.jpg --json
   mengzi-oscar caption --samples --picture demo.png
   mengzi-oscar extract photos/ --output stores/photos
+  mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
+  mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
 """
 NOT_YET = {
     "ask": "a question about a photo: needs a checkpoint with an ask/ head, and none is trained yet",
     "match": "a photo against sentences: needs a checkpoint with a match/ head, and none is trained yet",
-    "convert": "an original checkpoint into a Hub repo: not written yet; from_pretrained loads original folders",
-    "push": "a checkpoint folder to the Hub: not written yet; `hf upload REPO_ID DIR` sends a folder",
 }
+TASKS = ("caption", "retrieval", "vqa", "gqa", "nlvr2", "pretrain")
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "mengzi-oscar-mini"
 MINI_NOTICE = {
     "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材的照片会说错。",
@@ -29,7 +30,8 @@ def main(arguments=None) -> int:
     options = parser().parse_args(arguments)
     if options.command in NOT_YET:
         return fail(f"mengzi-oscar {options.command}: {NOT_YET[options.command]}")
-    return {"caption": caption, "extract": extract}[options.command](options)
+    commands = {"caption": caption, "extract": extract, "convert": convert, "push": push}
+    return commands[options.command](options)
 
 
 def parser():
@@ -53,6 +55,26 @@ def parser():
     add.add_argument("--output", required=True, metavar="STORE")
     add.add_argument("--model", help="region model, or a checkpoint that names one (default: the mini's)")
     add.add_argument("--batch-size", type=positive, default=16)
+    add = commands.add_parser("convert", help="an original checkpoint into a folder that is a Hub repo")
+    add.add_argument("source", metavar="SOURCE", help="folder, .bin or Hub id (@REVISION); .pth of the VinVL detector")
+    add.add_argument("output", metavar="OUTPUT", help="new folder")
+    add.add_argument("--task", default="auto", choices=["auto", *TASKS], help="default: found from the weights")
+    add.add_argument("--region-model", metavar="ID@REV", help="region model of the training: Hub id or folder")
+    add.add_argument("--labels", metavar="FILE", help="answers of VQA or GQA (ans2label); label map of the detector")
+    add.add_argument("--labels-zh", metavar="FILE", help="detector: JSON {English: Chinese}")
+    add.add_argument("--vocab", metavar="FILE", help="vocab.txt, where none lies beside the weights")
+    add.add_argument("--allow-missing", action="store_true", help="initialise heads that the source has not")
+    add.add_argument("--base-model", metavar="ID", help="for the model card: what this was fine-tuned from")
+    add.add_argument(
+        "--dataset", metavar="ID", action="append", dest="datasets", help="for the model card: what it was trained on"
+    )
+    add.add_argument("--scores", metavar="FILE", help="for the model card: scores.json of an evaluation")
+    add = commands.add_parser("push", help="a checkpoint folder to the Hub, after checks")
+    add.add_argument("folder", metavar="DIR")
+    add.add_argument("repo_id", metavar="REPO_ID")
+    add.add_argument("--private", action="store_true")
+    add.add_argument("--create-pr", action="store_true", help="a pull request instead of a commit")
+    add.add_argument("--dry-run", action="store_true", help="check, and list what would be sent")
     for name, text in NOT_YET.items():
         commands.add_parser(name, help=text.split(":")[0]).add_argument("rest", nargs=argparse.REMAINDER)
     return parser
@@ -126,6 +148,45 @@ def extract(options) -> int:
         photos, region_model, image_processor, options.output, options.batch_size, region_model_name=model
     )
     return 2 if errors else 0
+
+
+def convert(options) -> int:
+    quiet()
+    from .convert_oscar_checkpoint import convert as convert_checkpoint
+    from .convert_oscar_checkpoint import convert_detector
+    from .hub import read_json
+
+    try:
+        if options.source.endswith(".pth"):
+            said = [convert_detector(options.source, options.output, options.labels, options.labels_zh)]
+        else:
+            names = ("task", "region_model", "labels", "vocab", "allow_missing", "base_model", "datasets")
+            arguments = {name: getattr(options, name) for name in names}
+            arguments["scores"] = read_json(options.scores) if options.scores else None
+            task, notes = convert_checkpoint(options.source, options.output, **arguments)
+            said = [f"task {task}.", *notes]
+    except ValueError as error:
+        return fail(str(error))
+    print(f"{options.output}: {' '.join(said)}")
+    return 0
+
+
+def push(options) -> int:
+    quiet()
+    from . import hub
+
+    try:
+        if not options.dry_run:
+            print(hub.push(options.folder, options.repo_id, options.private, options.create_pr))
+            return 0
+        sizes = {name: (Path(options.folder) / name).stat().st_size for name in hub.check_repo(options.folder)}
+    except ValueError as error:
+        return fail(str(error))
+    for name, size in sizes.items():
+        print(f"{size:14,}  {name}")
+    kind = "private " * options.private + "pull request to " * options.create_pr
+    print(f"{sum(sizes.values()):14,}  bytes in {len(sizes)} files would go to {kind}{options.repo_id}")
+    return 0
 
 
 def load_pipeline(model):

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForVisualQuestionAnswering,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
@@ -542,3 +550,14 @@ class MengziOscarForVisualReasoning(MengziOscarPreTrainedModel):
         logits = self.classifier(pooled)
         loss = classification_loss(logits, labels, self.config.loss_type) if labels is not None else None
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+if not __name__.startswith("transformers_modules"):  # as code of a Hub repo it must not stand in for other repos
+    AutoModel.register(MengziOscarConfig, MengziOscarModel, exist_ok=True)
+    AutoModelForPreTraining.register(MengziOscarConfig, MengziOscarForPreTraining, exist_ok=True)
+    AutoModelForImageTextToText.register(MengziOscarConfig, MengziOscarForImageCaptioning, exist_ok=True)
+    AutoModelForSequenceClassification.register(MengziOscarConfig, MengziOscarForImageTextRetrieval, exist_ok=True)
+    AutoModelForVisualQuestionAnswering.register(
+        MengziOscarConfig, MengziOscarForVisualQuestionAnswering, exist_ok=True
+    )
+    AutoModelForMultipleChoice.register(MengziOscarConfig, MengziOscarForVisualReasoning, exist_ok=True)

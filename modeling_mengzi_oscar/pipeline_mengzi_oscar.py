@@ -9,14 +9,16 @@ from importlib import import_module
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig
+from transformers import Pipeline, PreTrainedConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .modeling_mengzi_oscar import MengziOscarForImageCaptioning
 from .photos import open_photo
 from .processing_mengzi_oscar import MengziOscarProcessor
 
-REGION_MODELS = {  # model_type -> module, model, image processor
-    "grid_regions": ("modeling_grid_regions", "GridRegionModel", "GridRegionImageProcessor"),
+REGION_MODELS = {  # model_type -> model, image processor
+    "grid_regions": ("modeling_grid_regions.GridRegionModel", "modeling_grid_regions.GridRegionImageProcessor"),
+    "vinvl": ("modeling_vinvl.VinVLModel", "image_processing_vinvl.VinVLImageProcessor"),
 }
 
 
@@ -147,11 +149,12 @@ def load_checked(model_class, name, **options):
     return model
 
 
-def load_region_model(name, subfolder="", revision=None):
+def load_region_model(name, subfolder="", revision=None, code=None):
     """Region model and its image processor, float32, from a folder or Hub id.
 
     `name` is a region model or a Mengzi-Oscar checkpoint that names one in its config: a subfolder of its own repo,
-    or "org/name@revision".
+    or "org/name@revision". Its classes follow from its `model_type` and are ours: code of another repo never runs.
+    `code` is for `class_beside`.
 
     Raises:
         CheckpointError: it is neither, or its weights do not fit.
@@ -161,16 +164,63 @@ def load_region_model(name, subfolder="", revision=None):
     except OSError as error:
         raise CheckpointError(f"{name}: no config.json there ({' '.join(str(error).split())[:200]})") from None
     model_type = config.get("model_type")
+    code = code or (name, revision)
     if model_type in REGION_MODELS:
-        module, model_name, processor_name = REGION_MODELS[model_type]
-        module = import_module(f".{module}", __package__)
+        model_class, processor_class = (class_beside(reference, *code) for reference in REGION_MODELS[model_type])
         options = {"subfolder": subfolder, "revision": revision}
-        model = load_checked(getattr(module, model_name), name, dtype="float32", **options)
-        return model.eval(), getattr(module, processor_name).from_pretrained(name, **options)
+        model = load_checked(model_class, name, dtype="float32", **options)
+        return model.eval(), processor_class.from_pretrained(name, **options)
     region_model = config.get("region_model")
     if not region_model:
         raise CheckpointError(f"{name}: no region model there, and its config names none (model_type {model_type!r})")
     if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", region_model):
         repository, region_revision = region_model.split("@")
-        return load_region_model(repository, revision=region_revision)
-    return load_region_model(name, subfolder=region_model, revision=revision)
+        return load_region_model(repository, revision=region_revision, code=code)
+    return load_region_model(name, subfolder=region_model, revision=revision, code=code)
+
+
+def class_beside(reference, repo=None, revision=None):
+    """A class of another file of this package, "file.Class".
+
+    Where this file is itself the code of a Hub repo, its neighbours lie in that repo (`repo`, `revision`), and
+    transformers brings only those that an import statement names: the others are fetched here.
+    """
+    if __name__.startswith("transformers_modules"):
+        return get_class_from_dynamic_module(reference, repo, revision=revision)
+    module, name = reference.split(".")
+    return getattr(import_module(f".{module}", __package__), name)
+
+
+class MengziOscarCaptioningPipeline(Pipeline):
+    """`pipeline("mengzi-oscar-captioning", model=..., trust_remote_code=True)`: the pipeline above, as transformers'.
+
+    Photos in, dicts out, generation arguments in between. A checkpoint stored in float16 runs in float32 on a CPU
+    unless a dtype is asked for.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
+
+    def __init__(self, model, processor, dtype=None, **kwargs):
+        super().__init__(model=model, processor=processor, **kwargs)
+        if self.device.type == "cpu" and dtype in (None, "auto"):
+            self.model.float()
+        # The code of a Hub repo is imported as transformers_modules.<user>.<repo>.<commit>.<file>; nothing else tells
+        # the revision that the user asked for.
+        revision = re.search(r"\.([0-9a-f]{40})\.", __name__)
+        region_model, image_processor = load_region_model(
+            model.config.name_or_path, revision=revision[1] if revision else None
+        )
+        self.captioning = MengziOscarPipeline(self.model, processor, region_model.to(self.device), image_processor)
+
+    def _sanitize_parameters(self, **generation):
+        return {}, generation, {}
+
+    def preprocess(self, photo):
+        return {"photo": open_photo(photo)}
+
+    def _forward(self, inputs, **generation):
+        return self.captioning.caption(inputs["photo"], **generation)
+
+    def postprocess(self, output):
+        return output

@@ -10,9 +10,9 @@ import re
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
-from .configuration_mengzi_oscar import MengziOscarConfig  # noqa: F401, registered: the tokenizer's loader asks for it
+from .configuration_mengzi_oscar import MengziOscarConfig
 
 # Ideographs, kana, CJK punctuation, full-width forms: no space stands between these in Chinese text.
 CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef“”‘’…—"
@@ -257,3 +257,7 @@ def pack_captions(captions, region_attention_mask, mask_token_id, pad_token_id=0
     itself = torch.eye(text + regions, dtype=torch.bool)
     batch["attention_mask"] = before | (caption == CONTEXT)[:, None, :] | itself
     return batch
+
+
+if not __name__.startswith("transformers_modules"):  # as code of a Hub repo it must not stand in for other repos
+    AutoProcessor.register(MengziOscarConfig, MengziOscarProcessor, exist_ok=True)

@@ -5,6 +5,14 @@ import importlib.util
 import pytest
 import torch
 from conftest import tiny_config
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForVisualQuestionAnswering,
+)
 
 from modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
@@ -192,6 +200,24 @@ def test_tied_weights_are_one_tensor_in_the_file(model_class, tmp_path):
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     assert len({"cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"} & stored.keys()) == 1
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "model_class"),
+    [
+        (AutoModel, MengziOscarModel),
+        (AutoModelForPreTraining, MengziOscarForPreTraining),
+        (AutoModelForImageTextToText, MengziOscarForImageCaptioning),
+        (AutoModelForSequenceClassification, MengziOscarForImageTextRetrieval),
+        (AutoModelForVisualQuestionAnswering, MengziOscarForVisualQuestionAnswering),
+        (AutoModelForMultipleChoice, MengziOscarForVisualReasoning),
+    ],
+    ids=lambda c: c.__name__,
+)
+def test_auto_classes_know_ours(auto_class, model_class, tmp_path):
+    """Where the package is installed, without code from the folder."""
+    build(model_class).save_pretrained(tmp_path)
+    assert type(auto_class.from_pretrained(tmp_path)) is model_class
 
 
 @every_head

@@ -111,7 +111,7 @@ def test_bad_checkpoints_are_named_in_one_line(tiny_checkpoint, photos, tmp_path
 
 
 def test_what_is_not_there_yet_says_so(capsys):
-    for command in ("ask", "match", "convert", "push"):
+    for command in ("ask", "match"):
         assert main([command, "photo.jpg", "--anything"]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"mengzi-oscar {command}: ")

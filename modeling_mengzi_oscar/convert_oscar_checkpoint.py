@@ -1,0 +1,347 @@
+"""An original Mengzi-Oscar (or Oscar, or plain BERT) checkpoint -> a Hub repo of ours.
+
+Parameter names do not change, so `from_pretrained` reads original folders too; what it lacks is strictness. Here every
+key and shape must fit, the task is found from the keys, pickles are read as tensors only, and the result is complete:
+safetensors, config, code, tokenizer, processor and generation config, model card. What the original's loaders accept
+silently (LayerNorm.gamma, a text BERT as a start, a relation head of another size) is done here and said.
+"""
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import BertTokenizer, GenerationConfig
+from transformers.models.bert.configuration_bert import BertConfig
+
+from . import convert_vinvl_checkpoint
+from . import modeling_mengzi_oscar as modeling
+from .configuration_mengzi_oscar import MengziOscarConfig
+from .hub import PINNED, REGION_MODEL_FOLDER, assemble, one_line, read_json, region_model_config, save_vocabulary
+from .model_card import detector_card, model_card
+from .pipeline_mengzi_oscar import CheckpointError
+from .processing_mengzi_oscar import MengziOscarProcessor
+
+HEADS = {
+    "pretrain": modeling.MengziOscarForPreTraining,
+    "caption": modeling.MengziOscarForImageCaptioning,
+    "retrieval": modeling.MengziOscarForImageTextRetrieval,
+    "vqa": modeling.MengziOscarForVisualQuestionAnswering,
+    "gqa": modeling.MengziOscarForVisualQuestionAnswering,
+    "nlvr2": modeling.MengziOscarForVisualReasoning,
+}
+PROCESSOR_SETTINGS = {  # lengths of the published commands, where they say any, else of the original's scripts
+    "pretrain": {"layout": "pair", "max_length": 35, "max_regions": 50},
+    "caption": {"layout": "caption", "max_length": 70, "max_regions": 50},
+    "retrieval": {"layout": "pair", "max_length": 70, "max_regions": 70},
+    "vqa": {"layout": "pair", "max_length": 128, "max_regions": 50},
+    "gqa": {"layout": "pair", "max_length": 128, "max_regions": 50},
+    "nlvr2": {"layout": "pair", "max_length": 128, "max_regions": 50},
+}
+CONFIG_FIELDS = {*BertConfig.__annotations__, *MengziOscarConfig.__annotations__, "num_labels", "id2label", "label2id"}
+OF_THE_IMAGE = ("bert.img_embedding.", "bert.LayerNorm.", "cls.seq_relationship.")  # what no text BERT has
+OF_THE_HEADS = ("bert.pooler.", "cls.", "classifier.")
+WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def convert(
+    source,
+    output,
+    task="auto",
+    region_model=None,
+    labels=None,
+    vocab=None,
+    allow_missing=False,
+    base_model=None,
+    datasets=None,
+    scores=None,
+) -> tuple[str, list[str]]:
+    """Convert a checkpoint; `output` appears only when it is complete.
+
+    Args:
+        source: folder with config.json and pytorch_model.bin (or model.safetensors), one of these files with the
+            config beside it, or a Hub id, "name/repo" or "name/repo@revision".
+        output: folder to create; it must not exist or be empty.
+        task: a key of `HEADS`, or "auto": found from the keys and the config's `loss_type`.
+        region_model: "name/repo@revision", or the folder of one, which is copied into the output.
+        labels: answers of VQA or GQA: JSON or pickle of {answer: id}, or of a list of answers.
+        vocab: vocab.txt, where none lies beside the weights.
+        allow_missing: parameters of the heads and the pooler may be missing; they are initialised.
+        base_model, datasets, scores: for the model card, see `model_card`.
+
+    Returns:
+        The task, and a sentence for everything that was not taken over as it was.
+
+    Raises:
+        CheckpointError: in one line what does not fit. Nothing has been written then.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"{output}: is not an empty folder; give another output, or remove it first")
+    folder, weights = locate(source)
+    state = read_weights(weights)
+    raw_config = read_json(folder / "config.json")
+    task = find_task(state, raw_config) if task == "auto" else task
+    tokenizer = read_vocabulary(Path(vocab) if vocab else folder / "vocab.txt", folder)
+    config = make_config(raw_config, state, tokenizer, source)
+    if labels:
+        answers = read_answers(labels, config.num_labels)
+        config.id2label, config.label2id = dict(enumerate(answers)), {a: i for i, a in enumerate(answers)}
+    region_model_type = None
+    if region_model:
+        config.region_model, region_model_type = check_region_model(region_model, config.img_feature_dim)
+    try:
+        model = HEADS[task](config)
+    except Exception as error:  # sizes that make no model raise anything at all
+        raise CheckpointError(f"{folder / 'config.json'}: makes no model: {one_line(error)}") from None
+    state, notes = fit(state, model, source, allow_missing)
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    if task == "caption":
+        model.generation_config = GenerationConfig(
+            max_length=20,
+            num_beams=5,
+            early_stopping="never",
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        )
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    MengziOscarProcessor(tokenizer, **PROCESSOR_SETTINGS[task]).save_pretrained(partial)
+    save_vocabulary(tokenizer, partial / "vocab.txt")
+    if config.region_model == REGION_MODEL_FOLDER:
+        shutil.copytree(region_model, partial / REGION_MODEL_FOLDER, ignore=shutil.ignore_patterns("*.py", "*.md"))
+    if base_model is None and not Path(source).exists():
+        base_model = str(source).split("@")[0]
+    origin = "Converted from the original weights by `mengzi-oscar convert`."
+    card = model_card(task, config, output.name, base_model, datasets, scores, notes=[origin, *notes])
+    assemble(partial, card, region_model_type)
+    if output.exists():
+        output.rmdir()
+    partial.rename(output)
+    return task, notes
+
+
+def convert_detector(source, output, labels, labels_zh=None) -> str:
+    """The original's detector (vinvl_vg_x152c4.pth) into a Hub repo of its own; what came out, in words."""
+    if not labels:
+        raise CheckpointError(f"{source}: the detector needs its label map (--labels)")
+    output = convert_vinvl_checkpoint.convert(source, output, labels, labels_zh)
+    config = region_model_config(output)
+    assemble(output, detector_card(config, output.name))
+    return f"region model vinvl, features {config.region_feature_size} wide."
+
+
+def locate(source) -> tuple[Path, Path]:
+    """Folder of the config, and the file of the weights."""
+    path = Path(source)
+    if path.is_file():
+        return path.parent, path
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(source)):
+        repo_id, _, revision = str(source).partition("@")
+        files = ["config.json", "vocab.txt", "tokenizer_config.json", *WEIGHTS]
+        try:
+            path = Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=files))
+        except (OSError, HTTPError, HFValidationError) as error:
+            raise CheckpointError(f"{source}: no such folder, and not from the Hub either: {one_line(error)}") from None
+    if not path.is_dir():
+        raise CheckpointError(f"{source}: no such file or folder; check the path")
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path, path / name
+    raise CheckpointError(f"{source}: has neither {' nor '.join(WEIGHTS)}; name a folder that has")
+
+
+def read_weights(path) -> dict[str, torch.Tensor]:
+    """A state dict with today's names: no "module.", weight and bias for gamma and beta, "bert." in front."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        function = re.search(r"GLOBAL (\S+)", str(error))
+        if function:
+            raise CheckpointError(
+                f"{path}: refused and not run: it is a pickle that calls {function[1]}, not only tensors"
+            ) from None
+        raise CheckpointError(f"{path}: damaged, or not a file of weights ({one_line(error)})") from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a file of weights ({one_line(error)})") from None
+    for key in ("model", "state_dict"):
+        state = state.get(key, state) if isinstance(state, dict) else None
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: holds no state dict of tensors, neither at the top nor under 'model'")
+    names = {}
+    for key in state:
+        name = key.removeprefix("module.")
+        name = re.sub("LayerNorm.gamma$", "LayerNorm.weight", re.sub("LayerNorm.beta$", "LayerNorm.bias", name))
+        if name.split(".")[0] in ("embeddings", "encoder", "pooler", "img_embedding", "LayerNorm"):
+            name = f"bert.{name}"
+        names[key] = name
+    state = {names[key]: value for key, value in state.items() if not key.endswith("embeddings.position_ids")}
+    if "cls.predictions.decoder.bias" in state:  # transformers' BERT has the one vector under two names
+        copy = state.pop("cls.predictions.decoder.bias")
+        if not same(state.setdefault("cls.predictions.bias", copy), copy):
+            raise CheckpointError(f"{path}: cls.predictions.decoder.bias differs from cls.predictions.bias")
+    return state
+
+
+def is_plain_bert(state) -> bool:
+    return "bert.img_embedding.weight" not in state
+
+
+def find_task(state, config) -> str:
+    """The head that the keys belong to; classifiers of one image by their loss and number of labels."""
+    classifier = [state[key] for key in sorted(state) if key.startswith("classifier.") and key.endswith(".weight")]
+    encoder_only = not any(key.startswith("cls.") for key in state)
+    if is_plain_bert(state) or "cls.seq_relationship.weight" in state or (encoder_only and not classifier):
+        return "pretrain"
+    if not classifier:
+        return "caption"
+    if classifier[0].shape[1] != len(state["bert.img_embedding.weight"]):
+        return "nlvr2"
+    if config.get("loss_type") in ("bce", "kl"):
+        return "vqa"
+    return "retrieval" if len(classifier[-1]) <= 2 else "gqa"
+
+
+def make_config(raw, state, tokenizer, source) -> MengziOscarConfig:
+    fields = {key: value for key, value in raw.items() if key in CONFIG_FIELDS}
+    if is_plain_bert(state):  # as the published pre-training starts
+        fields = {"img_feature_dim": 2054, "use_img_layernorm": True, "num_contrast_classes": 3} | fields
+    elif "img_feature_dim" not in fields:
+        width = state["bert.img_embedding.weight"].shape[1]
+        raise CheckpointError(f"{source}: config.json has no img_feature_dim; the weights have {width}: add it")
+    if str(fields.get("img_feature_type", "")).startswith("dis_code"):
+        raise CheckpointError(f"{source}: img_feature_type {fields['img_feature_type']!r} (codes) is not supported")
+    fields |= {
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        config = MengziOscarConfig(**fields)
+    except Exception as error:  # whatever a field of the wrong kind makes the config raise
+        raise CheckpointError(f"{source}: config.json is not one of a BERT: {one_line(error)}") from None
+    if len(tokenizer) != config.vocab_size:
+        raise CheckpointError(
+            f"{source}: the vocabulary has {len(tokenizer)} tokens, the config says {config.vocab_size}; "
+            "name the one of the training (--vocab)"
+        )
+    return config
+
+
+def fit(state, model, source, allow_missing=False) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What `model` takes of a state dict, and a sentence for everything that was left out or stays initialised.
+
+    Raises:
+        CheckpointError: keys left over, missing, or of another shape, by name.
+    """
+    state, notes, plain = dict(state), [], is_plain_bert(state)
+    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    relation = [key for key in state if key.startswith("cls.seq_relationship.") and key in expected]
+    if plain and any(state[key].shape != expected[key] for key in relation):
+        state = {key: value for key, value in state.items() if key not in relation}
+        notes.append("Its next-sentence head has another number of classes and was left out.")
+    tied = DECODER in model.all_tied_weights_keys
+    absent = sorted(expected.keys() - state.keys() - ({DECODER} if tied else set()))  # safetensors keep one of the two
+    problems = {
+        "left over": sorted(state.keys() - expected.keys()),
+        "missing": [key for key in absent if not may_miss(key, plain, allow_missing)],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key])}"
+            for key in sorted(expected.keys() & state.keys())
+            if state[key].shape != expected[key]
+        ],
+    }
+    if any(problems.values()):
+        said = [
+            f"{len(keys)} {what}: {', '.join(keys[:3])}{' …' * (len(keys) > 3)}"
+            for what, keys in problems.items()
+            if keys
+        ]
+        heads = all(may_miss(key, plain, True) for key in problems["missing"]) and problems["missing"]
+        hint = " (--allow-missing initialises what is missing)" if heads else ""
+        hint += " (config.json lacks use_img_layernorm)" if "bert.LayerNorm.weight" in problems["left over"] else ""
+        raise CheckpointError(f"{source}: does not fit {type(model).__name__}: {'; '.join(said)}{hint}")
+    if tied and not same(state.get(DECODER, state[WORDS]), state[WORDS]):
+        raise CheckpointError(f"{source}: {DECODER} differs from the word embeddings, but this model ties them")
+    if absent:
+        notes.append(f"Not in the source and initialised at random: {', '.join(absent)}.")
+    return state, notes
+
+
+def may_miss(key, plain, allow_missing) -> bool:
+    return (plain and key.startswith(OF_THE_IMAGE)) or (allow_missing and key.startswith(OF_THE_HEADS))
+
+
+def same(one, other) -> bool:
+    return one.shape == other.shape and (one.is_meta or torch.equal(one, other))
+
+
+def read_vocabulary(path, folder) -> BertTokenizer:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no vocabulary there; name a BERT vocab.txt with --vocab")
+    settings = folder / "tokenizer_config.json"
+    lower_case = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+    try:
+        tokens = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: is not UTF-8 text; name a BERT vocab.txt with --vocab") from None
+    missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} - set(tokens)
+    if missing or len(set(tokens)) != len(tokens):
+        problem = f"lacks {sorted(missing)[0]}" if missing else "names a token twice"
+        raise CheckpointError(f"{path}: {problem}; it is not the vocabulary of a BERT")
+    return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}, do_lower_case=lower_case)
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Builds dicts, lists, strings and numbers, which need no look-up of a class or function; refuses the rest."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it calls {module}.{name}")
+
+
+def read_answers(path, num_labels) -> list[str]:
+    """Answers in the order of their ids, from {answer: id} or a list."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = PlainUnpickler(file).load() if path.suffix == ".pkl" else json.load(file)
+        if isinstance(data, dict):
+            by_id = {int(index): answer for answer, index in data.items()}
+            data = [by_id[index] for index in range(len(data))]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except KeyError as error:
+        raise CheckpointError(f"{path}: no answer has the id {error}; ids must go from 0 up, each once") from None
+    except Exception as error:  # what is not a pickle makes the unpickler raise anything at all
+        raise CheckpointError(f"{path}: refused as a list of answers: {one_line(error)}") from None
+    if not isinstance(data, list) or len(data) != num_labels:
+        found = len(data) if isinstance(data, list) else type(data).__name__
+        raise CheckpointError(f"{path}: holds {found}, but the model has {num_labels} answers")
+    return [str(answer) for answer in data]
+
+
+def check_region_model(name, img_feature_dim) -> tuple[str, str]:
+    """What the config says of the region model, and its type; its features must be as wide as the training's."""
+    if not Path(name).is_dir() and not PINNED.fullmatch(str(name)):
+        raise CheckpointError(f"{name}: a region model is a folder, or a Hub id with revision: name/repo@revision")
+    config = region_model_config(name)
+    width = getattr(config, "region_feature_size", None) or config.num_features + 6  # of VinVL, of the grid
+    if width != img_feature_dim:
+        raise CheckpointError(
+            f"{name}: its features are {width} wide, this checkpoint was trained on {img_feature_dim}"
+        )
+    return (REGION_MODEL_FOLDER if Path(name).is_dir() else str(name)), config.model_type

@@ -1,0 +1,134 @@
+"""README.md of a checkpoint: what the Hub reads of it (metadata), and what a person reads."""
+
+from huggingface_hub import EvalResult, ModelCardData
+
+USAGE = """from transformers import AutoProcessor, {auto_class}
+
+repo = "…"  # this repository or a folder with its files
+model = {auto_class}.from_pretrained(repo, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+# features: (regions, width) of one image; tags: its objects, as the region model names them
+{usage}"""
+PHOTO_USAGE = """from transformers import pipeline
+
+pipeline("mengzi-oscar-captioning", model=repo, trust_remote_code=True)("photo.jpg")["caption"]"""
+PAIR = 'inputs = processor(text=["{}"], tags=[["人", "马"]], regions=[features])\nmodel(**inputs).{}'
+TASKS = {  # task -> Auto class, the Hub's pipeline tag, what it does, how to use it
+    "pretrain": (
+        "AutoModelForPreTraining",
+        "fill-mask",
+        "Reads Chinese text and the regions of an image; to be fine-tuned.",
+        PAIR.format("两个人在[MASK]马", "prediction_logits"),
+    ),
+    "caption": (
+        "AutoModelForImageTextToText",
+        "image-to-text",
+        "Writes Chinese captions for images, from the features of their regions.",
+        'ids = model.generate(**processor(tags=[["人", "马"]], regions=[features]))\nprocessor.batch_decode(ids)',
+    ),
+    "retrieval": (
+        "AutoModelForSequenceClassification",
+        "zero-shot-image-classification",
+        "Says how probable it is that a Chinese text and an image belong together.",
+        PAIR.format("两个人在骑马", "logits.softmax(-1)[:, 1]"),
+    ),
+    "vqa": (
+        "AutoModelForVisualQuestionAnswering",
+        "visual-question-answering",
+        "Answers questions about images, from a list of known answers (VQA: several may be right).",
+        PAIR.format("有几个人？", "logits"),
+    ),
+    "gqa": (
+        "AutoModelForVisualQuestionAnswering",
+        "visual-question-answering",
+        "Answers questions about images, from a list of known answers (GQA: one is right).",
+        PAIR.format("有几个人？", "logits"),
+    ),
+    "nlvr2": (
+        "AutoModelForMultipleChoice",
+        "visual-question-answering",
+        "Says whether a statement about two images is true.",
+        "# inputs (1, 2, ...): the statement with each of the two images\nmodel(**inputs).logits",
+    ),
+}
+
+
+def model_card(task, config, name, base_model=None, datasets=None, scores=None, license="apache-2.0", notes=()) -> str:
+    """README.md of a checkpoint, with the Hub's metadata.
+
+    Args:
+        task: a key of `TASKS`. config: of the checkpoint. name: of the model, as the title says it.
+        base_model, datasets: Hub ids. scores: {"dataset", "split", metric: float, ...} -> `model-index`; strings
+            in it (how the text was segmented, ...) are repeated beside the numbers. notes: sentences, one a line.
+    """
+    auto_class, pipeline_tag, does, usage = TASKS[task]
+    results = None
+    scores = dict(scores or {})
+    if scores:
+        dataset, split = scores.pop("dataset", (datasets or ["unnamed"])[0]), scores.pop("split", None)
+        results = [
+            EvalResult(
+                task_type=pipeline_tag,
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split=split,
+                metric_type=metric,
+                metric_value=round(value, 4),
+            )
+            for metric, value in scores.items()
+            if isinstance(value, float)
+        ]
+    data = ModelCardData(
+        language="zh",
+        license=license,
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        tags=["mengzi-oscar", "oscar", "region-features"],
+        base_model=base_model,
+        datasets=datasets,
+        model_name=name if results else None,
+        eval_results=results,
+    )
+    region_model = config.region_model or "none named: pass features of the model that this checkpoint was trained with"
+    lines = [f"# {name}", "", does, ""]
+    lines += [f"* region features: {config.img_feature_dim} numbers a region; region model: {region_model}"]
+    lines += [f"* {note}" for note in notes]
+    if results:
+        about = "; ".join(f"{key} {value}" for key, value in scores.items() if isinstance(value, str))
+        lines += ["", f"## Scores on {dataset}{f', {split}' if split else ''}", "", *([about, ""] if about else [])]
+        lines += ["| metric | value |", "|---|--:|"]
+        lines += [f"| {result.metric_type} | {result.metric_value:.4f} |" for result in results]
+    lines += ["", "## Use", "", "```python", USAGE.format(auto_class=auto_class, usage=usage), "```", ""]
+    if config.region_model and task == "caption":
+        lines += ["From a photo:", "", "```python", PHOTO_USAGE, "```", ""]
+    return f"---\n{data}\n---\n\n" + "\n".join(lines)
+
+
+def detector_card(config, name) -> str:
+    """README.md of a VinVL detector."""
+    data = ModelCardData(
+        language=["zh", "en"],
+        license="mit",
+        library_name="transformers",
+        pipeline_tag="object-detection",
+        tags=["mengzi-oscar", "vinvl", "region-features"],
+    )
+    return f"""---
+{data}
+---
+
+# {name}
+
+The VinVL detector ({config.num_classes - 1:,} classes, {config.num_attributes - 1:,} attributes) of
+microsoft/scene_graph_benchmark, converted by `mengzi-oscar convert`: an image to regions, each with a feature row of
+{config.region_feature_size:,} numbers.
+
+```python
+from transformers import AutoImageProcessor, AutoModel
+
+repo = "…"  # this repository or a folder with its files
+model = AutoModel.from_pretrained(repo, trust_remote_code=True)
+images = AutoImageProcessor.from_pretrained(repo, trust_remote_code=True)
+regions = model(**images([photo], return_tensors="pt"))
+```
+"""
