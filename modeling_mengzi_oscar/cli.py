@@ -60,8 +60,9 @@ def parser():
     add.add_argument("output", metavar="OUTPUT", help="new folder")
     add.add_argument("--task", default="auto", choices=["auto", *TASKS], help="default: found from the weights")
     add.add_argument("--region-model", metavar="ID@REV", help="region model of the training: Hub id or folder")
-    add.add_argument("--labels", metavar="FILE", help="answers of VQA or GQA (ans2label); label map of the detector")
-    add.add_argument("--labels-zh", metavar="FILE", help="detector: JSON {English: Chinese}")
+    add.add_argument("--answers", metavar="FILE", help="answers of VQA or GQA: ans2label, JSON or pickle")
+    add.add_argument("--labelmap", metavar="FILE", help="detector: VG-SGG-dicts-vgoi6-clipped.json")
+    add.add_argument("--labels", metavar="FILE", help="detector: JSON {English: Chinese} that the captioner learnt")
     add.add_argument("--vocab", metavar="FILE", help="vocab.txt, where none lies beside the weights")
     add.add_argument("--allow-missing", action="store_true", help="initialise heads that the source has not")
     add.add_argument("--base-model", metavar="ID", help="for the model card: what this was fine-tuned from")
@@ -158,9 +159,9 @@ def convert(options) -> int:
 
     try:
         if options.source.endswith(".pth"):
-            said = [convert_detector(options.source, options.output, options.labels, options.labels_zh)]
+            said = [convert_detector(options.source, options.output, options.labelmap, options.labels)]
         else:
-            names = ("task", "region_model", "labels", "vocab", "allow_missing", "base_model", "datasets")
+            names = ("task", "region_model", "answers", "vocab", "allow_missing", "base_model", "datasets")
             arguments = {name: getattr(options, name) for name in names}
             arguments["scores"] = read_json(options.scores) if options.scores else None
             task, notes = convert_checkpoint(options.source, options.output, **arguments)

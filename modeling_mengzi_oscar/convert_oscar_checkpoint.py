@@ -56,7 +56,7 @@ def convert(
     output,
     task="auto",
     region_model=None,
-    labels=None,
+    answers=None,
     vocab=None,
     allow_missing=False,
     base_model=None,
@@ -71,7 +71,7 @@ def convert(
         output: folder to create; it must not exist or be empty.
         task: a key of `HEADS`, or "auto": found from the keys and the config's `loss_type`.
         region_model: "name/repo@revision", or the folder of one, which is copied into the output.
-        labels: answers of VQA or GQA: JSON or pickle of {answer: id}, or of a list of answers.
+        answers: file of VQA's or GQA's answers: JSON or pickle of {answer: id}, or of a list of answers.
         vocab: vocab.txt, where none lies beside the weights.
         allow_missing: parameters of the heads and the pooler may be missing; they are initialised.
         base_model, datasets, scores: for the model card, see `model_card`.
@@ -91,9 +91,9 @@ def convert(
     task = find_task(state, raw_config) if task == "auto" else task
     tokenizer = read_vocabulary(Path(vocab) if vocab else folder / "vocab.txt", folder)
     config = make_config(raw_config, state, tokenizer, source)
-    if labels:
-        answers = read_answers(labels, config.num_labels)
-        config.id2label, config.label2id = dict(enumerate(answers)), {a: i for i, a in enumerate(answers)}
+    if answers:
+        names = read_answers(answers, config.num_labels)
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     region_model_type = None
     if region_model:
         config.region_model, region_model_type = check_region_model(region_model, config.img_feature_dim)
@@ -131,14 +131,20 @@ def convert(
     return task, notes
 
 
-def convert_detector(source, output, labels, labels_zh=None) -> str:
+def convert_detector(source, output, labelmap, labels=None) -> str:
     """The original's detector (vinvl_vg_x152c4.pth) into a Hub repo of its own; what came out, in words."""
-    if not labels:
-        raise CheckpointError(f"{source}: the detector needs its label map (--labels)")
-    output = convert_vinvl_checkpoint.convert(source, output, labels, labels_zh)
+    if not labelmap:
+        raise CheckpointError(f"{source}: the detector needs its label map (--labelmap)")
+    output = convert_vinvl_checkpoint.convert(source, output, labelmap, labels)
     config = region_model_config(output)
     assemble(output, detector_card(config, output.name))
-    return f"region model vinvl, features {config.region_feature_size} wide."
+    said = f"region model vinvl, features {config.region_feature_size} wide."
+    if labels is None:
+        said += (
+            " Its Chinese words are this package's own; a released captioner wants the words it learnt: give its"
+            " dictionary with --labels (docs/vinvl.md says where it is)."
+        )
+    return said
 
 
 def locate(source) -> tuple[Path, Path]:

@@ -648,7 +648,7 @@ class VinVLModel(PreTrainedModel):
                 region = {
                     "box": output.boxes[image, row].tolist(),
                     "label": self._word(self.config.id2label, "label", int(output.class_ids[image, row]), language),
-                    "score": float(output.scores[image, row]),
+                    "score": output.scores[image, row].item(),
                     "attributes": [],
                 }
                 if output.attribute_ids is not None:
@@ -674,8 +674,9 @@ class VinVLModel(PreTrainedModel):
             return names[index]
         from .labels_zh import attribute_to_chinese, to_chinese  # here: detecting does not need the dictionary
 
-        translate = to_chinese if kind == "label" else attribute_to_chinese
-        return translate(names[index], self.config.labels_zh)
+        if kind == "attribute":  # a captioner's dictionary has the senses of objects: "light" is 灯 there, 浅色 here
+            return attribute_to_chinese(names[index])
+        return to_chinese(names[index], self.config.labels_zh)
 
 
 def pad(rows) -> torch.Tensor:

@@ -348,8 +348,8 @@ def vqa_folder(folder):
 @pytest.mark.parametrize("suffix", ["json", "pkl"])
 def test_answers_come_from_the_originals_files(suffix, tmp_path):
     vqa_folder(tmp_path)
-    labels = shared_path(f"parity/oscar/data_vqa/ans2label.{suffix}")
-    task, _ = convert(tmp_path, tmp_path / "output", labels=labels)
+    answers = shared_path(f"parity/oscar/data_vqa/ans2label.{suffix}")
+    task, _ = convert(tmp_path, tmp_path / "output", answers=answers)
     assert task == "vqa"
     config = MengziOscarForVisualQuestionAnswering.from_pretrained(tmp_path / "output").config
     assert [config.id2label[i] for i in range(7)] == ["yes", "no", "red", "blue", "马", "2", "left"]
@@ -358,8 +358,9 @@ def test_answers_come_from_the_originals_files(suffix, tmp_path):
 
 def test_answers_that_are_refused(tmp_path, capsys):
     vqa_folder(tmp_path)
+    capsys.readouterr()  # the progress bar of saving
     path, proof = tmp_path / "answers.pkl", tmp_path / "proof"
-    command = ["convert", str(tmp_path), str(tmp_path / "output"), "--labels", str(path)]
+    command = ["convert", str(tmp_path), str(tmp_path / "output"), "--answers", str(path)]
     for content, reason in [
         (pickle.dumps(Payload(proof)), "refused as a list of answers: it calls "),
         (pickle.dumps({"yes": 0, "no": 2}), "no answer has the id 1"),
@@ -432,11 +433,18 @@ def test_the_detector_becomes_a_repo_of_its_own(tmp_path, capsys):
     }
     (tmp_path / "map.json").write_text(json.dumps(label_map))
     command = ["convert", str(tmp_path / "vinvl.pth"), str(tmp_path / "output")]
-    refused(command, "needs its label map (--labels)", capsys)
-    assert main([*command, "--labels", str(tmp_path / "map.json")]) == 0
+    refused(command, "needs its label map (--labelmap)", capsys)
+    assert main([*command, "--labelmap", str(tmp_path / "map.json")]) == 0
+    assert "give its dictionary with --labels" in capsys.readouterr().out
     assert "modeling_vinvl.py" in map(str, check_repo(tmp_path / "output"))
     model = VinVLModel.from_pretrained(tmp_path / "output")
     assert model.config.id2label[30] == "thing 30"
+    (tmp_path / "zh.json").write_text('{"thing 1": "东西"}', encoding="utf-8")
+    command[-1] = str(tmp_path / "chinese")
+    with_words = ["--labelmap", str(tmp_path / "map.json"), "--labels", str(tmp_path / "zh.json")]
+    assert main([*command, *with_words]) == 0
+    assert "--labels" not in capsys.readouterr().out
+    assert VinVLModel.from_pretrained(tmp_path / "chinese").config.labels_zh == {"thing 1": "东西"}
 
 
 def test_a_converted_checkpoint_is_converted_again_to_the_same(tmp_path):

@@ -10,6 +10,7 @@ SETTINGS = {
     "several returned": {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.6},
     "sampling": {"do_sample": True, "num_return_sequences": 3, "top_k": 8},
     "no repeats": {"num_beams": 3, "no_repeat_ngram_size": 2, "bad_words_ids": [[7]]},
+    "wanted words": {"num_beams": 3, "sequence_bias": [[[9], 5.0], [[11, 12], 3.0]]},
 }
 
 

@@ -34,6 +34,18 @@ def test_pair_layout_and_truncation(tokenizer):
     assert truncate_pair([1, 2, 3], [4, 5, 6], 4) == ([1, 2], [4, 5])  # a tie takes from the second
 
 
+def test_an_empty_caption_is_cls_sep(tokenizer):
+    processor = MengziOscarProcessor(tokenizer)
+    assert processor(text=["", "一只狗"])["input_ids"].tolist()[0] == [2, 3, 0, 0, 0]
+
+
+def test_more_tags_than_positions_are_cut(tokenizer):
+    processor = MengziOscarProcessor(tokenizer)  # 70 positions, tags from 40 on: 29 tokens and [SEP]
+    batch = processor(tags=[["狗"] * 100])
+    assert batch["tag_input_ids"].shape == (1, 30)
+    assert processor(text=["狗"], tags=[["狗"] * 100])["position_ids"].max() == 69
+
+
 def test_without_text_only_tags_are_encoded(tokenizer):
     processor = MengziOscarProcessor(tokenizer)
     words = processor(tags=[["狗", "草地"], []], regions=regions(2, 2))
