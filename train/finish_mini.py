@@ -16,8 +16,8 @@ NOTES = """
 4.3 M parameters of captioner, 4.9 M of backbone (EfficientNet-Lite2, 7 × 7 grid cells as regions), float16
 
 **data**: Flickr8k-CN (Li et al., ICMR 2016): 6,000 training photos with 5 sentences each, written by people, and one of
-the 10 machine translations of 2016 per step (begun by [MT]); the validation split chose the epoch; test photos were never
-trained on
+the 10 machine translations of 2016 per step (begun by [MT]); the validation split chose the epoch; test photos were
+never trained on
 
 **licence of the weights**: research use only, as the photos of Flickr8k are; the code is Apache-2.0
 
