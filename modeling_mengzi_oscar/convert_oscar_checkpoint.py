@@ -17,12 +17,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import BertTokenizer, GenerationConfig
+from transformers import BertTokenizer
 from transformers.models.bert.configuration_bert import BertConfig
 
 from . import convert_vinvl_checkpoint
 from . import modeling_mengzi_oscar as modeling
 from .configuration_mengzi_oscar import MengziOscarConfig
+from .generation_mengzi_oscar import published_generation_config
 from .hub import PINNED, REGION_MODEL_FOLDER, assemble, one_line, read_json, region_model_config, save_vocabulary
 from .model_card import detector_card, model_card
 from .pipeline_mengzi_oscar import CheckpointError
@@ -105,14 +106,7 @@ def convert(
     model.load_state_dict(state, strict=False)
     model.tie_weights()
     if task == "caption":
-        model.generation_config = GenerationConfig(
-            max_length=20,
-            num_beams=5,
-            early_stopping="never",
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-        )
+        model.generation_config = published_generation_config(config)
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

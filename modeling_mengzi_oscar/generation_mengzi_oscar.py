@@ -7,7 +7,7 @@ The numbers are those of the original's exact mode (full recomputation), which `
 """
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .processing_mengzi_oscar import pack_captions
@@ -43,6 +43,18 @@ class PrefixCache(Cache):
     def __init__(self, num_layers: int, prefix_mask: torch.Tensor):
         super().__init__(layers=[PrefixLayer() for _ in range(num_layers)])
         self.prefix_mask = prefix_mask
+
+
+def published_generation_config(config, max_length=20, num_beams=5) -> GenerationConfig:
+    """The published inference: beam 5, 20 tokens with [CLS] and [SEP], a search that stops when nothing can improve."""
+    return GenerationConfig(
+        max_length=max_length,
+        num_beams=num_beams,
+        early_stopping="never",
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
 
 
 class MaskQueryGenerationMixin(GenerationMixin):

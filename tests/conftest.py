@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertTokenizer, GenerationConfig
+from transformers import BertTokenizer
 
 from modeling_mengzi_oscar import (
     GridRegionConfig,
@@ -14,6 +14,7 @@ from modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
     MengziOscarProcessor,
 )
+from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -77,9 +78,7 @@ def tiny_checkpoint(tmp_path_factory):
         GridRegionConfig(backbone="test_efficientnet", num_features=256, grid_size=3, tag_labels=["狗", "猫", "草地"])
     )
     captioner = tiny_captioner(img_feature_dim=262)
-    captioner.generation_config = GenerationConfig(
-        max_length=12, num_beams=3, early_stopping="never", bos_token_id=2, eos_token_id=3, pad_token_id=0
-    )
+    captioner.generation_config = published_generation_config(captioner.config, max_length=12, num_beams=3)
     save_checkpoint(
         folder / "tiny",
         captioner,

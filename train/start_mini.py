@@ -15,7 +15,7 @@ from pathlib import Path
 import jieba.posseg
 import timm
 import torch
-from transformers import BertTokenizer, GenerationConfig
+from transformers import BertTokenizer
 
 from datasets_scripts.flickr8k_cn import Flickr8kCN
 from modeling_mengzi_oscar import (
@@ -26,6 +26,7 @@ from modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
     MengziOscarProcessor,
 )
+from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[MT]"]  # [MT] opens a machine-translated sentence
@@ -85,14 +86,7 @@ def main(arguments=None):
         load_imagenet_weights(region_model.backbone)
     config.img_feature_dim = num_features + 6
     captioner = MengziOscarForImageCaptioning(config)
-    captioner.generation_config = GenerationConfig(
-        max_length=20,
-        num_beams=5,
-        early_stopping="never",
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-    )
+    captioner.generation_config = published_generation_config(config)
 
     # 3. Save
     with tempfile.TemporaryDirectory() as folder:
