@@ -1,7 +1,7 @@
-"""Photo -> caption, with everything in between: opens the photo, finds regions and tags, writes, weighs.
+"""Photo -> caption, answer or match, with everything in between: opens the photo, finds regions and tags, writes.
 
-One folder (or Hub repo) holds the captioner at its root and names its region model, so that a photo can never meet
-the wrong features.
+One folder (or Hub repo) holds the captioner at its root, further tasks in subfolders (`ask/`, `match/`), and names its
+region model, so that a photo can never meet the wrong features.
 """
 
 import re
@@ -12,7 +12,11 @@ from safetensors import SafetensorError
 from transformers import Pipeline, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from .modeling_mengzi_oscar import MengziOscarForImageCaptioning
+from .modeling_mengzi_oscar import (
+    MengziOscarForImageCaptioning,
+    MengziOscarForImageTextRetrieval,
+    MengziOscarForVisualQuestionAnswering,
+)
 from .photos import open_photo
 from .processing_mengzi_oscar import MengziOscarProcessor
 
@@ -26,12 +30,21 @@ class CheckpointError(ValueError):
     """One line: which checkpoint, what is wrong with it, what to do."""
 
 
-class MengziOscarPipeline:
-    """Captions for photos; `MengziOscarPipeline.from_pretrained("checkpoints/mengzi-oscar-mini")`."""
+TASK_HEADS = {"ask": MengziOscarForVisualQuestionAnswering, "match": MengziOscarForImageTextRetrieval}
 
-    def __init__(self, captioner, processor, region_model, image_processor):
+
+class MengziOscarPipeline:
+    """Captions, answers and matches for photos; `MengziOscarPipeline.from_pretrained("checkpoints/mengzi-oscar-mini")`.
+
+    Args:
+        load_head: a function from "ask" or "match" to the model and processor of that task, called when it is first
+            asked for; None where there is only the captioner.
+    """
+
+    def __init__(self, captioner, processor, region_model, image_processor, load_head=None):
         self.captioner, self.processor = captioner.eval(), processor
         self.region_model, self.image_processor = region_model.eval(), image_processor
+        self._load_head, self._heads = load_head, {}
 
     @classmethod
     def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32"):
@@ -47,7 +60,17 @@ class MengziOscarPipeline:
         captioner = load_checked(MengziOscarForImageCaptioning, name, revision=revision, dtype=dtype)
         processor = MengziOscarProcessor.from_pretrained(name, revision=revision)
         region_model, image_processor = load_region_model(name, revision=revision)
-        return cls(captioner.to(device), processor, region_model.to(device), image_processor)
+
+        def load_head(task):
+            options = {"revision": revision, "subfolder": task}
+            if not PreTrainedConfig.get_config_dict(name, **options)[0]:
+                raise CheckpointError(
+                    f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was"
+                )
+            model = load_checked(TASK_HEADS[task], name, dtype=dtype, **options)
+            return model.to(device).eval(), MengziOscarProcessor.from_pretrained(name, **options)
+
+        return cls(captioner.to(device), processor, region_model.to(device), image_processor, load_head)
 
     def caption(self, photos, batch_size=32, **generation) -> dict | list[dict]:
         """
@@ -72,11 +95,64 @@ class MengziOscarPipeline:
             results += self._caption_batch(batch, generation)
         return results
 
+    def ask(self, photo, question: str, top: int = 5) -> list[dict] | list[list[dict]]:
+        """The likeliest answers to a question about a photo: [{"answer", "probability"}], best first.
+
+        For a list of photos a list of such lists. The answers are those that the checkpoint's `ask/` head knows.
+
+        Raises:
+            CheckpointError: the checkpoint has no such head. PhotoError: the photo cannot be read.
+        """
+        if isinstance(photo, list):
+            return [self.ask(one, question, top) for one in photo]
+        model, inputs = self._pair("ask", photo, [question])
+        with torch.inference_mode():
+            logits = model(**inputs).logits[0].float()
+        several_may_be_right = model.config.loss_type == "bce"
+        probabilities = logits.sigmoid() if several_may_be_right else logits.softmax(dim=-1)
+        best = probabilities.topk(min(top, len(probabilities)))
+        return [
+            {"answer": model.config.id2label[index], "probability": probability}
+            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def match(self, photo, texts: list[str], batch_size: int = 64) -> list[dict] | list[list[dict]]:
+        """How probable it is that each text belongs to the photo: [{"text", "probability"}] in their order.
+
+        For a list of photos a list of such lists.
+
+        Raises:
+            CheckpointError: the checkpoint has no `match/` head. PhotoError: the photo cannot be read.
+        """
+        if isinstance(photo, list):
+            return [self.match(one, texts, batch_size) for one in photo]
+        model, inputs = self._pair("match", photo, texts)
+        scores = model.score(inputs, batch_size).tolist()
+        return [{"text": text, "probability": score} for text, score in zip(texts, scores, strict=True)]
+
+    def _pair(self, task, photo, texts):
+        """The head of a task, and its inputs: every text with the tags and regions of one photo."""
+        if task not in self._heads:
+            if self._load_head is None:
+                raise CheckpointError(f"there is no {task}/ head: load the checkpoint with MengziOscarPipeline")
+            self._heads[task] = self._load_head(task)
+        model, processor = self._heads[task]
+        regions, tags = self._look([open_photo(photo)])
+        row = regions.region_features[0][regions.region_attention_mask[0].bool()]
+        copies = len(texts)
+        inputs = processor(text=list(texts), tags=tags * copies, regions=[row] * copies, layout="pair")
+        return model, inputs.to(model.device)
+
     @torch.inference_mode()
-    def _caption_batch(self, photos, generation):
+    def _look(self, photos):
+        """RGB photos -> output of the region model, and the tags of each photo."""
         inputs = self.image_processor(photos, return_tensors="pt").to(self.region_model.device)
         regions = self.region_model(**inputs)
-        tags = self.region_model.tags(regions)
+        return regions, self.region_model.tags(regions)
+
+    @torch.inference_mode()
+    def _caption_batch(self, photos, generation):
+        regions, tags = self._look(photos)
         encoded = self.processor(tags=tags, regions=regions, return_tensors="pt").to(self.captioner.device)
         defaults = self.captioner.generation_config
         beams = generation.get("num_beams") or defaults.num_beams or 1

@@ -1,0 +1,97 @@
+"""Questions and matches: heads in subfolders of one repo, against the heads called by hand."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from PIL import Image
+
+from modeling_mengzi_oscar import (
+    MengziOscarForImageTextRetrieval,
+    MengziOscarForVisualQuestionAnswering,
+    MengziOscarPipeline,
+    MengziOscarProcessor,
+)
+from modeling_mengzi_oscar.hub import assemble, check_repo, save_vocabulary
+from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError
+
+ANSWERS = ["一", "两", "红", "白", "狗", "猫"]
+
+
+@pytest.fixture
+def photo():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def with_heads(tiny_checkpoint, tmp_path_factory):
+    """The tiny checkpoint with an ask/ and a match/ head."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("heads") / "tiny"
+    shutil.copytree(tiny_checkpoint, folder)
+    processor = MengziOscarProcessor.from_pretrained(folder)
+    processor.layout = "pair"
+    torch.manual_seed(1)
+    names = {"id2label": dict(enumerate(ANSWERS)), "label2id": {a: i for i, a in enumerate(ANSWERS)}}
+    heads = {
+        "ask": MengziOscarForVisualQuestionAnswering(tiny_config(img_feature_dim=262, loss_type="bce", **names)),
+        "match": MengziOscarForImageTextRetrieval(tiny_config(img_feature_dim=262)),
+    }
+    for name, model in heads.items():
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+        save_vocabulary(processor.tokenizer, folder / name / "vocab.txt")
+    assemble(folder)
+    check_repo(folder)
+    return folder
+
+
+def by_hand(pipeline, folder, name, model_class, photo, texts):
+    """The inputs as DESIGN's API makes them: processor and head of the subfolder, regions of the region model."""
+    model = model_class.from_pretrained(folder, subfolder=name).eval()
+    processor = MengziOscarProcessor.from_pretrained(folder, subfolder=name)
+    with torch.inference_mode():
+        regions = pipeline.region_model(**pipeline.image_processor([photo], return_tensors="pt"))
+        tags = pipeline.region_model.tags(regions)
+        rows = [model(**processor(text=[text], tags=tags, regions=regions)).logits[0] for text in texts]
+    return torch.stack(rows)
+
+
+def test_ask(with_heads, photo):
+    pipeline = MengziOscarPipeline.from_pretrained(with_heads)
+    answers = pipeline.ask(photo, "有只狗？")
+    [logits] = by_hand(pipeline, with_heads, "ask", MengziOscarForVisualQuestionAnswering, photo, ["有只狗？"])
+    expected = logits.sigmoid().sort(descending=True)
+    assert [answer["answer"] for answer in answers] == [ANSWERS[i] for i in expected.indices[:5]]
+    assert [answer["probability"] for answer in answers] == pytest.approx(expected.values[:5].tolist(), rel=1e-4)
+    assert pipeline.ask([photo, photo], "有只狗？", top=2) == [answers[:2]] * 2
+
+
+def test_match(with_heads, photo):
+    pipeline = MengziOscarPipeline.from_pretrained(with_heads)
+    texts = ["一只狗在草地上跑", "猫", "两个人骑马"]
+    matches = pipeline.match(photo, texts, batch_size=2)
+    logits = by_hand(pipeline, with_heads, "match", MengziOscarForImageTextRetrieval, photo, texts)
+    assert [match["text"] for match in matches] == texts
+    expected = logits.softmax(dim=-1)[:, 1].tolist()
+    assert [match["probability"] for match in matches] == pytest.approx(expected, rel=1e-4)
+    assert len(set(expected)) == 3
+
+
+def test_a_missing_head_is_named(tiny_checkpoint, photo):
+    pipeline = MengziOscarPipeline.from_pretrained(tiny_checkpoint)
+    with pytest.raises(CheckpointError, match="has no ask/ head"):
+        pipeline.ask(photo, "有几个人？")
+    with pytest.raises(CheckpointError, match="has no match/ head"):
+        pipeline.match(photo, ["一只猫"])
+
+
+def test_one_photo_or_a_list_and_every_kind_of_photo(tiny_checkpoint, photo, tmp_path):
+    pipeline = MengziOscarPipeline.from_pretrained(tiny_checkpoint)
+    photo.save(tmp_path / "photo.png")
+    one = pipeline.caption(photo)
+    for same in (str(tmp_path / "photo.png"), tmp_path / "photo.png", np.asarray(photo)):
+        assert pipeline.caption(same) == one
+    many = pipeline.caption([photo] * 3, batch_size=2)
+    assert [result["caption"] for result in many] == [one["caption"]] * 3
