@@ -134,7 +134,7 @@ def main(arguments=None):
 
     # 1. Model
     processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
-    attention = "eager" if training.use_cpu else "sdpa"  # on CPUs the fused backward is slower at these sizes
+    attention = "eager" if training.device.type == "cpu" else "sdpa"  # on CPUs the fused backward is slower at these sizes
     captioner = MengziOscarForImageCaptioning.from_pretrained(
         options.model_name_or_path, dtype="float32", attn_implementation=attention if training.do_train else "sdpa"
     )
