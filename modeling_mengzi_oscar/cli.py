@@ -10,7 +10,7 @@ EXAMPLES = """examples:
   mengzi-oscar caption *.jpg --num-beams 3 --picture captions.png
   mengzi-oscar caption photo.jpg --json
   mengzi-oscar caption --samples --picture demo.png
-  mengzi-oscar extract photos/ --output stores/photos
+  mengzi-oscar extract photos/ --output stores/photos --picture regions.png
   mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
 """
@@ -50,11 +50,9 @@ def parser():
     add.add_argument("--max-length", type=positive, default=20, help="tokens, with start and end (default 20)")
     add.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
     add.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
-    add = commands.add_parser("extract", help="region features of a folder of photos")
-    add.add_argument("folder", metavar="DIR")
-    add.add_argument("--output", required=True, metavar="STORE")
+    add = commands.add_parser("extract", help="region features of many photos")
+    add_extract_arguments(add)
     add.add_argument("--model", help="region model, or a checkpoint that names one (default: the mini's)")
-    add.add_argument("--batch-size", type=positive, default=16)
     add = commands.add_parser("convert", help="an original checkpoint into a folder that is a Hub repo")
     add.add_argument("source", metavar="SOURCE", help="folder, .bin or Hub id (@REVISION); .pth of the VinVL detector")
     add.add_argument("output", metavar="OUTPUT", help="new folder")
@@ -79,6 +77,22 @@ def parser():
     for name, text in NOT_YET.items():
         commands.add_parser(name, help=text.split(":")[0]).add_argument("rest", nargs=argparse.REMAINDER)
     return parser
+
+
+def add_extract_arguments(parser):
+    """What the command and train/extract_features.py have in common."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset or Parquet")
+    add("--output", required=True, metavar="STORE", help="folder of the store, or of Oscar's files")
+    add("--format", choices=["store", "tsv-caption", "tsv-retrieval"], default="store", help="default: store")
+    add("--language", choices=["zh", "en"], default="zh", help="of the classes in Oscar's files (default zh)")
+    add("--batch-size", "--batch_size", type=positive, default=16)
+    add("--dtype", choices=["float16", "float32"], default="float16", help="of the stored features (default float16)")
+    add("--precision", choices=["float32", "bfloat16"], default="float32", help="what the region model computes in")
+    add("--flip", action="store_true", help="mirror the photos (augmentation; give a store of its own)")
+    add("--limit-pixels", "--limit_pixels", type=positive, default=64_000_000, help="of a photo (default 64 million)")
+    add("--images-per-shard", "--images_per_shard", type=positive, default=256, help="a killed run repeats that many")
+    add("--picture", metavar="PNG", help="draw what is found in the first photos")
 
 
 def positive(text):
@@ -135,19 +149,18 @@ def caption(options) -> int:
 
 def extract(options) -> int:
     quiet()
-    from .extraction import extract_regions
-    from .photos import PhotoError, find_photos
-    from .pipeline_mengzi_oscar import CheckpointError, load_region_model
+    import torch
+
+    from .extraction import extract as extract_photos
 
     try:
-        model = model_or_bundled(options.model)
-        photos = find_photos(options.folder)
-        region_model, image_processor = load_region_model(model)
-    except (CheckpointError, PhotoError) as error:
+        settings = vars(options) | {"model": model_or_bundled(options.model)}
+        settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        del settings["command"]
+        line, errors = extract_photos(**settings)
+    except (ValueError, OSError) as error:
         return fail(str(error))
-    errors = extract_regions(
-        photos, region_model, image_processor, options.output, options.batch_size, region_model_name=model
-    )
+    print(line)
     return 2 if errors else 0
 
 

@@ -126,10 +126,10 @@ def export_tsv(store, tsv_path, layout="caption", label_tsv=None, labels=None, i
     labels = labels or store.labels
     if label_tsv is not None and labels is None:
         raise ValueError(f"{store.path} keeps no texts of its class ids: pass labels=")
-    rows = {}
     with ExitStack() as stack:
         features = stack.enter_context(_TsvWriter(tsv_path))
         objects = stack.enter_context(_TsvWriter(label_tsv)) if label_tsv is not None else None
+        index = stack.enter_context(_RowIndex(tsv_path)) if layout == "retrieval" else None
         for image_id in tqdm(image_ids or store, total=len(image_ids or store), unit="row", desc=Path(tsv_path).name):
             regions = store[image_id]
             count, matrix = len(regions["region_features"]), regions["region_features"].astype("<f4")
@@ -140,10 +140,8 @@ def export_tsv(store, tsv_path, layout="caption", label_tsv=None, labels=None, i
                 features.write(image_id, count, encoded)
             if objects:
                 objects.write(image_id, _objects_json(image_id, regions, layout, labels))
-            rows[image_id] = len(rows)
-    if layout == "retrieval":
-        index = Path(tsv_path).with_name("imageid2idx.json")
-        index.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
+            if index:
+                index.write(image_id)
 
 
 class _LengthError(ValueError):
@@ -323,6 +321,28 @@ class _TsvWriter:
             os.fsync(file.fileno())
             file.close()
             os.replace(f"{name}.tmp", name) if kind is None else os.remove(f"{name}.tmp")
+
+
+class _RowIndex:
+    """`imageid2idx.json` beside a TSV, {image id: row}, written row by row; it appears under its name when whole."""
+
+    def __init__(self, tsv_path):
+        self.path, self.rows = Path(tsv_path).with_name("imageid2idx.json"), 0
+
+    def __enter__(self):
+        self.file = open(f"{self.path}.tmp", "w", encoding="utf-8")
+        self.file.write("{")
+        return self
+
+    def write(self, image_id):
+        separator = ", " if self.rows else ""
+        self.file.write(f"{separator}{json.dumps(image_id, ensure_ascii=False)}: {self.rows}")
+        self.rows += 1
+
+    def __exit__(self, kind, *exception):
+        self.file.write("}")
+        self.file.close()
+        os.replace(self.file.name, self.path) if kind is None else os.remove(self.file.name)
 
 
 def _key(line):

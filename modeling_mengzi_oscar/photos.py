@@ -1,5 +1,6 @@
 """Opens what a user calls a photo: upright, RGB, and or a one-line error that says what is wrong with it."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ class PhotoError(ValueError):
     """One line: which photo, what is wrong with it, what to do."""
 
 
-def open_photo(source, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A path, a PIL image or an array (H, W), (H, W, 3 or 4) uint8 -> an RGB image, turned as its EXIF data says.
+def open_photo(source, max_pixels: int = MAX_PIXELS, name: str = "the photo") -> Image.Image:
+    """A path, bytes of a file, PIL image or array (H, W), (H, W, 3 or 4) uint8 -> RGB, turned as its EXIF data says.
 
     Transparency is put on white, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken.
+    `name` stands in messages where the source has no path.
 
     Raises:
         PhotoError: missing, empty, truncated, not an image of `FORMATS`, or of more than `max_pixels` pixels.
@@ -25,27 +27,31 @@ def open_photo(source, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, np.ndarray):
         source = Image.fromarray(source)
     if isinstance(source, Image.Image):
-        check_size(source, "the image", max_pixels)
+        check_size(source, name, max_pixels)
         return to_rgb(ImageOps.exif_transpose(source))
-    path = Path(source)
-    if not path.exists():
-        raise PhotoError(f"{path}: no such file; check the path")
-    if path.is_dir():
-        raise PhotoError(f"{path}: is a folder; name the photos in it, e.g. {path}/*.jpg")
-    if path.stat().st_size == 0:
-        raise PhotoError(f"{path}: the file is empty (0 bytes); download or copy it again")
+    if isinstance(source, bytes):
+        file, size = io.BytesIO(source), len(source)
+    else:
+        name = file = Path(source)
+        if not file.exists():
+            raise PhotoError(f"{name}: no such file; check the path")
+        if file.is_dir():
+            raise PhotoError(f"{name}: is a folder; name the photos in it, e.g. {name}/*.jpg")
+        size = file.stat().st_size
+    if size == 0:
+        raise PhotoError(f"{name}: the file is empty (0 bytes); download or copy it again")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            check_size(image, path, max_pixels)
+        with Image.open(file, formats=FORMATS) as image:
+            check_size(image, name, max_pixels)
             return to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
-        raise PhotoError(f"{path}: not a photo we can read; save it as JPEG, PNG or WebP") from None
+        raise PhotoError(f"{name}: not a photo we can read; save it as JPEG, PNG or WebP") from None
     except Image.DecompressionBombError:
-        raise PhotoError(f"{path}: far too many pixels; scale it down to {max_pixels:,} or fewer") from None
+        raise PhotoError(f"{name}: far too many pixels; scale it down to {max_pixels:,} or fewer") from None
     except PhotoError:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged data
-        raise PhotoError(f"{path}: damaged ({error}); download or copy it again") from None
+        raise PhotoError(f"{name}: damaged ({error}); download or copy it again") from None
 
 
 def check_size(image, name, max_pixels):
@@ -64,24 +70,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def find_photos(folder) -> dict[str, Path]:
-    """Every photo under a folder: {path relative to it, without suffix: path}, sorted.
-
-    Raises:
-        PhotoError: no photo there, or two whose ids are the same but for the suffix.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise PhotoError(f"{folder}: no such folder; check the path")
-    photos = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            image_id = path.relative_to(folder).with_suffix("").as_posix()
-            if image_id in photos:
-                raise PhotoError(f"{path} and {photos[image_id]} would both be {image_id!r}; rename one of them")
-            photos[image_id] = path
-    if not photos:
-        raise PhotoError(f"{folder}: holds no photos ({', '.join(SUFFIXES)})")
-    return photos

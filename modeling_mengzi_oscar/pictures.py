@@ -1,4 +1,4 @@
-"""Captions one can look at: photo, caption, and the regions that weighed most, as one PNG."""
+"""What one can look at, as one PNG: captions with the regions that weighed most, and regions with their labels."""
 
 import io
 import os
@@ -12,6 +12,8 @@ SIMPLIFIED_CHINESE = 2  # face of the font collection
 PHOTO_WIDTH, GAP, CAPTION_SIZE, NOTE_SIZE = 400, 16, 24, 14
 PAPER, INK, GREY, BOX = "#ffffff", "#1a1a1a", "#6b6b6b", "#ff9d2e"
 REGIONS_OUTLINED = 3
+WIDE_PHOTO, LIST_WIDTH, LABEL_SIZE, REGIONS_LISTED, ATTRIBUTES_LISTED = 640, 400, 16, 12, 3
+COLOURS = ("#ff9d2e", "#4cc3ff", "#7be07b", "#ff7eb6", "#ffe14d", "#c9a6ff")
 
 
 def draw_captions(photos, results, names, credits=None, notice=None) -> Image.Image:
@@ -25,6 +27,11 @@ def draw_captions(photos, results, names, credits=None, notice=None) -> Image.Im
         draw_card(photo, result, name, credit)
         for photo, result, name, credit in zip(photos, results, names, credits or [None] * len(photos), strict=True)
     ]
+    return arrange(cards, notice)
+
+
+def arrange(cards, notice=None) -> Image.Image:
+    """Cards of one width on a page, in two columns if there are more than two."""
     columns = 1 if len(cards) < 3 else 2
     width = columns * (cards[0].width + GAP) + GAP
     rows = [cards[start : start + columns] for start in range(0, len(cards), columns)]
@@ -72,6 +79,73 @@ def highlight_regions(small, result, scale) -> Image.Image:
     for index in weights.argsort()[::-1][:REGIONS_OUTLINED]:
         draw.rectangle(boxes[index].tolist(), outline=BOX, width=2)
     return image
+
+
+def draw_regions(found) -> Image.Image:
+    """One card per photo: the photo with numbered boxes, and beside it what each number is, in both languages.
+
+    Args:
+        found: per photo (RGB image, name, regions, the same in English or None, tags of the whole photo). Regions
+            are dicts with `box` in pixels of the photo and, of a detector, `label`, `score` and `attributes`.
+    """
+    return arrange([draw_region_card(*photo) for photo in found])
+
+
+def draw_region_card(photo, name, regions, english, tags) -> Image.Image:
+    scale = WIDE_PHOTO / photo.width
+    small = photo.resize((WIDE_PHOTO, max(1, min(WIDE_PHOTO * 2, round(photo.height * scale)))))
+    lines = [(name, NOTE_SIZE, GREY)]
+    if english is not None:
+        draw_labelled_boxes(small, regions[:REGIONS_LISTED], photo.size)
+        for number, region in enumerate(zip(regions, english, strict=True)):
+            lines += region_lines(number, *region) if number < REGIONS_LISTED else []
+        if len(regions) > REGIONS_LISTED:
+            lines.append((f"… {len(regions)} regions in all", NOTE_SIZE, GREY))
+    else:
+        draw = ImageDraw.Draw(small)
+        for region in regions:
+            draw.rectangle(scaled(region["box"], photo.size, small.size), outline=BOX)
+        lines += [(f"{len(regions)} cells", NOTE_SIZE, GREY), *((tag, LABEL_SIZE, INK) for tag in tags)]
+    height = max(small.height, sum(size + GAP // 2 for _, size, _ in lines))
+    card = Image.new("RGB", (WIDE_PHOTO + GAP + LIST_WIDTH, height), PAPER)
+    card.paste(small, (0, 0))
+    draw, top = ImageDraw.Draw(card), 0
+    for text, size, colour in lines:
+        draw.text((WIDE_PHOTO + GAP, top), fit(text, size, LIST_WIDTH), colour, font(size))
+        top += size + GAP // 2
+    return card
+
+
+def region_lines(number, region, english):
+    """The lines of one region beside the photo: label and score, then its best attributes."""
+    yield f"{number + 1}  {region['label']}  {english['label']}  {region['score']:.2f}", LABEL_SIZE, INK
+    pairs = list(zip(region["attributes"], english["attributes"], strict=True))[:ATTRIBUTES_LISTED]
+    if pairs:
+        words = "，".join(f"{zh['label']} {en['label']} {zh['score']:.2f}" for zh, en in pairs)
+        yield f"    {words}", NOTE_SIZE, GREY
+
+
+def draw_labelled_boxes(small, regions, size):
+    """Boxes and, on their top left corners, number and label; a label moves down where another one stands."""
+    draw, taken = ImageDraw.Draw(small), []
+    boxes = [scaled(region["box"], size, small.size) for region in regions]
+    for number, box in enumerate(boxes):
+        draw.rectangle(box, outline=COLOURS[number % len(COLOURS)], width=2)
+    for number, (region, box) in enumerate(zip(regions, boxes, strict=True)):
+        text = f"{number + 1} {region['label']}"
+        width, height = font(LABEL_SIZE).getlength(text) + 6, LABEL_SIZE + 7
+        x, y = min(box[0], small.width - width), min(box[1], small.height - height)
+        while any(abs(y - b) < height and x < c and a < x + width for a, b, c in taken) and y < small.height - height:
+            y += 1
+        taken.append((x, y, x + width))
+        draw.rectangle((x, y, x + width, y + height - 1), fill=COLOURS[number % len(COLOURS)])
+        draw.text((x + 3, y - 1), text, INK, font(LABEL_SIZE))
+
+
+def scaled(box, size, new_size) -> tuple[float, float, float, float]:
+    """In pixels of the resized photo. A sliver's corners can be crossed: the detector counts whole pixels."""
+    x1, y1, x2, y2 = np.array(box) * np.tile(np.array(new_size) / size, 2)
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def fit(text, size, width) -> str:

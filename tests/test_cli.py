@@ -145,7 +145,7 @@ def test_extract_writes_a_store(tiny_checkpoint, photos, tmp_path, capsys):
     store_path = tmp_path / "store"
     command = ["extract", str(tmp_path), "--output", str(store_path), "--model", str(tiny_checkpoint)]
     assert main(command) == 2
-    [error] = (store_path / "errors-00000.jsonl").read_text(encoding="utf-8").splitlines()
+    [error] = (store_path / "errors.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(error)["image_id"] == "broken"
     store = RegionFeatureStore.open(store_path)
     assert sorted(store) == ["照片 0", "照片 1", "照片 2"]

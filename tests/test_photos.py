@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_mengzi_oscar.photos import PhotoError, find_photos, open_photo
+from modeling_mengzi_oscar.photos import PhotoError, open_photo
 
 COLOURS = np.zeros((20, 30, 3), dtype=np.uint8)
 COLOURS[:, :15], COLOURS[:, 15:] = (200, 30, 30), (30, 30, 200)  # left red, right blue
@@ -81,10 +81,11 @@ def test_broken_files_are_named_in_one_line(tmp_path, kind):
     content, reason = BROKEN[kind]
     path = tmp_path / f"{kind}.jpg"
     path.write_bytes(content)
-    with pytest.raises(PhotoError, match=reason) as error:
-        open_photo(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
+    for source, name in ((path, "the photo"), (content, str(path))):  # a file, and its bytes
+        with pytest.raises(PhotoError, match=reason) as error:
+            open_photo(source, name=name)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_paths(tmp_path):
@@ -92,15 +93,3 @@ def test_paths(tmp_path):
         open_photo(tmp_path / "missing.jpg")
     with pytest.raises(PhotoError, match="is a folder"):
         open_photo(tmp_path)
-
-
-def test_find_photos(tmp_path):
-    with pytest.raises(PhotoError, match="holds no photos"):
-        find_photos(tmp_path)
-    (tmp_path / "deep").mkdir()
-    for name in ("b.JPG", "a.png", "deep/c.webp", "notes.txt"):
-        (tmp_path / name).write_bytes(b"x")
-    assert list(find_photos(tmp_path)) == ["a", "b", "deep/c"]
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(PhotoError, match="would both be 'a'"):
-        find_photos(tmp_path)

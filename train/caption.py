@@ -41,6 +41,8 @@ class CaptionArguments:
         metadata={"help": "train from pixels: regular expression of region model parameters"},
     )
     region_model_learning_rate: float = 3e-4
+    crops: bool = field(default=True, metadata={"help": "from pixels: crop and brighten at random"})
+    label_smoothing: float | None = field(default=None, metadata={"help": "instead of the checkpoint's"})
     machine_captions: bool = field(default=False, metadata={"help": "one machine translation a photo, begun by [MT]"})
     corruption: float = field(default=0.1, metadata={"help": "share of written tokens replaced by random ones"})
     ema_decay: float = field(default=0.999, metadata={"help": "weight averaging"})
@@ -134,10 +136,14 @@ def main(arguments=None):
 
     # 1. Model
     processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
-    attention = "eager" if training.device.type == "cpu" else "sdpa"  # on CPUs the fused backward is slower at these sizes
+    attention = (
+        "eager" if training.device.type == "cpu" else "sdpa"
+    )  # on CPUs the fused backward is slower at these sizes
     captioner = MengziOscarForImageCaptioning.from_pretrained(
         options.model_name_or_path, dtype="float32", attn_implementation=attention if training.do_train else "sdpa"
     )
+    if options.label_smoothing is not None:
+        captioner.config.label_smoothing = options.label_smoothing
     region_model, image_processor = load_region_model(options.model_name_or_path)
     model = captioner
     if options.tune_region_model is not None or not options.features:
@@ -185,7 +191,12 @@ def main(arguments=None):
     # 5. Train
     start = processor.tokenizer.convert_tokens_to_ids("[MT]") if options.machine_captions else None
     train = CaptionDataset(
-        splits["train"], **common, training=True, machine_start_id=start, corruption=options.corruption
+        splits["train"],
+        **common,
+        training=True,
+        crops=options.crops,
+        machine_start_id=start,
+        corruption=options.corruption,
     )
     training.remove_unused_columns = False
     training.label_names = ["labels"]

@@ -29,6 +29,7 @@ class CaptionDataset(Dataset):
         image_processor: instead of stores: pixels.
         tag_labels: words whose presence in the sentences is the target of the region model's tag head.
         training: draw augmentations, one machine translation and `corruption`; else plain and human sentences only.
+        crops: of the pixels: crop and brighten at random, beside mirroring.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class CaptionDataset(Dataset):
         image_processor=None,
         tag_labels=(),
         training=False,
+        crops=True,
         machine_start_id=None,
         corruption=0.1,
         max_length=20,
     ):
         self.stores, self.image_processor, self.training = stores, image_processor, training
-        self.tokenizer, self.corruption = tokenizer, corruption
+        self.tokenizer, self.corruption, self.crops = tokenizer, corruption, crops
         self.image_ids, self.paths = rows["image_id"], [image["path"] for image in rows["image"]]
         self.references = rows["captions"]
         cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
@@ -80,7 +82,8 @@ class CaptionDataset(Dataset):
     def _pixels(self, index):
         photo = open_photo(self.paths[index])
         if self.training:
-            photo = AUGMENT(ImageOps.mirror(photo) if random.random() < 0.5 else photo)
+            photo = ImageOps.mirror(photo) if random.random() < 0.5 else photo
+            photo = AUGMENT(photo) if self.crops else photo
         inputs = self.image_processor(photo, return_tensors="pt")
         return {name: values[0] for name, values in inputs.items()}
 

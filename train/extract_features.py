@@ -2,46 +2,42 @@
 
     accelerate launch train/extract_features.py PHOTOS --model FOLDER_OR_ID --output STORE
 
-Run again after an interruption: what the store holds is left out. Several processes share the work
-(`accelerate launch --multi_gpu --num_processes 4 ...`; on CPUs add `--use_cpu` to the script's flags).
+The same as `mengzi-oscar extract` (docs/extraction.md), for several processes and machines: each takes the photos whose
+ids hash to it (`accelerate launch --multi_gpu --num_processes 4 ...`; on CPUs `accelerate launch --cpu
+--num_processes 2 ... --use_cpu`). Run again after an interruption: what the store holds is left out.
 """
 
 import argparse
+import sys
+from datetime import timedelta
 
-import torch
 from accelerate import PartialState
 
-from modeling_mengzi_oscar.extraction import extract_regions
-from modeling_mengzi_oscar.photos import find_photos
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+from modeling_mengzi_oscar.cli import add_extract_arguments
+from modeling_mengzi_oscar.extraction import extract
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", help="folder of photos, searched with its subfolders")
+    add_extract_arguments(parser)
     parser.add_argument("--model", required=True, help="region model, or a checkpoint that names one: folder or Hub id")
-    parser.add_argument("--output", required=True, help="folder of the store")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--flip", action="store_true", help="mirror the photos (augmentation; give a store of its own)")
-    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the stored features")
     parser.add_argument("--use_cpu", action="store_true")
-    arguments = parser.parse_args(arguments)
+    settings = vars(parser.parse_args(arguments))
 
-    state = PartialState(cpu=arguments.use_cpu)
-    region_model, image_processor = load_region_model(arguments.model)
-    region_model = region_model.eval().to(state.device, memory_format=torch.channels_last)
-    extract_regions(
-        find_photos(arguments.photos),
-        region_model,
-        image_processor,
-        arguments.output,
-        batch_size=arguments.batch_size,
-        flip=arguments.flip,
-        dtype=arguments.dtype,
-        region_model_name=arguments.model,
-        process_index=state.process_index,
-        num_processes=state.num_processes,
-    )
+    # The processes wait for each other once, at the end, and one may have many more large photos than another.
+    state = PartialState(cpu=settings.pop("use_cpu"), timeout=timedelta(days=7))
+    try:
+        line, _ = extract(
+            **settings,
+            device=state.device,
+            process_index=state.process_index,
+            num_processes=state.num_processes,
+            wait_for_everyone=state.wait_for_everyone,
+        )
+    except ValueError as error:
+        sys.exit(str(error))
+    state.print(line)
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":
