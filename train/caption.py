@@ -214,7 +214,9 @@ def main(arguments=None):
         save_best=lambda: save_checkpoint(output / "best", captioner, processor, region_model, image_processor),
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
-    trainer.evaluate()
+    last = trainer.state.global_step
+    if not any("eval_loss" in entry and entry["step"] == last for entry in trainer.state.log_history):
+        trainer.evaluate()
 
 
 if __name__ == "__main__":
