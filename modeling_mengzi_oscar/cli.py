@@ -10,14 +10,12 @@ EXAMPLES = """examples:
   mengzi-oscar caption *.jpg --num-beams 3 --picture captions.png
   mengzi-oscar caption photo.jpg --json
   mengzi-oscar caption --samples --picture demo.png
+  mengzi-oscar ask photo.jpg 有几个人？ --model a/checkpoint/with/an/ask/head
+  mengzi-oscar match photo.jpg 两个人在骑马 一只猫 --model a/checkpoint/with/a/match/head
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
   mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
 """
-NOT_YET = {
-    "ask": "a question about a photo: needs a checkpoint with an ask/ head, and none is trained yet",
-    "match": "a photo against sentences: needs a checkpoint with a match/ head, and none is trained yet",
-}
 TASKS = ("caption", "retrieval", "vqa", "gqa", "nlvr2", "pretrain")
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "mengzi-oscar-mini"
 MINI_NOTICE = {
@@ -28,16 +26,14 @@ MINI_NOTICE = {
 
 def main(arguments=None) -> int:
     options = parser().parse_args(arguments)
-    if options.command in NOT_YET:
-        return fail(f"mengzi-oscar {options.command}: {NOT_YET[options.command]}")
-    commands = {"caption": caption, "extract": extract, "convert": convert, "push": push}
+    commands = {"caption": caption, "ask": ask, "match": match, "extract": extract, "convert": convert, "push": push}
     return commands[options.command](options)
 
 
 def parser():
     parser = argparse.ArgumentParser(
         prog="mengzi-oscar",
-        description="Chinese captions for photos.",
+        description="Chinese captions, answers and matches for photos.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,6 +46,17 @@ def parser():
     add.add_argument("--max-length", type=positive, default=20, help="tokens, with start and end (default 20)")
     add.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
     add.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
+    add = commands.add_parser("ask", help="answer a question about a photo (checkpoints with an ask/ head)")
+    add.add_argument("photo", metavar="PHOTO")
+    add.add_argument("question", metavar="QUESTION")
+    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint of this repository)")
+    add.add_argument("--top", type=positive, default=5, help="answers printed (default 5)")
+    add.add_argument("--json", action="store_true")
+    add = commands.add_parser("match", help="does a text belong to a photo? (checkpoints with a match/ head)")
+    add.add_argument("photo", metavar="PHOTO")
+    add.add_argument("texts", nargs="+", metavar="TEXT")
+    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint of this repository)")
+    add.add_argument("--json", action="store_true")
     add = commands.add_parser("extract", help="region features of many photos")
     add_extract_arguments(add)
     add.add_argument("--model", help="region model, or a checkpoint that names one (default: the mini's)")
@@ -74,8 +81,6 @@ def parser():
     add.add_argument("--private", action="store_true")
     add.add_argument("--create-pr", action="store_true", help="a pull request instead of a commit")
     add.add_argument("--dry-run", action="store_true", help="check, and list what would be sent")
-    for name, text in NOT_YET.items():
-        commands.add_parser(name, help=text.split(":")[0]).add_argument("rest", nargs=argparse.REMAINDER)
     return parser
 
 
@@ -145,6 +150,25 @@ def caption(options) -> int:
         save_picture(page, options.picture)
         print(f"picture: {options.picture}", file=sys.stderr)
     return failed
+
+
+def ask(options) -> int:
+    return print_rows(options, "answer", lambda pipeline: pipeline.ask(options.photo, options.question, options.top))
+
+
+def match(options) -> int:
+    return print_rows(options, "text", lambda pipeline: pipeline.match(options.photo, options.texts))
+
+
+def print_rows(options, name, run) -> int:
+    """A line per answer or text with its probability, or all of them as one JSON list."""
+    try:
+        rows = run(load_pipeline(options.model))
+    except ValueError as error:
+        return fail(str(error))
+    for line in [json.dumps(rows, ensure_ascii=False)] if options.json else rows:
+        print(line if options.json else f"{line[name]}\t{line['probability']:.3f}")
+    return 0
 
 
 def extract(options) -> int:

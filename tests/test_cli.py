@@ -110,12 +110,14 @@ def test_bad_checkpoints_are_named_in_one_line(tiny_checkpoint, photos, tmp_path
         assert reason in lines[0]
 
 
-def test_what_is_not_there_yet_says_so(capsys):
+def test_a_head_that_is_not_there_is_named(tiny_checkpoint, photos, capsys):
     for command in ("ask", "match"):
-        assert main([command, "photo.jpg", "--anything"]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"mengzi-oscar {command}: ")
-        assert len(error.splitlines()) == 1
+        assert main([command, photos[0], "有几个人？", "--model", str(tiny_checkpoint)]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert lines == [
+            f"{tiny_checkpoint}: has no {command}/ head: this checkpoint was not trained to {command}; "
+            "name one that was"
+        ]
 
 
 @pytest.mark.parametrize("arguments", [[], ["caption", "x.jpg", "--num-beams", "0"], ["draw"]])

@@ -1,5 +1,8 @@
 """Questions and matches: heads in subfolders of one repo, against the heads called by hand."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from modeling_mengzi_oscar import (
     MengziOscarPipeline,
     MengziOscarProcessor,
 )
+from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.hub import assemble, check_repo, save_vocabulary
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError
 
@@ -26,8 +30,6 @@ def photo():
 @pytest.fixture(scope="module")
 def with_heads(tiny_checkpoint, tmp_path_factory):
     """The tiny checkpoint with an ask/ and a match/ head."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("heads") / "tiny"
     shutil.copytree(tiny_checkpoint, folder)
     processor = MengziOscarProcessor.from_pretrained(folder)
@@ -95,3 +97,22 @@ def test_one_photo_or_a_list_and_every_kind_of_photo(tiny_checkpoint, photo, tmp
         assert pipeline.caption(same) == one
     many = pipeline.caption([photo] * 3, batch_size=2)
     assert [result["caption"] for result in many] == [one["caption"]] * 3
+
+
+def test_the_commands_print_the_same(with_heads, photo, tmp_path, capsys):
+    path = str(tmp_path / "photo.png")
+    photo.save(path)
+    pipeline = MengziOscarPipeline.from_pretrained(with_heads)
+    calls = {
+        ("ask", path, "有只狗？"): [(row["answer"], row["probability"]) for row in pipeline.ask(path, "有只狗？")],
+        ("match", path, "一只猫", "两个人"): [
+            (row["text"], row["probability"]) for row in pipeline.match(path, ["一只猫", "两个人"])
+        ],
+    }
+    for call, rows in calls.items():
+        capsys.readouterr()
+        assert main([*call, "--model", str(with_heads)]) == 0
+        assert capsys.readouterr().out.splitlines() == [f"{name}\t{probability:.3f}" for name, probability in rows]
+        assert main([*call, "--model", str(with_heads), "--json"]) == 0
+        records = json.loads(capsys.readouterr().out)
+        assert [record["probability"] for record in records] == pytest.approx([p for _, p in rows], rel=1e-4)
