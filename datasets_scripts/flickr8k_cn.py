@@ -17,12 +17,20 @@ Hockenmaier 2013): research use only, the rights stay with the Flickr users.
     images/ or Flicker8k_Dataset/         `<photo>.jpg`, the latter as the archive of Flickr8k calls it
 """
 
-import json
 import os
-import re
 
 import datasets
-from datasets.data_files import DataFilesDict, DataFilesList
+
+from .reading import (
+    SENTENCES,
+    FilesBuilder,
+    count,
+    find,
+    json_lines,
+    read_sentences,
+    read_splits,
+    require,
+)
 
 _CAPTIONS = "flickr8kzhc.caption.txt"
 _SPLITS = {
@@ -39,10 +47,9 @@ _MACHINE = {  # file -> system
 }
 _MACHINE_JSON = "captions.jsonl"
 _REQUIRED = (_CAPTIONS, *_SPLITS.values())
-_SENTENCE = re.compile(r"(?P<photo>[^#\s]+)#\w+#(?P<number>\d+)(?:[ \t](?P<sentence>.*))?")
 
 
-class Flickr8kCN(datasets.GeneratorBasedBuilder):
+class Flickr8kCN(FilesBuilder):
     """One row per photo, splits train 6,000 / validation 1,000 / test 1,000. Photos are paths, decoded when read.
 
     `Flickr8kCN(data_dir=...)`, then `.download_and_prepare()` and `.as_dataset(split="train")`, or
@@ -55,24 +62,15 @@ class Flickr8kCN(datasets.GeneratorBasedBuilder):
             in two splits. A byte order mark, CRLF and spaces around a sentence are removed.
     """
 
-    VERSION = datasets.Version("1.0.0")
-
-    def __init__(self, *args, data_dir, **kwargs):
-        data_dir = os.path.abspath(data_dir)
+    def find_files(self, data_dir, config_name):
         names = (*_REQUIRED, _TRANSLATED, *_MACHINE, _MACHINE_JSON)
-        files = [path for name in names if (path := _find(data_dir, name))]
-        if missing := set(_REQUIRED) - set(map(os.path.basename, files)):
-            raise FileNotFoundError(
-                f"{data_dir} (and data/ and original/ in it) has no {', '.join(sorted(missing))}: "
-                "get them from https://github.com/li-xirong/flickr8kcn, folder data"
-            )
-        # `datasets` names the cache after data_files and what is known of them, but not after the content of data_dir.
-        states = [(str(os.stat(path).st_mtime_ns), str(os.stat(path).st_size)) for path in files]
-        data_files = DataFilesDict({"texts": DataFilesList(files, states)})
-        super().__init__(*args, data_dir=data_dir, data_files=data_files, **kwargs)
+        paths = {name: find(data_dir, name, f"data/{name}", f"original/{name}") for name in names}
+        files = {name: path for name, path in paths.items() if path}
+        source = "get them from https://github.com/li-xirong/flickr8kcn, folder data"
+        require(files, _REQUIRED, f"{data_dir} (and data/ and original/ in it)", source)
+        return files
 
     def _info(self):
-        sentences = datasets.List(datasets.Value("string"))
         machine = {"system": datasets.Value("string"), "caption": datasets.Value("string")}
         return datasets.DatasetInfo(
             description=__doc__,
@@ -80,8 +78,8 @@ class Flickr8kCN(datasets.GeneratorBasedBuilder):
                 {
                     "image_id": datasets.Value("string"),
                     "image": datasets.Image(),
-                    "captions": sentences,
-                    "translated": sentences,  # empty outside the test split
+                    "captions": SENTENCES,
+                    "translated": SENTENCES,  # empty outside the test split
                     "machine": datasets.List(machine),
                 }
             ),
@@ -90,19 +88,19 @@ class Flickr8kCN(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        files = {os.path.basename(path): path for path in dl_manager.download(self.config.data_files)["texts"]}
+        files = self.files
         folder, photos = _photos(self.config.data_dir)
-        captions, _ = _read_sentences(files[_CAPTIONS], photos)
-        translated, _ = _read_sentences(files[_TRANSLATED], captions) if _TRANSLATED in files else ({}, 0)
-        machine, left = _read_machine(files, captions)
-        splits = _read_splits(files, captions)
+        captions, _ = read_sentences(files[_CAPTIONS], photos, row=self.row)
+        translated, _ = read_sentences(files[_TRANSLATED], captions, row=self.row) if _TRANSLATED in files else ({}, 0)
+        machine, left = _read_machine(files, captions, self.row)
+        splits = read_splits({split: files[name] for split, name in _SPLITS.items()}, captions, row=self.row)
 
         systems = ", ".join(machine) or "none here"
-        print(
-            f"Flickr8k-CN: {len(captions):,} photos with {_count(captions):,} sentences, {_count(translated):,} "
-            f"translated by people, {sum(map(_count, machine.values())):,} by machines ({systems}); "
+        self.report(
+            f"Flickr8k-CN: {len(captions):,} photos with {count(captions):,} sentences, {count(translated):,} "
+            f"translated by people, {sum(map(count, machine.values())):,} by machines ({systems}); "
             + ", ".join(f"{split} {len(image_ids):,}" for split, image_ids in splits.items())
-            + f".\nLeft out: {len(captions) - _count(splits):,} photos in no split, {len(photos - captions.keys()):,} "
+            + f".\nLeft out: {len(captions) - count(splits):,} photos in no split, {len(photos - captions.keys()):,} "
             f"photos without sentences, {left:,} machine translations of photos that are not here."
         )
 
@@ -128,12 +126,6 @@ class Flickr8kCN(datasets.GeneratorBasedBuilder):
         yield from enumerate(rows)
 
 
-def _find(data_dir, name):
-    """Path of `name` in one of the folders that hold the text files, or None."""
-    paths = (os.path.join(data_dir, folder, name) for folder in ("", "data", "original"))
-    return next((path for path in paths if os.path.isfile(path)), None)
-
-
 def _photos(data_dir):
     """Folder of the photos and the set of their ids."""
     for name in ("images", "Flicker8k_Dataset"):
@@ -146,42 +138,7 @@ def _photos(data_dir):
     )
 
 
-def _lines(path):
-    """("file, row n", text) of every line that is not blank, without byte order mark, line end and outer spaces."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, row {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: broken UTF-8 ({error.reason} at byte {error.start + 1})") from None
-            if text:
-                yield where, text
-
-
-def _read_sentences(path, known, skip_unknown=False):
-    """{image id: sentences in the order of their numbers}, and how many were skipped because the photo is unknown."""
-    sentences, skipped = {}, 0
-    for where, text in _lines(path):
-        match = _SENTENCE.fullmatch(text)
-        if match is None:
-            raise ValueError(f"{where}: not of the form '<photo>.jpg#<kind>#<number> <sentence>': {text[:60]!r}")
-        image_id, number = match["photo"].removesuffix(".jpg"), int(match["number"])
-        if not (match["sentence"] or "").strip():
-            raise ValueError(f"{where}: empty sentence")
-        if image_id not in known:
-            if not skip_unknown:
-                raise ValueError(f"{where}: there is no photo or no sentence of {image_id!r} in this data")
-            skipped += 1
-            continue
-        numbered = sentences.setdefault(image_id, {})
-        if number in numbered:
-            raise ValueError(f"{where}: sentence {number} of {image_id!r} is there twice")
-        numbered[number] = match["sentence"].strip()
-    return {image_id: [numbered[n] for n in sorted(numbered)] for image_id, numbered in sentences.items()}, skipped
-
-
-def _read_machine(files, captions):
+def _read_machine(files, captions, row):
     """{system: {image id: sentences}} and how many sentences of photos without captions were skipped.
 
     The authors' machine translations cover one name more than their captions: 2258277193_586949ec62.jpg.1, an
@@ -190,15 +147,14 @@ def _read_machine(files, captions):
     machine, skipped = {}, 0
     for name, system in _MACHINE.items():
         if name in files:
-            machine[system], count = _read_sentences(files[name], captions, skip_unknown=True)
-            skipped += count
+            machine[system], unknown = read_sentences(files[name], captions, skip_unknown=True, row=row)
+            skipped += unknown
     from_json = {}
-    for where, text in _lines(files[_MACHINE_JSON]) if _MACHINE_JSON in files else ():
+    for where, record in json_lines(files[_MACHINE_JSON]) if _MACHINE_JSON in files else ():
         try:
-            record = json.loads(text)
             image_id, given = record["image_id"], record["machine"]
             empty = not all(sentence.strip() for sentences in given.values() for sentence in sentences)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{where}: not a JSON object with image_id and machine translations ({error!r})") from None
         if empty:
             raise ValueError(f"{where}: empty sentence")
@@ -208,23 +164,3 @@ def _read_machine(files, captions):
             else:
                 skipped += len(given[system])
     return machine | dict(sorted(from_json.items())), skipped
-
-
-def _read_splits(files, captions):
-    """{split: image ids in the order of its file}; every id has captions and is in one split only."""
-    splits, seen = {}, {}
-    for split, name in _SPLITS.items():
-        splits[split] = []
-        for where, text in _lines(files[name]):
-            image_id = text.removesuffix(".jpg")
-            if image_id in seen:
-                raise ValueError(f"{where}: {image_id!r} is already in {seen[image_id]}")
-            if image_id not in captions:
-                raise ValueError(f"{where}: {image_id!r} has no sentences in {files[_CAPTIONS]}")
-            seen[image_id] = where
-            splits[split].append(image_id)
-    return splits
-
-
-def _count(lists):
-    return sum(map(len, lists.values()))

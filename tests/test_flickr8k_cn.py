@@ -134,6 +134,16 @@ def test_what_is_wrong_is_named_with_file_and_row(data_dir, name, old, new, mess
         build(data_dir)
 
 
+def test_bad_rows_are_skipped_and_counted_when_asked(data_dir, capsys):
+    edit(data_dir / SENTENCES, lambda data: data.replace("#zhc#1 骑车的人。".encode(), b"#zhc#1 "))
+    builder = Flickr8kCN(data_dir=str(data_dir), cache_dir=str(data_dir.parent / "cache"), skip_bad=True)
+    builder.download_and_prepare()
+    assert "骑车的人。" not in builder.as_dataset(split="validation")[0]["captions"]
+    printed = capsys.readouterr().out
+    assert "6 photos with 29 sentences" in printed
+    assert f"Skipped: 1 bad rows, the first: {data_dir / SENTENCES}, row 9: empty sentence" in printed
+
+
 def test_missing_files_and_photos(data_dir):
     (data_dir / "images" / "1001000006_deadbeef00.jpg").unlink()
     with pytest.raises(ValueError, match=f"{SENTENCES}, row 6: there is no photo .*'1001000006_deadbeef00'"):

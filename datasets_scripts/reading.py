@@ -1,0 +1,299 @@
+"""What the builders share: finding the original files, reading them with file and row at hand, saying what is wrong."""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import datasets
+from datasets.data_files import DataFilesDict, DataFilesList
+
+from modeling_mengzi_oscar.convert_oscar_checkpoint import PlainUnpickler
+from modeling_mengzi_oscar.photos import SUFFIXES
+
+SENTENCE = re.compile(r"(?P<photo>[^#\s]+)#(?:\w+#)?(?P<number>\d+)(?:[ \t](?P<sentence>.*))?")
+SENTENCES = datasets.List(datasets.Value("string"))
+
+
+@dataclass
+class FilesConfig(datasets.BuilderConfig):
+    """`skip_bad`: count and leave out a bad row instead of raising an error that names it."""
+
+    skip_bad: bool = False
+
+
+class FilesBuilder(datasets.GeneratorBasedBuilder):
+    """A builder over the files that its `find_files(data_dir, config_name)` names, as {what it is: path}.
+
+    The prepared data set is made anew when one of them changes: `datasets` names the cache after data_files and what
+    is known of them, but not after the content of data_dir.
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = FilesConfig
+
+    def __init__(self, *, data_dir, config_name=None, **kwargs):
+        if self.BUILDER_CONFIGS and config_name not in self.builder_configs:
+            raise ValueError(
+                f"config_name is {config_name!r} instead of {' or '.join(map(repr, self.builder_configs))}"
+            )
+        data_dir = os.path.abspath(data_dir)
+        self.files = self.find_files(data_dir, config_name)
+        states = [(str(os.stat(path).st_mtime_ns), str(os.stat(path).st_size)) for path in self.files.values()]
+        data_files = DataFilesDict({"files": DataFilesList(list(self.files.values()), states)})
+        self.bad_rows = []
+        super().__init__(data_dir=data_dir, config_name=config_name, data_files=data_files, **kwargs)
+
+    def download_and_prepare(self, *args, **kwargs):
+        """As in `datasets`, but what is wrong with a row is the error itself, not the cause of another."""
+        try:
+            super().download_and_prepare(*args, **kwargs)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
+
+    @contextmanager
+    def row(self):
+        """Around what is done with one row: its error is raised, or with `skip_bad` remembered."""
+        try:
+            yield
+        except ValueError as error:
+            if not self.config.skip_bad:
+                raise
+            self.bad_rows.append(str(error))
+
+    def report(self, text):
+        """Print what was read and left out, and the bad rows since the last report."""
+        if self.bad_rows:
+            text += f"\nSkipped: {len(self.bad_rows):,} bad rows, the first: {self.bad_rows[0]}"
+        print(text)
+        self.bad_rows = []
+
+
+def find(data_dir, *names):
+    """The first of these paths below data_dir that is a file, or None."""
+    paths = (os.path.join(data_dir, name) for name in names)
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def require(files, names, data_dir, source):
+    """Raises FileNotFoundError unless all these names are in files."""
+    if missing := [name for name in names if name not in files]:
+        raise FileNotFoundError(f"{data_dir} has no {', '.join(missing)}: {source}")
+
+
+def find_photos(data_dir, *folders):
+    """{name without suffix: path} of the photos in those of these folders that exist, or None if none does."""
+    found = [path for folder in folders if os.path.isdir(path := os.path.join(data_dir, folder))]
+    if not found:
+        return None
+    return {
+        os.path.splitext(entry.name)[0]: entry.path
+        for path in found
+        for entry in os.scandir(path)
+        if entry.name.lower().endswith(SUFFIXES)
+    }
+
+
+def photo_of(photos, image_id, where):
+    """Path of a photo; None where this data has no photos at all."""
+    if photos is None:
+        return None
+    if image_id not in photos:
+        raise ValueError(f"{where}: there is no photo of {image_id!r} in this data")
+    return photos[image_id]
+
+
+def say_photos(photos, used):
+    """Of how many photos there are no rows, as the end of a report."""
+    if photos is None:
+        return "no photos here: the column image is empty"
+    return f"{len(photos.keys() - set(used)):,} photos without a row"
+
+
+def raw_lines(path):
+    """("file, row n", text) of every line, without byte order mark and line end."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, row {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: broken UTF-8 ({error.reason} at byte {error.start + 1})") from None
+            yield where, text.rstrip("\r\n")
+
+
+def lines(path):
+    """("file, row n", text without outer spaces) of every line that is not blank."""
+    for where, text in raw_lines(path):
+        if text := text.strip():
+            yield where, text
+
+
+def tsv_rows(path, columns):
+    """("file, row n", fields without outer spaces) of a TSV that has at least so many columns; blank lines may be."""
+    for where, text in raw_lines(path):
+        fields = [field.strip() for field in text.split("\t")]
+        if not text.strip():
+            continue
+        if len(fields) < columns:
+            raise ValueError(f"{where}: {len(fields)} columns instead of {columns}: {text[:60]!r}")
+        yield where, fields
+
+
+def read_json(path):
+    with open(path, "rb") as file:
+        try:
+            return json.loads(file.read().decode("utf-8-sig"))
+        except ValueError as error:  # broken UTF-8 is one, too
+            raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def json_items(path, key=None):
+    """("file, item n", object) of a JSON list, or of the list under `key`; items count from 1."""
+    data = read_json(path)
+    items = data.get(key) if key and isinstance(data, dict) else data
+    if not isinstance(items, list):
+        raise ValueError(f"{path}: not a JSON list" + (f" under {key!r}" if key else ""))
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, dict):
+            raise ValueError(f"{path}, item {number}: not a JSON object")
+        yield f"{path}, item {number}", item
+
+
+def json_lines(path):
+    """("file, row n", object) of a JSON Lines file."""
+    for where, text in lines(path):
+        try:
+            item = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON ({error})") from None
+        if not isinstance(item, dict):
+            raise ValueError(f"{where}: not a JSON object")
+        yield where, item
+
+
+def get(item, name, kind, where):
+    """item[name], which must be there and of this type (or one of these)."""
+    if not isinstance(item.get(name), kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{where}: {name!r} is {item.get(name)!r:.60} instead of {expected}")
+    return item[name]
+
+
+def sentence(text, where):
+    """A sentence without outer spaces; it must not be empty."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}: empty sentence" if not text or isinstance(text, str) else f"{where}: not a text")
+    return text.strip()
+
+
+def sentences_of(texts, where):
+    """A list of one sentence or more, without outer spaces."""
+    if not isinstance(texts, (list, tuple)) or not texts:
+        raise ValueError(f"{where}: {texts!r:.60} instead of a list of sentences")
+    return [sentence(text, where) for text in texts]
+
+
+def read_sentences(path, known, skip_unknown=False, row=nullcontext, change=str):
+    """Lines `<photo>[.jpg]#[<kind>#]<number> <sentence>`, as the data sets of Flickr and Li's Chinese ones have them.
+
+    Args:
+        known: ids that may occur; None: all may.
+        skip_unknown: count other ids instead of raising an error.
+        row: what to put around each row (`FilesBuilder.row`).
+        change: applied to every sentence.
+
+    Returns:
+        {image id: sentences in the order of their numbers}, and how many were skipped because the photo is unknown.
+    """
+    sentences, skipped = {}, 0
+    for where, text in lines(path):
+        with row():
+            match = SENTENCE.fullmatch(text)
+            if match is None:
+                raise ValueError(f"{where}: not of the form '<photo>.jpg#<kind>#<number> <sentence>': {text[:60]!r}")
+            image_id, number = match["photo"].removesuffix(".jpg"), int(match["number"])
+            caption = sentence(change(match["sentence"] or ""), where)
+            if known is not None and image_id not in known:
+                if not skip_unknown:
+                    raise ValueError(f"{where}: there is no photo or no sentence of {image_id!r} in this data")
+                skipped += 1
+                continue
+            numbered = sentences.setdefault(image_id, {})
+            if number in numbered:
+                raise ValueError(f"{where}: sentence {number} of {image_id!r} is there twice")
+            numbered[number] = caption
+    return {image_id: [numbered[n] for n in sorted(numbered)] for image_id, numbered in sentences.items()}, skipped
+
+
+def read_splits(paths, captions=None, row=nullcontext):
+    """{split: image ids in the order of its file}; every id is in one split only and, where given, has captions."""
+    splits, seen = {}, {}
+    for split, path in paths.items():
+        splits[split] = []
+        for where, text in lines(path):
+            with row():
+                image_id = text.removesuffix(".jpg")
+                if image_id in seen:
+                    raise ValueError(f"{where}: {image_id!r} is already in {seen[image_id]}")
+                if captions is not None and image_id not in captions:
+                    raise ValueError(f"{where}: {image_id!r} has no sentences")
+                seen[image_id] = where
+                splits[split].append(image_id)
+    return splits
+
+
+KARPATHY_SPLITS = {  # restval: the rest of COCO's val2014, trained on by everybody
+    "train": datasets.Split.TRAIN,
+    "restval": datasets.Split.TRAIN,
+    "val": datasets.Split.VALIDATION,
+    "test": datasets.Split.TEST,
+}
+
+
+def read_karpathy(path, row=nullcontext):
+    """{split: {image id: (where, sentences)}} of a JSON file of Karpathy and Fei-Fei: the usual splits, English."""
+    splits = {split: {} for split in KARPATHY_SPLITS.values()}
+    for where, item in json_items(path, "images"):
+        with row():
+            image_id = os.path.splitext(get(item, "filename", str, where))[0]
+            if item.get("split") not in KARPATHY_SPLITS:
+                raise ValueError(f"{where}: split {item.get('split')!r} instead of {', '.join(KARPATHY_SPLITS)}")
+            given = get(item, "sentences", list, where)
+            sentences = sentences_of([one.get("raw") for one in given if isinstance(one, dict)], where)
+            splits[KARPATHY_SPLITS[item["split"]]][image_id] = where, sentences
+    return splits
+
+
+def read_labels(path):
+    """Answers in the order of their ids, of a map {answer: id} or a list; JSON, or a pickle of plain containers."""
+    if path.endswith(".pkl"):
+        with open(path, "rb") as file:
+            try:
+                data = PlainUnpickler(file).load()
+            except Exception as error:  # what is not a pickle makes the unpickler raise anything at all
+                reason = f"refused, {error}" if isinstance(error, pickle.UnpicklingError) else "damaged"
+                raise ValueError(f"{path}: {reason}") from None
+    else:
+        data = read_json(path)
+    if isinstance(data, dict):
+        by_id = {number: answer for answer, number in data.items()}
+        if by_id.keys() != set(range(len(data))):
+            raise ValueError(f"{path}: the ids of its {len(data)} answers are not 0 to {len(data) - 1}, each once")
+        data = [by_id[number] for number in range(len(data))]
+    if not isinstance(data, list) or not data or len(set(map(str, data))) != len(data):
+        raise ValueError(f"{path}: neither a map from answers to ids nor a list of different answers")
+    return list(map(str, data))
+
+
+def smallest_hashes(ids, count):
+    """The `count` ids whose UTF-8 text has the smallest SHA-256: a draw that everybody repeats without a list."""
+    return sorted(ids, key=lambda image_id: hashlib.sha256(str(image_id).encode()).hexdigest())[:count]
+
+
+def count(lists):
+    return sum(map(len, lists.values()))
