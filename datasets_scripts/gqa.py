@@ -21,6 +21,8 @@ from glob import escape, glob
 
 import datasets
 
+from modeling_mengzi_oscar.label_maps import read_answers as read_answer_list
+
 from .reading import (
     SENTENCES,
     FilesBuilder,
@@ -31,7 +33,6 @@ from .reading import (
     json_items,
     photo_of,
     read_json,
-    read_labels,
     sentence,
 )
 from .vqa import LABEL_FILES, find_vocabulary, read_qla
@@ -78,7 +79,7 @@ class Gqa(FilesBuilder):
         return files | {"vocabulary": find_vocabulary(data_dir, _VOCABULARY)}
 
     def _info(self):
-        label = datasets.ClassLabel(names=read_labels(self.files["vocabulary"]))
+        label = datasets.ClassLabel(names=read_answer_list(self.files["vocabulary"]))
         text = datasets.Value("string")
         features = {"question_id": text, "image_id": text, "question": text, "labels": datasets.List(label)}
         if self.config.name.startswith("oscar"):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pickle
 import re
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 import datasets
 from datasets.data_files import DataFilesDict, DataFilesList
 
-from modeling_mengzi_oscar.convert_oscar_checkpoint import PlainUnpickler
 from modeling_mengzi_oscar.photos import SUFFIXES
 
 SENTENCE = re.compile(r"(?P<photo>[^#\s]+)#(?:\w+#)?(?P<number>\d+)(?:[ \t](?P<sentence>.*))?")
@@ -267,27 +265,6 @@ def read_karpathy(path, row=nullcontext):
             sentences = sentences_of([one.get("raw") for one in given if isinstance(one, dict)], where)
             splits[KARPATHY_SPLITS[item["split"]]][image_id] = where, sentences
     return splits
-
-
-def read_labels(path):
-    """Answers in the order of their ids, of a map {answer: id} or a list; JSON, or a pickle of plain containers."""
-    if path.endswith(".pkl"):
-        with open(path, "rb") as file:
-            try:
-                data = PlainUnpickler(file).load()
-            except Exception as error:  # what is not a pickle makes the unpickler raise anything at all
-                reason = f"refused, {error}" if isinstance(error, pickle.UnpicklingError) else "damaged"
-                raise ValueError(f"{path}: {reason}") from None
-    else:
-        data = read_json(path)
-    if isinstance(data, dict):
-        by_id = {number: answer for answer, number in data.items()}
-        if by_id.keys() != set(range(len(data))):
-            raise ValueError(f"{path}: the ids of its {len(data)} answers are not 0 to {len(data) - 1}, each once")
-        data = [by_id[number] for number in range(len(data))]
-    if not isinstance(data, list) or not data or len(set(map(str, data))) != len(data):
-        raise ValueError(f"{path}: neither a map from answers to ids nor a list of different answers")
-    return list(map(str, data))
 
 
 def smallest_hashes(ids, count):

@@ -23,6 +23,8 @@ from collections import Counter
 
 import datasets
 
+from modeling_mengzi_oscar.label_maps import read_answers as read_answer_list
+
 from .reading import (
     SENTENCES,
     FilesBuilder,
@@ -32,7 +34,6 @@ from .reading import (
     get,
     json_items,
     photo_of,
-    read_labels,
     sentence,
 )
 
@@ -78,7 +79,7 @@ class Vqa(FilesBuilder):
         return files | {"vocabulary": find_vocabulary(data_dir, LABEL_FILES)}
 
     def _info(self):
-        label = datasets.ClassLabel(names=read_labels(self.files["vocabulary"]))
+        label = datasets.ClassLabel(names=read_answer_list(self.files["vocabulary"]))
         features = {
             "question_id": datasets.Value("string"),
             "image_id": datasets.Value("string"),

@@ -6,7 +6,6 @@ safetensors, config, code, tokenizer, processor and generation config, model car
 silently (LayerNorm.gamma, a text BERT as a start, a relation head of another size) is done here and said.
 """
 
-import json
 import pickle
 import re
 import shutil
@@ -25,6 +24,7 @@ from . import modeling_mengzi_oscar as modeling
 from .configuration_mengzi_oscar import MengziOscarConfig
 from .generation_mengzi_oscar import published_generation_config
 from .hub import PINNED, REGION_MODEL_FOLDER, assemble, one_line, read_json, region_model_config, save_vocabulary
+from .label_maps import read_answers
 from .model_card import detector_card, model_card
 from .pipeline_mengzi_oscar import CheckpointError
 from .processing_mengzi_oscar import MengziOscarProcessor
@@ -93,7 +93,9 @@ def convert(
     tokenizer = read_vocabulary(Path(vocab) if vocab else folder / "vocab.txt", folder)
     config = make_config(raw_config, state, tokenizer, source)
     if answers:
-        names = read_answers(answers, config.num_labels)
+        names = read_answers(answers)
+        if len(names) != config.num_labels:
+            raise CheckpointError(f"{answers}: holds {len(names)}, but the model has {config.num_labels} answers")
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     region_model_type = None
     if region_model:
@@ -304,34 +306,6 @@ def read_vocabulary(path, folder) -> BertTokenizer:
         problem = f"lacks {sorted(missing)[0]}" if missing else "names a token twice"
         raise CheckpointError(f"{path}: {problem}; it is not the vocabulary of a BERT")
     return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}, do_lower_case=lower_case)
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, strings and numbers, which need no look-up of a class or function; refuses the rest."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it calls {module}.{name}")
-
-
-def read_answers(path, num_labels) -> list[str]:
-    """Answers in the order of their ids, from {answer: id} or a list."""
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            data = PlainUnpickler(file).load() if path.suffix == ".pkl" else json.load(file)
-        if isinstance(data, dict):
-            by_id = {int(index): answer for answer, index in data.items()}
-            data = [by_id[index] for index in range(len(data))]
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except KeyError as error:
-        raise CheckpointError(f"{path}: no answer has the id {error}; ids must go from 0 up, each once") from None
-    except Exception as error:  # what is not a pickle makes the unpickler raise anything at all
-        raise CheckpointError(f"{path}: refused as a list of answers: {one_line(error)}") from None
-    if not isinstance(data, list) or len(data) != num_labels:
-        found = len(data) if isinstance(data, list) else type(data).__name__
-        raise CheckpointError(f"{path}: holds {found}, but the model has {num_labels} answers")
-    return [str(answer) for answer in data]
 
 
 def check_region_model(name, img_feature_dim) -> tuple[str, str]:

@@ -363,9 +363,9 @@ def test_answers_that_are_refused(tmp_path, capsys):
     command = ["convert", str(tmp_path), str(tmp_path / "output"), "--answers", str(path)]
     for content, reason in [
         (pickle.dumps(Payload(proof)), "refused as a list of answers: it calls "),
-        (pickle.dumps({"yes": 0, "no": 2}), "no answer has the id 1"),
+        (pickle.dumps({"yes": 0, "no": 2}), "the ids of its 2 answers are not 0 to 1, each once"),
         (pickle.dumps(["yes", "no"]), "holds 2, but the model has 7 answers"),
-        (b"\x80", "refused as a list of answers"),
+        (b"\x80", "refused as a list of answers: "),
     ]:
         path.write_bytes(content)
         refused(command, reason, capsys)
