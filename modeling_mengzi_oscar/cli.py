@@ -146,7 +146,8 @@ def caption(options) -> int:
         from .pictures import draw_captions, save_picture
 
         images, credits = zip(*opened.values(), strict=True)
-        page = draw_captions(images, results, list(opened), credits, notice["zh"] if notice else None)
+        names = [Path(name).name for name in opened]
+        page = draw_captions(images, results, names, credits, notice["zh"] if notice else None)
         save_picture(page, options.picture)
         print(f"picture: {options.picture}", file=sys.stderr)
     return failed

@@ -77,8 +77,12 @@ def save_checkpoint(folder, captioner, processor, region_model, image_processor,
 
 
 def save_in_dtype(model, folder, dtype):
-    """`save_pretrained` of a copy of the floating-point weights in another type."""
-    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    """`save_pretrained` of a copy of the floating-point weights in another type; tied weights stay one tensor."""
+    state, copies = {}, {}
+    for name, tensor in model.state_dict().items():
+        state[name] = tensor
+        if tensor.is_floating_point():
+            state[name] = copies.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
     before, model.config.dtype = model.config.dtype, dtype
     model.save_pretrained(folder, state_dict=state)
     model.config.dtype = before

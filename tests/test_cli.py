@@ -1,6 +1,7 @@
 """The command line as a user meets it: results on standard output, one line per mistake, exit status 0 or 2."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,19 @@ def test_no_photo_and_no_folder_for_the_picture(photos, capsys):
     assert main(["caption"]) == 2
     assert main(["caption", photos[0], "--picture", "no/such/folder/x.png"]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_the_demo(tmp_path, capsys):
+    """What `make demo` runs, with the bundled checkpoint: a caption for each of six photos, and their picture."""
+    assert main(["caption", "--samples", "--picture", str(tmp_path / "demo.png")]) == 0
+    output = capsys.readouterr()
+    rows = [line.split("\t") for line in output.out.splitlines()]
+    assert [name for name, _, _ in rows] == ["cat", "coffee", "astronaut", "rocket", "palace", "flower"]
+    for _, caption, score in rows:
+        assert re.fullmatch("[\u4e00-\u9fff，。、]{2,18}", caption), caption
+        assert 0 < float(score) < 1
+    assert "learnt from 6,000 photos" in output.err  # and says so
+    assert Image.open(tmp_path / "demo.png").height > 1000
 
 
 def test_help_is_quick_and_the_module_is_the_command():

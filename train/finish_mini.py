@@ -15,9 +15,9 @@ from modeling_mengzi_oscar.model_card import model_card
 NOTES = """
 4.3 M parameters of captioner, 4.9 M of backbone (EfficientNet-Lite2, 7 × 7 grid cells as regions), float16
 
-**data**: Flickr8k-CN (Li et al., ICMR 2016): 6,000 training photos with 5 sentences each, written by people, and one of
-the 10 machine translations of 2016 per step (begun by [MT]); the validation split chose the epoch; test photos were
-never trained on
+**data**: Flickr8k-CN (Li et al., ICMR 2016): 6,000 training photos with 5 sentences each, written by people, and
+(stages 1 and 2) one of the 10 machine translations of 2016 per step, begun by [MT]; the validation split chose the
+epoch; test photos were never trained on
 
 **licence of the weights**: research use only, as the photos of Flickr8k are; the code is Apache-2.0
 
@@ -29,7 +29,7 @@ a confident, wrong caption; counts and colours are often wrong; it repeats the h
 calls 男人 and 女人. Not for any use where a caption matters
 
 **training**: `train/start_mini.py`, `train/extract_features.py` (plain and `--flip`), `train/caption.py` with
-`train/recipes/mini_stage1.yaml` and `mini_stage2.yaml`, as the README.md of the code lists them
+`train/recipes/mini_stage1.yaml` to `mini_stage3.yaml`, as the README.md of the code lists them
 
 **scores**: beam 5, one caption per photo, against the 5 human-written references, punctuation dropped on both sides;
 char_: characters, word_: jieba words; CIDEr-D is what pycocoevalcap prints as CIDEr; distinct: different captions
