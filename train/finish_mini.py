@@ -1,6 +1,6 @@
 """Puts a trained mini into the repository: the folder of the best epoch, with a model card that says what it is.
 
-python train/finish_mini.py --model outputs/stage2/best --scores outputs/scores/scores.json
+python train/finish_mini.py --model outputs/stage4/best --scores outputs/scores/scores.json
 """
 
 import argparse

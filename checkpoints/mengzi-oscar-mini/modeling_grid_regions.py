@@ -1,0 +1,150 @@
+"""A region model without a detector: any timm backbone, one region per grid cell, tags for the whole image.
+
+Grid features served captioning and VQA as well as detected regions in "In Defense of Grid Features" (Jiang et al.
+2020). Config, image processor and model stand in this one file, because each is short and none is of use alone.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+
+from .modeling_regions import RegionModelOutput, box_geometry
+
+try:
+    import timm
+except ImportError:  # named when a model is built
+    timm = None
+
+
+class GridRegionConfig(PreTrainedConfig):
+    """
+    Args:
+        backbone: name of a timm model; `backbone_kwargs` go to `timm.create_model`.
+        num_features: channels of its last feature map, D = num_features + 6.
+        grid_size: cells per side; the feature map is average-pooled to it. R = grid_size x grid_size.
+        tag_labels: words that the tag head knows; the id of `tag_labels[i]` is i + 1, 0 = none.
+        max_tags: tags returned per image. tag_threshold: least probability of a tag.
+    """
+
+    model_type = "grid_regions"
+
+    backbone: str = "tf_efficientnet_lite2"
+    backbone_kwargs: dict | None = None
+    num_features: int = 1280
+    grid_size: int = 7
+    tag_labels: list[str] | None = None
+    max_tags: int = 10
+    tag_threshold: float = 0.3
+    initializer_range: float = 0.02
+
+
+class GridRegionImageProcessor(PilBackend):
+    """Photos -> `pixel_values` (B, 3, H, W), squashed to one size, and `original_sizes` (B, 2) height and width."""
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    size = {"height": 260, "width": 260}
+    default_to_square = True
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    model_input_names = ["pixel_values", "original_sizes"]
+
+    def _preprocess(self, images, return_tensors=None, **kwargs):
+        batch = super()._preprocess(images, return_tensors=None, **kwargs)
+        batch["original_sizes"] = [image.shape[-2:] for image in images]
+        return batch.convert_to_tensors(return_tensors)
+
+
+class GridRegionModel(PreTrainedModel):
+    """Pixels -> one region per grid cell, row by row from the top left, and tags of the whole image."""
+
+    config: GridRegionConfig
+    config_class = GridRegionConfig
+    base_model_prefix = "grid_regions"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: GridRegionConfig):
+        super().__init__(config)
+        if timm is None:
+            raise ImportError("GridRegionModel needs timm: pip install timm")
+        self.backbone = timm.create_model(
+            config.backbone, pretrained=False, num_classes=0, global_pool="", **(config.backbone_kwargs or {})
+        )
+        if self.backbone.num_features != config.num_features:
+            raise ValueError(
+                f"{config.backbone} has {self.backbone.num_features} channels, config.num_features says "
+                f"{config.num_features}"
+            )
+        if config.tag_labels:
+            self.tag_classifier = nn.Linear(config.num_features, len(config.tag_labels))
+        self.post_init()
+
+    def _init_weights(self, module):
+        if module is getattr(self, "tag_classifier", None):  # timm initialises its own modules
+            super()._init_weights(module)
+
+    def forward(self, pixel_values: torch.FloatTensor, original_sizes: torch.LongTensor, **kwargs) -> RegionModelOutput:
+        """
+        Args:
+            pixel_values: (B, 3, H, W). original_sizes: (B, 2), height and width of the photos in pixels.
+
+        Returns:
+            `region_features` (B, R, num_features + 6), `boxes` (B, R, 4) in pixels of the photos, `tag_ids` and
+            `tag_scores` (B, L) if there are tag labels, falling, cut at `tag_threshold`.
+        """
+        appearance = self.grid(pixel_values)  # (B, C, G, G)
+        boxes = self.cell_boxes(original_sizes)  # (B, R, 4)
+        tokens = appearance.flatten(2).transpose(1, 2)  # (B, R, C)
+        features = torch.cat([tokens, box_geometry(boxes, original_sizes).to(tokens.dtype)], dim=-1)
+        tag_ids, tag_scores = self.rank_tags(self.tag_logits(features)) if self.config.tag_labels else (None, None)
+        return RegionModelOutput(
+            region_features=features,
+            region_attention_mask=torch.ones(boxes.shape[:2], dtype=torch.long, device=boxes.device),
+            boxes=boxes,
+            tag_ids=tag_ids,
+            tag_scores=tag_scores,
+        )
+
+    def grid(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+        """Last feature map of the backbone, whatever its layout, pooled to (B, C, grid_size, grid_size)."""
+        features = self.backbone.forward_features(pixel_values)
+        if features.dim() == 3:  # a ViT: (B, prefix tokens + h x w, C)
+            features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            side = round(features.shape[1] ** 0.5)
+            features = features.transpose(1, 2).unflatten(2, (side, side))
+        elif features.shape[1] != self.config.num_features:  # channels last, as Swin has them
+            features = features.permute(0, 3, 1, 2)
+        return F.adaptive_avg_pool2d(features, self.config.grid_size)
+
+    def cell_boxes(self, original_sizes: torch.LongTensor) -> torch.FloatTensor:
+        """Boxes (B, R, 4) of the cells, x1 y1 x2 y2 in pixels of photos of the given (height, width)."""
+        cells = self.config.grid_size
+        edges = torch.arange(cells + 1, dtype=torch.float32, device=original_sizes.device) / cells
+        y1, x1 = torch.meshgrid(edges[:-1], edges[:-1], indexing="ij")
+        y2, x2 = torch.meshgrid(edges[1:], edges[1:], indexing="ij")
+        unit = torch.stack([x1, y1, x2, y2], dim=-1).flatten(0, 1)  # (R, 4), of the photo's sides
+        height, width = original_sizes.to(unit.dtype).unbind(-1)
+        return unit * torch.stack([width, height, width, height], dim=-1)[:, None]
+
+    def tag_logits(self, region_features: torch.FloatTensor) -> torch.FloatTensor:
+        """(B, R, D) -> (B, number of tag labels), from the mean over the cells."""
+        pooled = region_features[..., : self.config.num_features].mean(dim=1)
+        return self.tag_classifier(pooled.to(self.tag_classifier.weight.dtype))
+
+    def rank_tags(self, logits: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """Tag ids (0 = none) and probabilities (B, L), falling, those under `tag_threshold` set to 0."""
+        scores, indices = logits.float().sigmoid().topk(min(self.config.max_tags, logits.shape[-1]), dim=-1)
+        kept = scores >= self.config.tag_threshold
+        return (indices + 1) * kept, scores * kept
+
+    def tags(self, output: RegionModelOutput) -> list[list[str]]:
+        """The words of an output's tags, best first, per image; empty lists where there is no tag head."""
+        if output.tag_ids is None:
+            return [[] for _ in output.region_features]
+        return [[self.config.tag_labels[i - 1] for i in row if i > 0] for row in output.tag_ids.tolist()]

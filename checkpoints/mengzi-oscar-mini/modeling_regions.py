@@ -1,0 +1,44 @@
+"""What every region model returns, whatever it looks for in the pixels (VinVL detections, grid cells).
+
+The box geometry follows the 2,054-d rows that Oscar and VinVL features have: appearance first, then six numbers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class RegionModelOutput(ModelOutput):
+    """Regions of a batch of images, best first where the model ranks them. What a model does not have is None.
+
+    Shapes: B images, R regions (padded to the longest image of the batch), D feature size, A attributes per region.
+    """
+
+    region_features: torch.FloatTensor | None = None  # (B, R, D), the last six numbers are the box geometry
+    region_attention_mask: torch.LongTensor | None = None  # (B, R), 1 = a region, 0 = padding
+    boxes: torch.FloatTensor | None = None  # (B, R, 4), x1 y1 x2 y2 in pixels of the original image
+    scores: torch.FloatTensor | None = None  # (B, R)
+    class_ids: torch.LongTensor | None = None  # (B, R), 0 = none
+    attribute_ids: torch.LongTensor | None = None  # (B, R, A), 0 = none
+    attribute_scores: torch.FloatTensor | None = None  # (B, R, A), falling
+    tag_ids: torch.LongTensor | None = None  # (B, L), tags of the whole image, 0 = none
+    tag_scores: torch.FloatTensor | None = None  # (B, L), falling
+    proposals: torch.FloatTensor | None = None  # (B, P, 4), pixels of the resized image; on request
+
+
+def box_geometry(boxes: torch.Tensor, original_sizes: torch.Tensor) -> torch.Tensor:
+    """Six numbers per box: x1/W, y1/H, x2/W, y2/H, w/W, h/H.
+
+    Args:
+        boxes: (B, R, 4) x1 y1 x2 y2 in pixels of the original image.
+        original_sizes: (B, 2) height and width of the original images in pixels.
+
+    Returns:
+        (B, R, 6) in the dtype of `boxes`. The order of the last two is the one of the code nearest to the authors of
+        the released features; the Oscar paper's text says "height and/or width" (see docs/feature_row.md).
+    """
+    height, width = original_sizes.to(boxes).unbind(-1)  # (B,), (B,)
+    corners = boxes / torch.stack([width, height, width, height], dim=-1)[:, None]  # (B, R, 4)
+    return torch.cat([corners, corners[..., 2:] - corners[..., :2]], dim=-1)

@@ -1,0 +1,263 @@
+"""Captions or questions, tags and regions -> tensors. The one place that knows the layout of the text.
+
+Two layouts, as Oscar trained them: "caption" keeps the tags at positions `tag_position_offset` on, whatever the
+length of the caption; "pair" lets the tags follow the text (VQA, GQA, retrieval, pre-training). The original pads the
+caption to a fixed number of slots for the first; here the positions are given instead and nothing is computed on the
+padding between.
+"""
+
+import re
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+
+from .configuration_mengzi_oscar import MengziOscarConfig
+
+# Ideographs, kana, CJK punctuation, full-width forms: no space stands between these in Chinese text.
+CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef“”‘’…—"
+CONTEXT, PADDING = -1, -2  # in `pack_captions`: slots that every query sees, slots that none sees
+SPACE_BETWEEN_CJK = re.compile(f"(?<=[{CJK}])\\s+(?=[{CJK}])")
+
+
+class MengziOscarProcessor(ProcessorMixin):
+    """
+    Args:
+        tokenizer: a BERT tokenizer.
+        layout: "caption" or "pair".
+        tag_position_offset: position of the first tag in the caption layout.
+        max_length: text and tags together, in tokens. max_regions: best regions kept per image.
+        max_tags: tag words kept per image; 0 = the checkpoint was trained without tags.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        layout="caption",
+        tag_position_offset=40,
+        max_length=70,
+        max_regions=50,
+        max_tags=None,
+        **kwargs,
+    ):
+        if layout not in ("caption", "pair"):
+            raise ValueError(f'layout must be "caption" or "pair", not {layout!r}')
+        self.layout = layout
+        self.tag_position_offset = tag_position_offset
+        self.max_length = max_length
+        self.max_regions = max_regions
+        self.max_tags = max_tags
+        super().__init__(tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self):
+        return [
+            *("input_ids", "attention_mask", "token_type_ids", "position_ids"),
+            *("region_features", "region_attention_mask", "tag_input_ids", "tag_attention_mask"),
+        ]
+
+    def __call__(
+        self,
+        text=None,
+        tags=None,
+        regions=None,
+        layout=None,
+        max_length=None,
+        max_regions=None,
+        return_tensors="pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            text: a caption or question per image (a list, or one string for one image); None to generate.
+            tags: per image a list of words or one string; same ids either way.
+            regions: per image an (R, D) array, or a dict with "region_features"; or one output of a region model.
+            layout, max_length, max_regions: override the processor's own.
+            return_tensors: "pt" or "np".
+
+        Returns:
+            With text: `input_ids`, `attention_mask`, `token_type_ids`, `position_ids` (B, T). Without: `tag_input_ids`,
+            `tag_attention_mask` (B, L), if tags were given. With regions: `region_features` (B, R, D),
+            `region_attention_mask` (B, R). Padding stands on the right.
+
+        Raises:
+            ValueError: numbers of texts, tags and regions that differ, or regions of differing widths.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if tags is not None:
+            tags = [tags] if isinstance(tags, str) or (texts and len(texts) == 1 and is_words(tags)) else tags
+            tags = [" ".join(self._first_tags(row)) for row in tags]
+        regions = split_regions(regions) if regions is not None else None
+        sizes = {
+            name: len(rows)
+            for name, rows in (("text", texts), ("tags", tags), ("regions", regions))
+            if rows is not None
+        }
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"text, tags and regions must be of the same number of images, got {sizes or 'nothing'}")
+        batch = {}
+        max_length = max_length or self.max_length
+        if texts is not None:
+            batch |= self._encode_text(texts, tags, layout or self.layout, max_length)
+        elif tags is not None:
+            batch |= self._encode_tags(tags, max_length)
+        if regions is not None:
+            batch |= pad_regions(regions, max_regions or self.max_regions)
+        return BatchFeature(batch).convert_to_tensors(return_tensors)
+
+    def _first_tags(self, words):
+        return words.split()[: self.max_tags] if isinstance(words, str) else list(words)[: self.max_tags]
+
+    def _encode_text(self, texts, tags, layout, max_length):
+        """[CLS] text [SEP] tags [SEP], types 0 and 1, positions by the layout."""
+        rows = []
+        for index, text in enumerate(texts):
+            text_ids = self._ids(text)
+            tag_ids = self._ids(tags[index]) if tags is not None else []
+            if layout == "caption":
+                text_ids = text_ids[: min(self.tag_position_offset, max_length) - 2]
+                tag_ids = tag_ids[: max_length - self.tag_position_offset - 1]
+            elif tag_ids:
+                text_ids, tag_ids = truncate_pair(text_ids, tag_ids, max_length - 3)
+            else:
+                text_ids = text_ids[: max_length - 2]
+            text_ids = [self.tokenizer.cls_token_id, *text_ids, self.tokenizer.sep_token_id]
+            tag_ids = [*tag_ids, self.tokenizer.sep_token_id] if tag_ids else []
+            tag_start = self.tag_position_offset if layout == "caption" else len(text_ids)
+            rows.append(
+                {
+                    "input_ids": text_ids + tag_ids,
+                    "attention_mask": [1] * (len(text_ids) + len(tag_ids)),
+                    "token_type_ids": [0] * len(text_ids) + [1] * len(tag_ids),
+                    "position_ids": [*range(len(text_ids)), *range(tag_start, tag_start + len(tag_ids))],
+                }
+            )
+        padding = {"input_ids": self.tokenizer.pad_token_id}
+        return {name: pad_rows([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
+
+    def _encode_tags(self, tags, max_length):
+        room = max_length - self.tag_position_offset - 1
+        rows = [self._ids(words)[:room] for words in tags]
+        rows = [[*row, self.tokenizer.sep_token_id] if row else [] for row in rows]
+        return {
+            "tag_input_ids": pad_rows(rows, self.tokenizer.pad_token_id),
+            "tag_attention_mask": pad_rows([[1] * len(row) for row in rows], 0),
+        }
+
+    def _ids(self, text):
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def batch_decode(self, sequences, skip_special_tokens=True, **kwargs) -> list[str]:
+        """Token ids (B, T) -> texts, cut at the first [SEP], without spaces between Chinese characters."""
+        return [self.decode(row, skip_special_tokens, **kwargs) for row in sequences]
+
+    def decode(self, token_ids, skip_special_tokens=True, **kwargs) -> str:
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
+        if self.tokenizer.sep_token_id in ids:
+            ids = ids[: ids.index(self.tokenizer.sep_token_id)]
+        text = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        return SPACE_BETWEEN_CJK.sub("", text).strip()
+
+
+def is_words(tags) -> bool:
+    return len(tags) > 0 and all(isinstance(word, str) for word in tags)
+
+
+def truncate_pair(first, second, room):
+    """Oscar's rule: take from the longer one, from the second when they are equal, until both fit."""
+    first, second = list(first), list(second)
+    while len(first) + len(second) > room:
+        (first if len(first) > len(second) else second).pop()
+    return first, second
+
+
+def pad_rows(rows, value):
+    longest = max(len(row) for row in rows)
+    return np.array([row + [value] * (longest - len(row)) for row in rows], dtype=np.int64).reshape(len(rows), longest)
+
+
+def split_regions(regions) -> list[np.ndarray]:
+    """What a user has -> one (R, D) array per image, without padding."""
+    if hasattr(regions, "keys"):  # an output of a region model, or a batch in its shape
+        features, mask = regions["region_features"], regions.get("region_attention_mask")
+        if features.ndim == 3:
+            if mask is None:
+                mask = torch.ones(features.shape[:2])
+            return [to_array(row)[to_array(valid).astype(bool)] for row, valid in zip(features, mask, strict=True)]
+        regions = [features]
+    elif getattr(regions, "ndim", None) == 2:  # one image
+        regions = [regions]
+    return [to_array(row["region_features"] if hasattr(row, "keys") else row) for row in regions]
+
+
+def to_array(values) -> np.ndarray:
+    return values.detach().float().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def pad_regions(regions, max_regions):
+    """List of (R, D) -> region_features (B, R, D) padded with zeros, region_attention_mask (B, R)."""
+    regions = [row[:max_regions] for row in regions]
+    widths = {row.shape[1] for row in regions}
+    if len(widths) != 1:
+        raise ValueError(f"the regions of one batch must have one width, got {sorted(widths)}")
+    features = np.zeros((len(regions), max(len(row) for row in regions), widths.pop()), dtype=np.float32)
+    mask = np.zeros(features.shape[:2], dtype=np.int64)
+    for index, row in enumerate(regions):
+        features[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return {"region_features": features, "region_attention_mask": mask}
+
+
+def pack_captions(captions, region_attention_mask, mask_token_id, pad_token_id=0, tags=None, tag_position_offset=40):
+    """Several finished captions of each image over one set of regions, with a [MASK] query at every position.
+
+    A caption [CLS] c1 ... cn [SEP] takes n + 1 slots for what is written ([CLS] c1 ... cn, positions 0 to n) and n + 1
+    for [MASK] queries (positions 1 to n + 1, labels c1 ... cn [SEP]). The query at position p sees the tokens of its
+    caption before p, itself, tags and regions: what the step of decoding that writes p sees. No caption sees another
+    one, tags and regions see no caption.
+
+    Args:
+        captions: per image a list of token id lists, [CLS] first and [SEP] last.
+        region_attention_mask: (B, R).
+        tags: per image the token ids of the tags with their [SEP], or None.
+
+    Returns:
+        dict of `input_ids`, `token_type_ids`, `position_ids`, `labels` (B, T; -100 where nothing is asked) and
+        `attention_mask` (B, T + R, T + R), ready for `MengziOscarForImageCaptioning`.
+    """
+    tags = tags if tags is not None else [[]] * len(captions)
+    names = ("input_ids", "token_type_ids", "position_ids", "labels", "caption", "written")
+    rows = [{name: [] for name in names} for _ in captions]
+    for row, image_captions, tag_ids in zip(rows, captions, tags, strict=True):
+        for number, ids in enumerate(image_captions):
+            steps = len(ids) - 1
+            row["input_ids"] += [*ids[:-1], *[mask_token_id] * steps]
+            row["position_ids"] += [*range(steps), *range(1, steps + 1)]
+            row["labels"] += [*[-100] * steps, *ids[1:]]
+            row["written"] += [1] * steps + [0] * steps
+            row["caption"] += [number] * (2 * steps)
+            row["token_type_ids"] += [0] * (2 * steps)
+        row["input_ids"] += tag_ids
+        row["position_ids"] += range(tag_position_offset, tag_position_offset + len(tag_ids))
+        row["labels"] += [-100] * len(tag_ids)
+        row["written"] += [0] * len(tag_ids)
+        row["caption"] += [CONTEXT] * len(tag_ids)
+        row["token_type_ids"] += [1] * len(tag_ids)
+    padding = {"input_ids": pad_token_id, "labels": -100, "caption": PADDING}
+    batch = {name: torch.from_numpy(pad_rows([row[name] for row in rows], padding.get(name, 0))) for name in names}
+    caption, written = batch.pop("caption"), batch.pop("written")
+    text, regions = caption.shape[1], region_attention_mask.shape[1]
+    caption = torch.cat([caption, torch.where(region_attention_mask.bool(), CONTEXT, PADDING)], dim=1)  # (B, S)
+    keys_written = torch.cat([written.bool(), written.new_zeros((len(rows), regions), dtype=torch.bool)], dim=1)
+    position = torch.cat([batch["position_ids"], written.new_zeros((len(rows), regions))], dim=1)
+    before = (
+        (caption[:, :, None] == caption[:, None, :])
+        & keys_written[:, None, :]
+        & (position[:, None, :] < position[:, :, None])
+    )
+    itself = torch.eye(text + regions, dtype=torch.bool)
+    batch["attention_mask"] = before | (caption == CONTEXT)[:, None, :] | itself
+    return batch
+
+
+if not __name__.startswith("transformers_modules"):  # as code of a Hub repo it must not stand in for other repos
+    AutoProcessor.register(MengziOscarConfig, MengziOscarProcessor, exist_ok=True)
