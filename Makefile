@@ -33,6 +33,6 @@ clean:           ## remove .venv and what the demo wrote
 
 # One extra, one stamp: what is installed already costs nothing the second time.
 .venv/demo .venv/test .venv/dev: .venv/pip
-	@echo "installing into .venv: about 5 GB the first time, most of it torch"
+	@echo "installing into .venv: about 6 GB the first time, most of it torch"
 	$(PIP) --editable ".[$(@F)]"
 	@touch $@
