@@ -74,8 +74,8 @@ print(json.dumps({"caption": locals().get("caption"), "piped": result["caption"]
 
 def run_python(script, *arguments, **environment):
     """A fresh interpreter, elsewhere, without the package on its path; the JSON of its last line, or its errors."""
-    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment
-    environment.pop("PYTHONPATH", None)
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
+    environment = {**inherited, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=environment["HF_HOME"])
 
