@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from modeling_mengzi_oscar import modeling_vinvl
 from modeling_mengzi_oscar.configuration_vinvl import VinVLConfig
 from modeling_mengzi_oscar.image_processing_vinvl import VinVLImageProcessor
-from modeling_mengzi_oscar.modeling_vinvl import VinVLModel, class_wise_nms, pairwise_iou, roi_align
+from modeling_mengzi_oscar.modeling_vinvl import VinVLModel, class_wise_nms, roi_align
 
 TINY = {
     "depths": [1, 1, 2, 2],
@@ -152,10 +152,6 @@ def test_keys_and_shapes_equal_the_original_manifest():
 def epsilon_in_norm(norm):
     scale = norm.weight * (norm.running_var + 1e-5).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
-
-
-def plus_one_iou(boxes):
-    return pairwise_iou(torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1))
 
 
 def clip_to_size(boxes, size):
