@@ -56,22 +56,25 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 SENT = (".json", ".jsonl", ".md", ".txt", ".py", ".safetensors", ".png", ".jpg", ".gitattributes")  # nothing that runs
 
 
-def save_checkpoint(folder, captioner, processor, region_model, image_processor, dtype=torch.float16, card=None):
+def save_checkpoint(
+    folder, model, processor, region_model=None, image_processor=None, dtype=torch.float16, card=None, task="caption"
+):
     """Writes everything that `MengziOscarPipeline.from_pretrained` reads; replaces an older folder when it is whole.
 
     The weights are stored in `dtype`, the models passed in stay as they are. `card` is the text of README.md; without
-    it there is one from `model_card`.
+    it there is one from `model_card`. Without a region model the config keeps naming the one it names.
     """
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    captioner.config.region_model = REGION_MODEL_FOLDER
-    save_in_dtype(captioner, temporary, dtype)
-    save_in_dtype(region_model, temporary / REGION_MODEL_FOLDER, dtype)
-    image_processor.save_pretrained(temporary / REGION_MODEL_FOLDER)
+    if region_model is not None:
+        model.config.region_model = REGION_MODEL_FOLDER
+        save_in_dtype(region_model, temporary / REGION_MODEL_FOLDER, dtype)
+        image_processor.save_pretrained(temporary / REGION_MODEL_FOLDER)
+    save_in_dtype(model, temporary, dtype)
     processor.save_pretrained(temporary)
     save_vocabulary(processor.tokenizer, temporary / "vocab.txt")
-    assemble(temporary, card or model_card("caption", captioner.config, folder.name))
+    assemble(temporary, card or model_card(task, model.config, folder.name))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 

@@ -134,10 +134,14 @@ class MengziOscarProcessor(ProcessorMixin):
         padding = {"input_ids": self.tokenizer.pad_token_id}
         return {name: pad_rows([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
 
+    def tag_ids(self, tags, max_length=None) -> list[int]:
+        """Tags of one image (words or one string) in the caption layout: their token ids with [SEP]; [] if none."""
+        room = (max_length or self.max_length) - self.tag_position_offset - 1
+        ids = self._ids(" ".join(self._first_tags(tags)))[:room]
+        return [*ids, self.tokenizer.sep_token_id] if ids else []
+
     def _encode_tags(self, tags, max_length):
-        room = max_length - self.tag_position_offset - 1
-        rows = [self._ids(words)[:room] for words in tags]
-        rows = [[*row, self.tokenizer.sep_token_id] if row else [] for row in rows]
+        rows = [self.tag_ids(words, max_length) for words in tags]
         return {
             "tag_input_ids": pad_rows(rows, self.tokenizer.pad_token_id),
             "tag_attention_mask": pad_rows([[1] * len(row) for row in rows], 0),

@@ -57,6 +57,7 @@ def start(data_dir, tmp_path_factory):
 def flags(data_dir, work, output, **settings):
     settings = {
         "model_name_or_path": work / "start",
+        "dataset": "flickr8k_cn",
         "data_dir": data_dir,
         "output_dir": output,
         "per_device_train_batch_size": 2,

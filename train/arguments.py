@@ -1,10 +1,37 @@
-"""Command lines of the training scripts: a recipe file gives the defaults, flags override it."""
+"""Command lines of the training scripts, and the rows and tensors that their flags name."""
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from datasets import Image, load_dataset
 from transformers import HfArgumentParser
+
+from datasets_scripts.prepare import NAMES, builder_class
+from modeling_mengzi_oscar import RegionFeatureStore
+
+
+@dataclass
+class RunArguments:
+    """What every job takes beside `TrainingArguments`."""
+
+    model_name_or_path: str = field(metadata={"help": "checkpoint to start from, or to score: folder or Hub id"})
+    dataset: str = field(
+        metadata={"help": f"a builder ({', '.join(NAMES)}), a folder of Parquet that prepare wrote, or a Hub id"}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "original files of a builder, as docs/data.md says"})
+    dataset_config: str | None = field(default=None, metadata={"help": "where a builder has several"})
+    test_split: str = field(default="test", metadata={"help": "split that --do_predict reads"})
+    features: list[str] = field(default_factory=list, metadata={"help": "stores: the plain one, then augmented ones"})
+    add_od_labels: bool = field(default=False, metadata={"help": "tags: the names of the regions, from the store"})
+    max_img_seq_length: int = field(default=50, metadata={"help": "regions of an image"})
+    drop_out: float | None = field(default=None, metadata={"help": "of the hidden states, instead of the checkpoint's"})
+    ema_decay: float = field(default=0.0, metadata={"help": "weight averaging, 0.999 for instance; 0 = none"})
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "stop after so many evaluations without a better one; 0 = never"}
+    )
+    max_eval_rows: int | None = field(default=None, metadata={"help": "score the first so many rows only"})
 
 
 def parse_arguments(*dataclass_types, description, arguments=None):
@@ -31,3 +58,33 @@ def parse_arguments(*dataclass_types, description, arguments=None):
             flags[name].required = False
         parser.set_defaults(**settings)
     return parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
+
+
+def load_splits(options):
+    """The splits of `--dataset`; photos stay paths until they are opened.
+
+    Raises:
+        SystemExit: a builder without --data_dir.
+    """
+    if options.dataset in NAMES:
+        if options.data_dir is None:
+            raise SystemExit(f"--dataset {options.dataset} needs --data_dir: the original files, see docs/data.md")
+        builder = builder_class(options.dataset)(data_dir=options.data_dir, config_name=options.dataset_config)
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
+    else:
+        splits = load_dataset(options.dataset, options.dataset_config)
+    if "image" in next(iter(splits.values())).features:
+        splits = splits.cast_column("image", Image(decode=False))
+    return splits
+
+
+def open_stores(options) -> list[RegionFeatureStore]:
+    """The stores of `--features`.
+
+    Raises:
+        SystemExit: none was named.
+    """
+    if not options.features:
+        raise SystemExit("--features is missing: region features of the photos, made by mengzi-oscar extract")
+    return [RegionFeatureStore.open(path) for path in options.features]

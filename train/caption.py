@@ -1,222 +1,161 @@
-"""Fine-tunes a captioner on photos and sentences, or scores one.
+"""Fine-tunes a captioner on photos and sentences, or writes captions with one and scores them.
 
-    accelerate launch train/caption.py --recipe train/recipes/mini_stage1.yaml --output_dir outputs/stage1
+    accelerate launch train/caption.py --do_train --recipe train/recipes/caption_coco.yaml \\
+        --model_name_or_path mengzi-oscar --data_dir coco_caption --features stores/coco --output_dir outputs/coco
     python train/caption.py --do_predict --model_name_or_path checkpoints/mengzi-oscar-mini \\
-        --data_dir data/flickr8k-cn --output_dir outputs/scores
+        --dataset flickr8k_cn --data_dir data/flickr8k-cn --output_dir outputs/scores
 
-Runs again with the same --output_dir go on from the last checkpoint. Validation decodes captions with the averaged
-weights; the best epoch by character-level CIDEr-D is kept as <output_dir>/best, a folder laid out as a Hub repo.
+Objectives: "masked", as published (15 % of a sentence's tokens, at most three); "dense", a loss at every position, all
+sentences of a photo in one pass; "scst", rewarded by CIDEr-D, after one of the others. Without --features it works from
+pixels with the checkpoint's own region model, parts of which --tune_region_model trains.
+
+Run again with the same --output_dir it goes on from the last checkpoint. The best validation, captions decoded by beam
+search with the averaged weights, is kept as <output_dir>/best, a folder laid out as a Hub repo.
 """
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from arguments import parse_arguments
-from collators import CaptionDataset, DenseCaptionCollator
-from datasets import Image
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
-from weight_averaging import WeightAverage
+from accelerate import PartialState
+from arguments import RunArguments, load_splits, open_stores, parse_arguments
+from collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
+from from_pixels import CaptionerFromPixels
+from report import write_beside
+from self_critical import SelfCriticalCollator, SelfCriticalTrainer
+from trainer import OscarTrainer
+from transformers import TrainingArguments
+from write_captions import score, write_captions
 
-from datasets_scripts.flickr8k_cn import Flickr8kCN
-from metrics.caption_zh.scores import caption_scores
-from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarProcessor, RegionFeatureStore
+from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarProcessor
+from modeling_mengzi_oscar.extraction import label_texts
 from modeling_mengzi_oscar.hub import save_checkpoint
-from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 
 @dataclass
-class CaptionArguments:
-    model_name_or_path: str = field(metadata={"help": "checkpoint to start from, or to score: folder or Hub id"})
-    data_dir: str = field(metadata={"help": "Flickr8k-CN, laid out as docs/data.md says"})
-    features: list[str] = field(default_factory=list, metadata={"help": "stores: the plain one, then augmented ones"})
+class CaptionArguments(RunArguments):
+    objective: str = field(default="dense", metadata={"help": "what is learnt", "choices": ["dense", "masked", "scst"]})
     tune_region_model: str | None = field(
-        default=None,
-        metadata={"help": "train from pixels: regular expression of region model parameters"},
+        default=None, metadata={"help": "train from pixels: regular expression of region model parameters"}
     )
     region_model_learning_rate: float = 3e-4
     crops: bool = field(default=True, metadata={"help": "from pixels: crop and brighten at random"})
+    tie_weights: bool | None = field(default=None, metadata={"help": "decoder = word embedding"})
+    freeze_embedding: bool | None = field(default=None, metadata={"help": "the word embedding is not trained"})
     label_smoothing: float | None = field(default=None, metadata={"help": "instead of the checkpoint's"})
+    drop_worst_ratio: float | None = field(default=None, metadata={"help": "share of the tokens with the worst losses"})
+    drop_worst_after: int | None = field(default=None, metadata={"help": "micro-batches before they are dropped"})
+    mask_prob: float = field(default=0.15, metadata={"help": "masked: share of a sentence's tokens"})
+    max_masked_tokens: int = field(default=3, metadata={"help": "masked: at most so many"})
+    max_seq_a_length: int = field(default=40, metadata={"help": "tokens of a sentence with [CLS] and [SEP]"})
     machine_captions: bool = field(default=False, metadata={"help": "one machine translation a photo, begun by [MT]"})
-    corruption: float = field(default=0.1, metadata={"help": "share of written tokens replaced by random ones"})
-    ema_decay: float = field(default=0.999, metadata={"help": "weight averaging"})
+    corruption: float = field(default=0.0, metadata={"help": "dense: share of written tokens replaced by random ones"})
+    sc_train_sample_n: int = field(default=5, metadata={"help": "scst: samples of a photo"})
+    sc_baseline_type: str = field(default="greedy", metadata={"help": "scst", "choices": ["greedy", "sample"]})
+    sc_segment: str = field(default="char", metadata={"help": "scst: reward by", "choices": ["char", "jieba"]})
     num_beams: int = 5
-    max_gen_length: int = field(default=20, metadata={"help": "tokens of a caption with [CLS] and [SEP]"})
-    max_eval_photos: int | None = field(default=None, metadata={"help": "score the first so many photos only"})
-
-
-class CaptionerFromPixels(MengziOscarPreTrainedModel):
-    """Region model and captioner as one, to train both; the region model stays in eval mode (fixed BN statistics)."""
-
-    _tied_weights_keys = {
-        "captioner.cls.predictions.decoder.weight": "captioner.bert.embeddings.word_embeddings.weight"
-    }
-
-    def __init__(self, captioner, region_model, trainable):
-        super().__init__(captioner.config)
-        self.captioner, self.region_model = captioner, region_model
-        for name, parameter in region_model.named_parameters():
-            parameter.requires_grad_(re.search(trainable, name) is not None)
-        self.post_init()
-
-    def _init_weights(self, module):
-        pass  # both parts come trained
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.region_model.eval()
-        return self
-
-    def forward(self, pixel_values, original_sizes, tag_labels, **inputs):
-        regions = self.region_model(pixel_values, original_sizes)
-        output = self.captioner(region_features=regions.region_features, **inputs)
-        tag_logits = self.region_model.tag_logits(regions.region_features)
-        tag_loss = torch.nn.functional.binary_cross_entropy_with_logits(tag_logits.float(), tag_labels)
-        return {"loss": output.loss + tag_loss}
-
-
-class CaptionTrainer(Trainer):
-    """Trainer whose evaluation also writes and scores captions, and keeps the best epoch as a Hub folder."""
-
-    def __init__(self, *args, average, options, save_best, **kwargs):
-        super().__init__(*args, callbacks=[average], **kwargs)
-        self.average, self.options, self.save_best = average, options, save_best
-
-    def evaluate(self, *args, **kwargs):
-        with self.average.applied_to(self.model):
-            metrics = super().evaluate(*args, **kwargs)
-            predictions = write_captions(self.model, self.eval_dataset, self.data_collator, self.args, self.options)
-            scores = score(predictions, self.eval_dataset.references[: len(predictions)])
-            self.log({f"eval_{name}": value for name, value in scores.items()})
-            if self.state.best_metric is None or scores["char_cider_d"] > self.state.best_metric:
-                self.state.best_metric, self.state.best_global_step = scores["char_cider_d"], self.state.global_step
-                self.save_best()
-        return metrics | {f"eval_{name}": value for name, value in scores.items()}
-
-
-@torch.inference_mode()
-def write_captions(model, dataset, collator, training_arguments, options):
-    """One caption per photo, by beam search; list of token id rows -> list of texts."""
-    model.eval()
-    captioner = getattr(model, "captioner", model)
-    processor = MengziOscarProcessor(dataset.tokenizer)
-    subset = torch.utils.data.Subset(dataset, range(min(len(dataset), options.max_eval_photos or len(dataset))))
-    texts = []
-    loader = DataLoader(subset, batch_size=training_arguments.eval_batch_size, collate_fn=collator)
-    for batch in tqdm(loader, desc="captions", leave=False):
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=training_arguments.bf16):
-            if "pixel_values" in batch:
-                regions = model.region_model(batch["pixel_values"], batch["original_sizes"])
-                features, mask = regions.region_features, regions.region_attention_mask
-            else:
-                features, mask = batch["region_features"], batch["region_attention_mask"]
-            ids = captioner.generate(features, mask, num_beams=options.num_beams, max_length=options.max_gen_length)
-        texts += processor.batch_decode(ids)
-    return texts
-
-
-def score(predictions, references):
-    """Character and word level scores, punctuation dropped on both sides, and how many captions differ."""
-    scores = {"distinct": len(set(predictions))}
-    for level, segment in (("char", "char"), ("word", "jieba")):
-        result = caption_scores(predictions, references, segment=segment, metrics=("bleu", "rouge_l", "cider_d"))
-        scores |= {f"{level}_{name}": result[name] for name in ("bleu_4", "rouge_l", "cider_d")}
-    return scores
+    max_gen_length: int = field(default=20, metadata={"help": "tokens of a written caption with [CLS] and [SEP]"})
 
 
 def main(arguments=None):
     options, training = parse_arguments(CaptionArguments, TrainingArguments, description=__doc__, arguments=arguments)
 
-    # 1. Model
+    # 1. Model: published settings that were given replace the checkpoint's
     processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
-    attention = (
-        "eager" if training.device.type == "cpu" else "sdpa"
-    )  # on CPUs the fused backward is slower at these sizes
-    captioner = MengziOscarForImageCaptioning.from_pretrained(
-        options.model_name_or_path, dtype="float32", attn_implementation=attention if training.do_train else "sdpa"
+    processor.max_regions = options.max_img_seq_length
+    names = ("tie_weights", "freeze_embedding", "label_smoothing", "drop_worst_ratio", "drop_worst_after")
+    settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.drop_out is not None:
+        settings["hidden_dropout_prob"] = options.drop_out
+    # On CPUs the fused attention is slower to train at these sizes.
+    attention = "eager" if training.do_train and training.device.type == "cpu" else "sdpa"
+    captioner = model = MengziOscarForImageCaptioning.from_pretrained(
+        options.model_name_or_path, dtype="float32", attn_implementation=attention, **settings
     )
-    if options.label_smoothing is not None:
-        captioner.config.label_smoothing = options.label_smoothing
-    region_model, image_processor = load_region_model(options.model_name_or_path)
-    model = captioner
-    if options.tune_region_model is not None or not options.features:
+    region_model = image_processor = num_regions = None
+    if captioner.config.region_model:
+        region_model, image_processor = load_region_model(options.model_name_or_path)
+    from_pixels = options.tune_region_model is not None or not options.features
+    if from_pixels and region_model is None:
+        raise SystemExit(f"{options.model_name_or_path} names no region model: --features must name region features")
+    if from_pixels and options.objective != "dense":
+        raise SystemExit(f"--objective {options.objective} works on stored features: --features is missing")
+    if from_pixels:
         region_model.to(memory_format=torch.channels_last)
-        model = CaptionerFromPixels(captioner, region_model, options.tune_region_model or "^$")
+        num_regions = region_model.config.grid_size**2
+        model = CaptionerFromPixels(captioner, region_model, options.tune_region_model or "^$").to(training.device)
 
     # 2. Data
-    builder = Flickr8kCN(data_dir=options.data_dir)
-    builder.download_and_prepare()
-    splits = builder.as_dataset().cast_column("image", Image(decode=False))
-    common = {"tokenizer": processor.tokenizer, "max_length": options.max_gen_length}
-    if model is captioner:
-        common["stores"] = [RegionFeatureStore.open(path) for path in options.features]
-    else:
+    splits = load_splits(options)
+    common = {"processor": processor, "max_length": options.max_seq_a_length, "seed": training.seed}
+    if from_pixels:
         common |= {"image_processor": image_processor, "tag_labels": region_model.config.tag_labels}
-    collator = DenseCaptionCollator(processor.tokenizer, num_regions=region_model.config.grid_size**2)
+    else:
+        common["stores"] = open_stores(options)
+        if options.add_od_labels:
+            common["labels"] = common["stores"][0].labels or label_texts(region_model, "zh")
+    dense = DenseCaptionCollator(processor, num_regions)
 
-    # 3. Score only
+    # 3. Captions only
     if training.do_predict:
-        dataset = CaptionDataset(splits["test"], **common)
-        predictions = write_captions(model, dataset, collator, training, options)
-        results = {"split": "test", "references": "5 human-written", "punctuation": "dropped"}
-        results |= score(predictions, dataset.references[: len(predictions)])
-        folder = Path(training.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = zip(dataset.image_ids, predictions, strict=False)
-        lines = [json.dumps({"image_id": i, "caption": c}, ensure_ascii=False) + "\n" for i, c in rows]
-        (folder / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
-        (folder / "scores.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-        print(json.dumps(results, indent=2))
+        rows = CaptionRows(splits[options.test_split], **common)
+        predictions = write_captions(model.to(training.device), rows, dense, training, options)
+        if PartialState().is_main_process:
+            results = {"split": options.test_split, "punctuation": "dropped"}
+            results |= score(predictions, rows.references[: len(predictions)])
+            folder = Path(training.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in predictions]
+            write_beside(folder / "captions.jsonl", "".join(lines))
+            write_beside(folder / "scores.json", json.dumps(results, indent=2))
+            print(json.dumps(results, indent=2))
         return
 
-    # 4. Optimiser: no decay for biases and LayerNorms, a rate of its own for the region model
-    groups = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = options.region_model_learning_rate if "region_model." in name else training.learning_rate
-            decay = 0.0 if parameter.dim() < 2 else training.weight_decay
-            groups.setdefault((rate, decay), []).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()],
-        betas=(training.adam_beta1, training.adam_beta2),
-    )
+    # 4. What the objective learns from
+    trainer_class, more, collator, rows_class, validation_rows = OscarTrainer, {}, dense, CaptionRows, CaptionRows
+    draws = {"crops": options.crops, "corruption": options.corruption}
+    if options.machine_captions:
+        draws["machine_start_id"] = processor.tokenizer.convert_tokens_to_ids("[MT]")
+    if options.objective == "masked":
+        collator, rows_class, validation_rows = MaskedCaptionCollator(processor), MaskedCaptionRows, MaskedCaptionRows
+        draws = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
+    train = rows_class(splits["train"], **common, **draws, training=True)
+    validation = CaptionRows(splits["validation"], **common)
+    if options.objective == "scst":
+        trainer_class, collator = SelfCriticalTrainer, SelfCriticalCollator(processor)
+        more = {"processor": processor, "references": train.references, "segment": options.sc_segment}
 
-    # 5. Train
-    start = processor.tokenizer.convert_tokens_to_ids("[MT]") if options.machine_captions else None
-    train = CaptionDataset(
-        splits["train"],
-        **common,
-        training=True,
-        crops=options.crops,
-        machine_start_id=start,
-        corruption=options.corruption,
-    )
-    training.remove_unused_columns = False
-    training.label_names = ["labels"]
-    training.prediction_loss_only = True
-    output = Path(training.output_dir)
-    trainer = CaptionTrainer(
+    # 5. Evaluation: captions of the validation photos
+    def evaluate_captions(model):
+        predictions = write_captions(model, validation, dense, training, options)
+        samples = [
+            {"image_id": row["image_id"], "image": path, "lines": [row["caption"], *references[:1]]}
+            for row, path, references in zip(predictions, validation.paths, validation.references, strict=False)
+        ]
+        return score(predictions, validation.references[: len(predictions)]), samples
+
+    # 6. Train
+    if from_pixels:
+        groups = model.optimizer_groups(training, options.region_model_learning_rate)
+        betas = (training.adam_beta1, training.adam_beta2)
+        more["optimizers"] = (torch.optim.AdamW(groups, betas=betas, fused=True), None)
+    trainer_class(
         model=model,
         args=training,
+        options=options,
+        task="caption",
+        best_metric="char_cider_d",
         data_collator=collator,
         train_dataset=train,
-        eval_dataset=CaptionDataset(splits["validation"], **common),
-        optimizers=(optimizer, None),
-        average=WeightAverage(options.ema_decay),
-        options=options,
-        save_best=lambda: save_checkpoint(output / "best", captioner, processor, region_model, image_processor),
-    )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
-    last = trainer.state.global_step
-    if not any("eval_loss" in entry and entry["step"] == last for entry in trainer.state.log_history):
-        trainer.evaluate()
+        eval_dataset=validation_rows(splits["validation"], **common),
+        evaluate_task=evaluate_captions,
+        save=lambda folder, card: save_checkpoint(
+            folder, captioner, processor, region_model, image_processor, card=card
+        ),
+        **more,
+    ).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""What a training sees of the data: photos with their sentences, packed for the dense objective."""
+"""What a training sees of the data: rows joined to their regions when a batch is made, masked or packed, as tensors.
+
+Every random draw for a row comes from `SeededRows.draws`: seed, epoch and row decide it, whatever process, worker or
+resumed run asks.
+"""
 
 import random
 
@@ -8,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from modeling_mengzi_oscar.photos import open_photo
-from modeling_mengzi_oscar.processing_mengzi_oscar import pack_captions, pad_regions
+from modeling_mengzi_oscar.processing_mengzi_oscar import pack_captions, pad_regions, pad_rows
 
 # Mild, so that "red", "two" and "beside" stay true: a crop of at least 75 % of the photo, some brightness.
 AUGMENT = v2.Compose(
@@ -19,101 +23,269 @@ AUGMENT = v2.Compose(
 )
 
 
-class CaptionDataset(Dataset):
-    """One item per photo: its regions (from stores) or its pixels, and its sentences as token ids.
+CONTEXT = ("region_features", "region_attention_mask", "tag_input_ids", "tag_attention_mask")  # captions start from
+
+
+class SeededRows(Dataset):
+    """Rows whose draws depend on seed, epoch and row only. The epoch lives in memory that worker processes share."""
+
+    def __init__(self, seed=0):
+        self.seed, self.epoch = seed, torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch):
+        self.epoch.fill_(epoch)
+
+    def draws(self, index) -> random.Random:
+        return random.Random(f"{self.seed} {int(self.epoch)} {index}")
+
+
+def tag_words(regions, labels) -> list[str]:
+    """Names of an image's tags, as a store's row holds them: of the whole image if there are any, else of its regions.
+
+    Doubles stay, as Oscar's label files have them. `labels[0]` stands for none.
+    """
+    ids = regions["tag_ids"] if "tag_ids" in regions else regions["class_ids"]
+    return [labels[number] for number in ids.tolist() if number > 0]
+
+
+class CaptionRows(SeededRows):
+    """One item per photo: its regions (from stores) or its pixels, its tags, and its sentences as token ids.
 
     Args:
-        rows: a split of a caption builder: image_id, image (path), captions, machine.
-        tokenizer: of the captioner; `machine_start_id` opens a machine-translated sentence in place of [CLS].
+        rows: a split of a caption builder: image_id, captions; image (path) and machine where there are any.
+        processor: of the captioner. max_length: tokens of a sentence with [CLS] and [SEP].
         stores: region stores to draw from; the first is the plain one, the others are augmented.
-        image_processor: instead of stores: pixels.
+        labels: texts of the stores' tag or class ids, to give the captioner tags; None = no tags.
+        image_processor: instead of stores: pixels. crops: of these: crop and brighten at random, beside mirroring.
         tag_labels: words whose presence in the sentences is the target of the region model's tag head.
         training: draw augmentations, one machine translation and `corruption`; else plain and human sentences only.
-        crops: of the pixels: crop and brighten at random, beside mirroring.
+        machine_start_id: opens a machine-translated sentence in place of [CLS].
     """
 
     def __init__(
         self,
         rows,
-        tokenizer,
+        processor,
         stores=(),
+        labels=None,
         image_processor=None,
         tag_labels=(),
         training=False,
         crops=True,
         machine_start_id=None,
-        corruption=0.1,
+        corruption=0.0,
         max_length=20,
+        seed=0,
     ):
-        self.stores, self.image_processor, self.training = stores, image_processor, training
-        self.tokenizer, self.corruption, self.crops = tokenizer, corruption, crops
-        self.image_ids, self.paths = rows["image_id"], [image["path"] for image in rows["image"]]
-        self.references = rows["captions"]
+        super().__init__(seed)
+        self.stores, self.labels, self.image_processor = stores, labels, image_processor
+        self.training, self.processor, self.corruption, self.crops = training, processor, corruption, crops
+        tokenizer = self.tokenizer = processor.tokenizer
+        self.image_ids, self.references = rows["image_id"], rows["captions"]
+        self.paths = [image["path"] for image in rows["image"]] if "image" in rows.column_names else None
         cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
 
         def encode(sentences, start):
             ids = tokenizer(list(sentences), add_special_tokens=False)["input_ids"] if sentences else []
             return [[start, *row[: max_length - 2], sep] for row in ids]
 
-        self.captions = [encode(sentences, cls) for sentences in rows["captions"]]
+        self.captions = [encode(sentences, cls) for sentences in self.references]
         self.machine = [[] for _ in self.captions]
         if training and machine_start_id is not None:
             self.machine = [encode([s["caption"] for s in row], machine_start_id) for row in rows["machine"]]
         self.tag_labels = torch.tensor(
-            [[any(word in s for s in sentences) for word in tag_labels] for sentences in rows["captions"]]
+            [[any(word in s for s in sentences) for word in tag_labels] for sentences in self.references]
         ).float()
 
     def __len__(self):
         return len(self.image_ids)
 
     def __getitem__(self, index):
+        draws = self.draws(index)
         captions = list(self.captions[index])
         if self.machine[index]:
-            captions.append(random.choice(self.machine[index]))
-        item = {"captions": captions, "inputs": [self._corrupt(ids) for ids in captions]}
+            captions.append(draws.choice(self.machine[index]))
+        item = {"index": index, "captions": captions, "inputs": [self._corrupt(ids, draws) for ids in captions]}
         if self.image_processor is not None:
-            item |= self._pixels(index)
-            item["tag_labels"] = self.tag_labels[index]
-        else:
-            store = random.choice(self.stores) if self.training else self.stores[0]
-            item["region_features"] = store[self.image_ids[index]]["region_features"]
+            return item | self._pixels(index, draws) | {"tag_labels": self.tag_labels[index]}
+        return item | self.regions(index, draws)
+
+    def regions(self, index, draws):
+        """`region_features` (R, D) of a photo, and its tags as token ids with their [SEP]."""
+        store = draws.choice(self.stores) if self.training else self.stores[0]
+        regions = store[self.image_ids[index]]
+        item = {"region_features": regions["region_features"][: self.processor.max_regions]}
+        if self.labels is not None:
+            words = tag_words(regions, self.labels)
+            item["tags"] = self.processor.tag_ids(words)
         return item
 
-    def _pixels(self, index):
+    def _pixels(self, index, draws):
         photo = open_photo(self.paths[index])
         if self.training:
-            photo = ImageOps.mirror(photo) if random.random() < 0.5 else photo
-            photo = AUGMENT(photo) if self.crops else photo
+            photo = ImageOps.mirror(photo) if draws.random() < 0.5 else photo
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+                torch.manual_seed(draws.getrandbits(32))
+                photo = AUGMENT(photo) if self.crops else photo
         inputs = self.image_processor(photo, return_tensors="pt")
         return {name: values[0] for name, values in inputs.items()}
 
-    def _corrupt(self, ids):
+    def _corrupt(self, ids, draws):
         """Some written tokens are replaced, so that decoding can go on after a mistake; the labels stay right."""
-        if not self.training:
+        if not self.training or not self.corruption:
             return ids
         low, high = max(self.tokenizer.all_special_ids) + 1, len(self.tokenizer)
-        middle = [random.randrange(low, high) if random.random() < self.corruption else i for i in ids[1:-1]]
+        middle = [draws.randrange(low, high) if draws.random() < self.corruption else i for i in ids[1:-1]]
         return [ids[0], *middle, ids[-1]]
 
 
 class DenseCaptionCollator:
-    """Items of a `CaptionDataset` -> tensors with a loss at every position of every sentence."""
+    """Items of `CaptionRows` -> tensors with a loss at every position of every sentence, regions once per photo."""
 
-    def __init__(self, tokenizer, num_regions=None):
-        self.tokenizer, self.num_regions = tokenizer, num_regions
+    def __init__(self, processor, num_regions=None):
+        self.processor, self.num_regions = processor, num_regions
 
     def __call__(self, items):
-        batch = {}
-        if "pixel_values" in items[0]:
-            for name in ("pixel_values", "original_sizes", "tag_labels"):
-                batch[name] = torch.stack([item[name] for item in items])
-            region_mask = torch.ones((len(items), self.num_regions), dtype=torch.long)
-        else:
-            padded = pad_regions([item["region_features"] for item in items], max_regions=None)
-            batch["region_features"] = torch.from_numpy(padded["region_features"])
-            region_mask = torch.from_numpy(padded["region_attention_mask"])
-        batch["region_attention_mask"] = region_mask
-        tokens = self.tokenizer
-        packed = pack_captions([i["inputs"] for i in items], region_mask, tokens.mask_token_id, tokens.pad_token_id)
-        clean = pack_captions([i["captions"] for i in items], region_mask, tokens.mask_token_id, tokens.pad_token_id)
+        batch = self.regions(items)
+        clean = self.pack([item["captions"] for item in items], items, batch["region_attention_mask"])
+        packed = self.pack([item["inputs"] for item in items], items, batch["region_attention_mask"])
         return batch | packed | {"labels": clean["labels"]}
+
+    def regions(self, items):
+        if "pixel_values" in items[0]:
+            names = ("pixel_values", "original_sizes", "tag_labels")
+            mask = torch.ones((len(items), self.num_regions), dtype=torch.long)
+            pixels = {name: torch.stack([item[name] for item in items]) for name in names}
+            return pixels | {"region_attention_mask": mask}
+        regions = pad_regions([item["region_features"] for item in items], max_regions=None)
+        return {name: torch.from_numpy(array) for name, array in regions.items()}
+
+    def context(self, items):
+        """What captions are written from: regions or pixels, and tags."""
+        batch = self.regions(items)
+        if "tags" in items[0]:
+            tags = [item["tags"] for item in items]
+            batch["tag_input_ids"] = padded(tags, self.processor.tokenizer.pad_token_id)
+            batch["tag_attention_mask"] = padded([[1] * len(ids) for ids in tags], 0)
+        return batch
+
+    def pack(self, captions, items, region_attention_mask):
+        tokens = self.processor.tokenizer
+        tags = [item["tags"] for item in items] if "tags" in items[0] else None
+        offset = self.processor.tag_position_offset
+        return pack_captions(captions, region_attention_mask, tokens.mask_token_id, tokens.pad_token_id, tags, offset)
+
+
+class MaskedCaptionRows(CaptionRows):
+    """One item per sentence with a few tokens masked, as Oscar fine-tunes captioners (oscar/run_captioning.py).
+
+    Of the tokens after [CLS], the final [SEP] among them, round(15 %) of the length with [CLS] and [SEP], at least one
+    and at most three, are asked for: 80 % become [MASK], 10 % a random token, 10 % stay.
+    """
+
+    def __init__(self, *args, mask_prob=0.15, max_masked_tokens=3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mask_prob, self.max_masked_tokens = mask_prob, max_masked_tokens
+        self.places = [(row, number) for row, captions in enumerate(self.captions) for number in range(len(captions))]
+
+    @property
+    def lengths(self):
+        return [len(self.captions[row][number]) for row, number in self.places]
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, index):
+        draws = self.draws(index)
+        row, number = self.places[index]
+        ids, labels = self.mask(self.captions[row][number], draws)
+        return {"input_ids": ids, "labels": labels} | self.regions(row, draws)
+
+    def mask(self, ids, draws):
+        """Token ids with [CLS] and [SEP] -> ids with masks, labels with -100 where nothing is asked."""
+        count = min(max(round(self.mask_prob * len(ids)), 1), self.max_masked_tokens)
+        ids, labels = list(ids), [-100] * len(ids)
+        for position in draws.sample(range(1, len(ids)), count):
+            labels[position], chance = ids[position], draws.random()
+            if chance < 0.8:
+                ids[position] = self.tokenizer.mask_token_id
+            elif chance < 0.9:
+                drawn = draws.randint(0, len(self.tokenizer))  # one past the end is [UNK], as in the original
+                ids[position] = drawn if drawn < len(self.tokenizer) else self.tokenizer.unk_token_id
+        return ids, labels
+
+
+class MaskedCaptionCollator:
+    """Items of `MaskedCaptionRows` -> tensors in the caption layout, tags at their own positions."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, items):
+        tags = [item.get("tags", []) for item in items]
+        offset, pad = self.processor.tag_position_offset, self.processor.tokenizer.pad_token_id
+        rows = [
+            {
+                "input_ids": item["input_ids"] + tag_ids,
+                "attention_mask": [1] * (len(item["input_ids"]) + len(tag_ids)),
+                "token_type_ids": [0] * len(item["input_ids"]) + [1] * len(tag_ids),
+                "position_ids": [*range(len(item["input_ids"])), *range(offset, offset + len(tag_ids))],
+                "labels": item["labels"] + [-100] * len(tag_ids),
+            }
+            for item, tag_ids in zip(items, tags, strict=True)
+        ]
+        regions = pad_regions([item["region_features"] for item in items], max_regions=None)
+        batch = {name: torch.from_numpy(array) for name, array in regions.items()}
+        fill = {"input_ids": pad, "labels": -100}
+        return batch | {name: padded([row[name] for row in rows], fill.get(name, 0)) for name in rows[0]}
+
+
+def padded(rows, value) -> torch.LongTensor:
+    """Lists of integers -> (B, longest), filled up with `value`."""
+    return torch.from_numpy(pad_rows(rows, value))
+
+
+class PairRows(SeededRows):
+    """One item per text and image: `text`, `tags` (words), `region_features` (R, D) and the row's labels.
+
+    Args:
+        rows: a split with `image_id` and a text. text: name of its column.
+        store: region store. labels: texts of its tag or class ids; None = no tags, or a column `tags` of the rows.
+        targets: row -> {"labels": ...}, what the head is trained on; None when there is nothing to learn from.
+    """
+
+    def __init__(self, rows, store, text="question", labels=None, targets=None, seed=0):
+        super().__init__(seed)
+        self.rows, self.store, self.text, self.labels, self.targets = rows, store, text, labels, targets
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        regions = self.store[row["image_id"]]
+        item = {"text": row[self.text], "region_features": regions["region_features"]}
+        if self.labels is not None:
+            item["tags"] = tag_words(regions, self.labels)
+        elif row.get("tags"):
+            item["tags"] = row["tags"]
+        return item | (self.targets(row) if self.targets else {})
+
+
+class PairCollator:
+    """Items of `PairRows` -> tensors in the pair layout: [CLS] text [SEP] tags [SEP], regions, labels."""
+
+    def __init__(self, processor, max_length=None):
+        self.processor, self.max_length = processor, max_length
+
+    def __call__(self, items):
+        batch = self.processor(
+            text=[item["text"] for item in items],
+            tags=[item["tags"] for item in items] if "tags" in items[0] else None,
+            regions=[item["region_features"] for item in items],
+            layout="pair",
+            max_length=self.max_length,
+        )
+        if "labels" in items[0]:
+            batch["labels"] = torch.stack([torch.as_tensor(item["labels"]) for item in items])
+        return dict(batch)

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 FILE = "weight_average.safetensors"
 
@@ -25,8 +24,8 @@ class WeightAverage(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.average = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
         if state.global_step:
-            saved = load_file(Path(get_last_checkpoint(args.output_dir)) / FILE, device=str(model.device))
-            self.average = saved
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.average = load_file(folder / FILE, device=str(model.device))
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -35,10 +34,8 @@ class WeightAverage(TrainerCallback):
         for name, average in self.average.items():
             average.lerp_(parameters[name].detach().float(), 1 - decay)
 
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_file(self.average, folder / (FILE + ".tmp"))
-        (folder / (FILE + ".tmp")).rename(folder / FILE)
+    def save(self, folder):
+        save_file(self.average, Path(folder) / FILE)
 
     @contextmanager
     @torch.no_grad()

@@ -59,6 +59,8 @@ class MengziOscarForPreTrainingOutput(ModelOutput):
     seq_relationship_logits: torch.FloatTensor | None = None  # (B, num_contrast_classes)
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    prediction_loss: torch.FloatTensor | None = None  # mean over the masked tokens
+    relationship_loss: torch.FloatTensor | None = None  # mean over the rows; `loss` is the sum of both
 
 
 class MengziOscarPreTrainedModel(PreTrainedModel):
@@ -285,17 +287,24 @@ class MengziOscarForPreTraining(MengziOscarLanguageModel):
         )
         states = outputs.last_hidden_state
         relationship = self.cls.seq_relationship(outputs.pooler_output)
-        losses = []
+        prediction_loss = relationship_loss = None
         if labels is not None:
             labelled = labels != -100
             masked_logits = self.cls.predictions(states[:, : labels.shape[1]][labelled])  # (n, V)
-            loss = nn.functional.cross_entropy(masked_logits.float(), labels[labelled], reduction="sum")
-            losses.append(loss / labelled.sum().clamp(min=1))
+            summed = nn.functional.cross_entropy(masked_logits.float(), labels[labelled], reduction="sum")
+            prediction_loss = summed / labelled.sum().clamp(min=1)
         if next_sentence_label is not None:
-            losses.append(nn.functional.cross_entropy(relationship.float(), next_sentence_label))
+            relationship_loss = nn.functional.cross_entropy(relationship.float(), next_sentence_label)
+        losses = [loss for loss in (prediction_loss, relationship_loss) if loss is not None]
         logits = masked_logits if labels is not None and self.training else self.cls.predictions(states)
         return MengziOscarForPreTrainingOutput(
-            sum(losses) if losses else None, logits, relationship, outputs.hidden_states, outputs.attentions
+            sum(losses) if losses else None,
+            logits,
+            relationship,
+            outputs.hidden_states,
+            outputs.attentions,
+            prediction_loss,
+            relationship_loss,
         )
 
 

@@ -135,24 +135,37 @@ def ciders(hypotheses, reference_rows, hypothesis_counts, reference_counts, sigm
     multiplies by exp(-difference in length² / 2 sigma²), where coco-caption's length is the number of bigrams.
     One photo alone scores 0: every n-gram is in every document.
     """
-    document_frequency = Counter(ngram for row in reference_counts for ngram in set().union(*row))
-    photos = math.log(len(hypotheses))
-    weight = {ngram: photos - math.log(count) for ngram, count in document_frequency.items()}
-
-    def vector_and_norms(counts):
-        vector = {ngram: count * weight.get(ngram, photos) for ngram, count in counts.items()}
-        squares = [0.0] * LONGEST_NGRAM
-        for ngram, value in vector.items():
-            squares[len(ngram) - 1] += value * value
-        return vector, [math.sqrt(square) for square in squares]
-
+    vectors = TfIdf.of(reference_counts)
     plain = with_penalty = 0.0
     for hypothesis, row, counts, row_counts in zip(
         hypotheses, reference_rows, hypothesis_counts, reference_counts, strict=True
     ):
-        vector, norms = vector_and_norms(counts)
-        for reference, one_reference_counts in zip(row, row_counts, strict=True):
-            reference_vector, reference_norms = vector_and_norms(one_reference_counts)
+        found = vectors.similarities(hypothesis, counts, row, row_counts, sigma)
+        plain, with_penalty = plain + found[0], with_penalty + found[1]
+    return plain / len(hypotheses), with_penalty / len(hypotheses)
+
+
+class TfIdf:
+    """Vectors of 1- to 4-grams weighted by how few documents hold them, a document being a photo's references.
+
+    Args:
+        document_frequency: n-gram -> number of documents with it. documents: their number.
+    """
+
+    def __init__(self, document_frequency, documents):
+        self.of_unseen = math.log(documents)
+        self.weight = {ngram: self.of_unseen - math.log(count) for ngram, count in document_frequency.items()}
+
+    @classmethod
+    def of(cls, reference_counts):
+        return cls(Counter(ngram for row in reference_counts for ngram in set().union(*row)), len(reference_counts))
+
+    def similarities(self, hypothesis, counts, references, reference_counts, sigma=6.0) -> tuple[float, float]:
+        """(CIDEr, CIDEr-D) of one photo, times 10; captions as sequences of words with their n-gram counts."""
+        vector, norms = self._vector_and_norms(counts)
+        plain = with_penalty = 0.0
+        for reference, one_reference_counts in zip(references, reference_counts, strict=True):
+            reference_vector, reference_norms = self._vector_and_norms(one_reference_counts)
             products = [norm * other or 1.0 for norm, other in zip(norms, reference_norms, strict=True)]
             cosine = clipped = 0.0
             for ngram in vector.keys() & reference_vector.keys():
@@ -161,10 +174,36 @@ def ciders(hypotheses, reference_rows, hypothesis_counts, reference_counts, sigm
                 cosine += value * other / product
                 clipped += min(value, other) * other / product
             bigrams_more = max(0, len(hypothesis) - 1) - max(0, len(reference) - 1)
-            plain += cosine / len(row)
-            with_penalty += clipped * math.exp(-(bigrams_more**2) / (2 * sigma**2)) / len(row)
-    scale = 10 / LONGEST_NGRAM / len(hypotheses)
-    return plain * scale, with_penalty * scale
+            plain += cosine
+            with_penalty += clipped * math.exp(-(bigrams_more**2) / (2 * sigma**2))
+        scale = 10 / LONGEST_NGRAM / len(references)
+        return plain * scale, with_penalty * scale
+
+    def _vector_and_norms(self, counts):
+        vector = {ngram: count * self.weight.get(ngram, self.of_unseen) for ngram, count in counts.items()}
+        squares = [0.0] * LONGEST_NGRAM
+        for ngram, value in vector.items():
+            squares[len(ngram) - 1] += value * value
+        return vector, [math.sqrt(square) for square in squares]
+
+
+class CiderDReward:
+    """CIDEr-D of single captions against one photo's references, document frequencies fixed beforehand (SCST).
+
+    Args:
+        references: per photo its captions, each a list of words.
+        document_frequency, documents: of another corpus; by default of `references`.
+    """
+
+    def __init__(self, references, document_frequency=None, documents=None):
+        self.references = [[tuple(caption) for caption in row] for row in references]
+        self.counts = [[_ngram_counts(caption) for caption in row] for row in self.references]
+        self.vectors = TfIdf(document_frequency, documents) if documents else TfIdf.of(self.counts)
+
+    def __call__(self, words, photo: int) -> float:
+        words = tuple(words)
+        counts = _ngram_counts(words)
+        return self.vectors.similarities(words, counts, self.references[photo], self.counts[photo])[1]
 
 
 def _longest_common_subsequence(first: str, second: str) -> int:

@@ -1,0 +1,112 @@
+"""What a run leaves for people: curves, a table of scores, ten samples with their photos, a model card."""
+
+import html
+from importlib.metadata import version
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from modeling_mengzi_oscar.model_card import model_card
+from modeling_mengzi_oscar.photos import open_photo
+from modeling_mengzi_oscar.pictures import GREY, INK, PAPER, arrange, fit, font
+
+SAMPLES = 10
+PHOTO_WIDTH, TEXT_SIZE, LINE = 420, 22, 30
+RUN = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "num_train_epochs")
+RUN += ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "bf16", "fp16")
+
+
+def draw_curves(log_history, metric, path):
+    """Training and validation loss over the steps, and the metric that chooses the best."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, label in (("loss", "training loss"), ("eval_loss", "validation loss")):
+        points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=label, marker="o" if name == "eval_loss" else None)
+    axis.set(xlabel="step", ylabel="loss")
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+    if points and name != "eval_loss":
+        other = axis.twinx()
+        other.plot(*zip(*points, strict=True), color="tab:green", marker="s", label=metric)
+        other.set_ylabel(metric)
+        figure.legend(loc="outside upper right", ncols=3)
+    else:
+        axis.legend()
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def write_score_table(log_history, path):
+    """One row per evaluation, Markdown."""
+    rows = [entry for entry in log_history if "eval_loss" in entry]
+    ignored = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval_"))
+    names = [name for name in names if name not in ignored]
+    lines = ["| step | epoch | " + " | ".join(name.removeprefix("eval_") for name in names) + " |"]
+    lines += ["|" + "--:|" * (len(names) + 2)]
+    for row in rows:
+        values = [f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in names]
+        lines.append(f"| {row['step']} | {row['epoch']:.2f} | " + " | ".join(values) + " |")
+    write_beside(path, "\n".join(lines) + "\n")
+
+
+def save_samples(samples, folder):
+    """samples.md, and samples.png where the photos are at hand.
+
+    Args:
+        samples: dicts with `image_id`, `lines` (what to show: prediction first), and `image`, the path of the photo.
+    """
+    samples = samples[:SAMPLES]
+    if not samples:
+        return
+    text = [f"* **{sample['image_id']}**: " + " · ".join(sample["lines"]) + "\n" for sample in samples]
+    write_beside(folder / "samples.md", html.escape("".join(text), quote=False))
+    cards = [sample_card(sample) for sample in samples if sample.get("image") and Path(sample["image"]).is_file()]
+    if cards:
+        arrange(cards).save(folder / ".samples.png")
+        (folder / ".samples.png").replace(folder / "samples.png")
+
+
+def sample_card(sample) -> Image.Image:
+    photo = open_photo(sample["image"])
+    photo = photo.resize((PHOTO_WIDTH, min(PHOTO_WIDTH, round(PHOTO_WIDTH * photo.height / photo.width))))
+    card = Image.new("RGB", (PHOTO_WIDTH, photo.height + LINE * len(sample["lines"]) + 10), PAPER)
+    card.paste(photo, (0, 0))
+    draw = ImageDraw.Draw(card)
+    for number, line in enumerate(sample["lines"]):
+        text = fit(line, TEXT_SIZE, card.width)
+        draw.text((0, photo.height + 5 + LINE * number), text, INK if number == 0 else GREY, font(TEXT_SIZE))
+    return card
+
+
+def run_card(task, config, options, training, state, scores) -> str:
+    """The model card of a run: base model, data, hyper-parameters, scores of the chosen step, versions."""
+    numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    ignored = {"runtime", "samples_per_second", "steps_per_second", "epoch"}
+    numbers = {name: value for name, value in numbers.items() if name not in ignored}
+    settings = {name: getattr(training, name) for name in RUN}
+    settings = {name: value for name, value in settings.items() if value not in (None, False, -1)}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "datasets"))
+    notes = [
+        f"started from: {Path(options.model_name_or_path).name}",
+        f"data: {options.dataset}; averaged weights (decay {options.ema_decay}) of step {state.global_step}",
+        "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()),
+        f"versions: {versions}",
+    ]
+    where = {"dataset": Path(options.dataset).name, "split": "validation"}
+    name = Path(training.output_dir).resolve().name
+    return model_card(task, config, name, scores=where | numbers, license="other", notes=notes)
+
+
+def write_beside(path, text):
+    temporary = path.with_name("." + path.name)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,55 @@
+"""Captions of a whole split, decoded by all processes together, and what they score."""
+
+import torch
+from accelerate import PartialState
+from collators import CONTEXT
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+from trainer import in_order, share_of
+
+from metrics.caption_zh.scores import caption_scores
+
+
+@torch.inference_mode()
+def write_captions(model, rows, collator, training, options):
+    """One caption per photo by beam search: dicts of image_id, caption and confidence, of all processes, in order.
+
+    Confidence is exp of the mean log-probability, as the original writes it.
+    """
+    model.eval()
+    captioner = getattr(model, "captioner", model)
+    indices = list(share_of(min(len(rows), options.max_eval_rows or len(rows))))
+    found = []
+    loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator.context)
+    for batch in tqdm(loader, desc="captions", leave=False, disable=not PartialState().is_main_process):
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
+            if "pixel_values" in batch:
+                regions = model.region_model(batch.pop("pixel_values"), batch["original_sizes"])
+                batch |= {"region_features": regions.region_features}
+            written = captioner.generate(
+                **{name: batch[name] for name in CONTEXT if name in batch},
+                num_beams=options.num_beams,
+                max_length=options.max_gen_length,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+        confidence = [None] * len(written.sequences)
+        if options.num_beams > 1:  # greedy search keeps no score of the sentence
+            confidence = written.sequences_scores.exp().tolist()
+        found += zip(rows.processor.batch_decode(written.sequences), confidence, strict=True)
+    shares = [
+        (index, {"image_id": rows.image_ids[index], "caption": caption, "conf": confidence})
+        for index, (caption, confidence) in zip(indices, found, strict=True)
+    ]
+    return in_order(shares)
+
+
+def score(predictions, references):
+    """Character and word level scores, punctuation dropped on both sides, and how many captions differ."""
+    captions = [prediction["caption"] for prediction in predictions]
+    scores = {"distinct": len(set(captions))}
+    for level, segment in (("char", "char"), ("word", "jieba")):
+        result = caption_scores(captions, references, segment=segment, metrics=("bleu", "rouge_l", "cider_d"))
+        scores |= {f"{level}_{name}": result[name] for name in ("bleu_4", "rouge_l", "cider_d")}
+    return scores
