@@ -10,11 +10,12 @@ import extract_features
 import pytest
 import start_mini
 import torch
-from arguments import parse_arguments
+from arguments import load_splits, open_stores, parse_arguments
 from caption import CaptionArguments
 from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
+from trainer import newest_checkpoint
 from transformers import TrainingArguments
 from weight_averaging import WeightAverage
 
@@ -142,6 +143,57 @@ def test_stores_hold_mirrored_photos(data_dir, start):
     assert plain.region_model == str(start / "start")
 
 
+@pytest.mark.parametrize("objective", ["masked", "scst"])
+def test_objectives_leave_a_best_folder_and_what_people_look_at(data_dir, start, tmp_path, objective):
+    """One evaluation and three steps on the stored features, with the region model's words as tags."""
+    settings = {"objective": objective, "features": start / "plain", "add_od_labels": True, "sc_train_sample_n": 2}
+    settings |= {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3, "logging_steps": 1}
+    caption_script.main([*flags(data_dir, start, tmp_path, **settings), "--do_train"])
+    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
+    logged = {key for entry in state["log_history"] for key in entry}
+    assert {"loss", "samples_per_second", "peak_memory_gb", "eval_loss", "eval_char_cider_d"} <= logged
+    for picture in ("curves.png", "samples.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert image.size[0] > 400
+    card = (tmp_path / "best" / "README.md").read_text(encoding="utf-8")
+    for part in ("started from: start", "data: flickr8k_cn", "learning_rate 0.001", "transformers ", "char_cider_d"):
+        assert part in card
+    assert "photo4" in (tmp_path / "samples.md").read_text(encoding="utf-8")
+    assert "| 3 |" in (tmp_path / "scores.md").read_text()
+    predict = {"model_name_or_path": tmp_path / "best", "features": start / "plain", "add_od_labels": True}
+    caption_script.main([*flags(data_dir, start, tmp_path / "predicted", **predict), "--do_predict"])
+    [line] = (tmp_path / "predicted" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(line)
+    assert row["image_id"] == "photo5"
+    assert 0 < row["conf"] <= 1
+
+
+def test_early_stopping(data_dir, start, tmp_path):
+    """With a learning rate of 0 no evaluation is better than the first: two more, then the end."""
+    settings = {"features": start / "plain", "learning_rate": 0, "early_stopping_patience": 2, "max_steps": 20}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_total_limit": 1}
+    caption_script.main([*flags(data_dir, start, tmp_path, **settings), "--do_train"])
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+def test_an_interrupted_checkpoint_does_not_count(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for step, state in {1: "{}", 2: '{"epoch": 1.0}', 10: '{"epoch"'}.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-11").mkdir()
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_what_is_missing_is_said(data_dir, start, tmp_path):
+    with pytest.raises(SystemExit, match="--dataset aic_icc needs --data_dir"):
+        load_splits(CaptionArguments(model_name_or_path="x", dataset="aic_icc"))
+    with pytest.raises(SystemExit, match="--features is missing"):
+        open_stores(CaptionArguments(model_name_or_path="x", dataset="aic_icc"))
+    with pytest.raises(SystemExit, match="works on stored features"):
+        caption_script.main([*flags(data_dir, start, tmp_path, objective="scst"), "--do_train"])
+
+
 def test_weight_average_is_the_average(tmp_path):
     model = torch.nn.Linear(2, 1)
     average = WeightAverage(decay=0.9)
@@ -160,20 +212,26 @@ def test_weight_average_is_the_average(tmp_path):
     torch.testing.assert_close(model.weight.detach(), now)
 
 
-def test_recipes_name_flags_only(tmp_path, capsys):
-    for recipe in sorted((REPOSITORY / "train" / "recipes").glob("mini*.yaml")):
-        options, training = parse_arguments(
-            CaptionArguments, TrainingArguments, description="", arguments=["--recipe", str(recipe), "--use_cpu"]
-        )
-        assert training.per_device_train_batch_size == 24
-        assert options.machine_captions == (recipe.stem != "mini_stage3")
+@pytest.mark.parametrize(
+    "recipe", sorted((REPOSITORY / "train" / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_recipes_of_captioning_name_flags_only(recipe):
+    if not recipe.stem.startswith(("caption", "mini_stage")):
+        pytest.skip("a recipe of another script, tested there")
+    needed = ["--output_dir", "x", "--model_name_or_path", "y", "--recipe", str(recipe), "--use_cpu"]
+    options, training = parse_arguments(CaptionArguments, TrainingArguments, description="", arguments=needed)
+    published = {"caption_coco", "caption_aic_icc"}
+    assert (training.learning_rate == 3e-5 and options.drop_worst_after == 20000) == (recipe.stem in published)
+
+
+def test_a_recipe_is_overridden_and_checked(tmp_path, capsys):
+    recipe = REPOSITORY / "train" / "recipes" / "mini_stage1.yaml"
+    needed = ["--output_dir", "x", "--recipe", str(recipe), "--use_cpu"]
     options, training = parse_arguments(
-        CaptionArguments,
-        TrainingArguments,
-        description="",
-        arguments=["--recipe", str(recipe), "--learning_rate", "1", "--use_cpu"],
+        CaptionArguments, TrainingArguments, description="", arguments=[*needed, "--learning_rate", "1"]
     )
     assert training.learning_rate == 1
+    assert options.machine_captions
     wrong = Path(tmp_path / "wrong.yaml")
     wrong.write_text("learning_rat: 1\n")
     with pytest.raises(SystemExit):
