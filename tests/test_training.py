@@ -97,6 +97,8 @@ def test_resuming_gives_the_same_weights(data_dir, start, tmp_path):
         for max_steps in steps:
             settings = common | {"max_steps": max_steps}
             caption_script.main([*flags(data_dir, start, tmp_path / output, **settings), "--do_train"])
+    state = json.loads((tmp_path / "parts" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["LossCalls"]["attributes"] == {"loss_calls": 4}
     for file in ("model.safetensors", "weight_average.safetensors"):
         whole, parts = (load_file(tmp_path / output / "checkpoint-4" / file) for output in ("whole", "parts"))
         assert whole.keys() == parts.keys()

@@ -44,6 +44,7 @@ class OscarTrainer(Trainer):
         args.prediction_loss_only = True  # scores are made by evaluate_task
         args.label_names = args.label_names or ["labels"]
         args.metric_for_best_model = args.metric_for_best_model or best_metric
+        args.restore_callback_states_from_checkpoint = True  # LossCalls, and the patience of early stopping
         args.greater_is_better = not args.metric_for_best_model.endswith("loss")
         self.push_at_the_end, args.push_to_hub = args.push_to_hub, False  # the best folder, not every checkpoint
         self.options, self.task, self.save, self.evaluate_task = options, task, save, evaluate_task
@@ -110,6 +111,7 @@ class OscarTrainer(Trainer):
 
     def _determine_best_metric(self, metrics, trial):
         is_best = super()._determine_best_metric(metrics, trial)
+        self.state.best_global_step = None  # best/ is kept apart: rotation shall keep the newest checkpoints
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             draw_curves(self.state.log_history, self.args.metric_for_best_model, folder / "curves.png")
@@ -144,14 +146,13 @@ class OscarTrainer(Trainer):
 class LossCalls(TrainerCallback, ExportableState):
     """Carries the counter behind `drop_worst_after` through checkpoints; the original began again at 0."""
 
-    def __init__(self):
-        self.model = None
+    loss_calls = 0
+    model = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.model = getattr(model, "captioner", model)
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if state.global_step and saved and hasattr(self.model, "loss_calls"):
-            self.model.loss_calls = saved["attributes"]["loss_calls"]
+        if state.global_step and hasattr(self.model, "loss_calls"):
+            self.model.loss_calls = self.loss_calls
 
     def state(self):
         return {"args": {}, "attributes": {"loss_calls": getattr(self.model, "loss_calls", 0)}}
