@@ -22,6 +22,8 @@ _MODULE_OF = {
     "VinVLModel": "modeling_vinvl",
     "RegionModelOutput": "modeling_regions",
     "RegionFeatureStore": "region_store",
+    "import_tsv": "oscar_tsv",
+    "export_tsv": "oscar_tsv",
 }
 __all__ = sorted(_MODULE_OF)
 

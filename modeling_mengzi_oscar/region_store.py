@@ -33,7 +33,7 @@ REGION_FIELDS = {
 TAG_FIELDS = {"tag_ids": torch.int32, "tag_scores": torch.float32}  # (L,), tags of the whole image
 IMAGE_FIELDS = {"original_size": torch.int32}  # (2,) height, width in pixels
 _DTYPES = {"region_features": None, **REGION_FIELDS, **TAG_FIELDS, **IMAGE_FIELDS}
-_SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
+SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
 
 
 class RegionFeatureStore:
@@ -63,7 +63,7 @@ class RegionFeatureStore:
             indexed = json.loads(metadata["shards"])  # {name: bytes}
             self._index = arrays["hashes"], arrays["shards"], arrays["rows"]
         # The folder is listed after the index was read: another process may add shards meanwhile, none goes away.
-        sizes = {file.name: file.stat().st_size for file in os.scandir(self.path) if _SHARD_NAME.fullmatch(file.name)}
+        sizes = self._shard_sizes()
         for name, size in indexed.items():
             if sizes.get(name) != size:
                 found = f"has {sizes[name]} bytes" if name in sizes else "is missing"
@@ -78,10 +78,32 @@ class RegionFeatureStore:
         if self._unindexed:
             self._merge_into_index(first=len(indexed))
 
-    @classmethod
-    def open(cls, path):
-        """Same as the constructor; named after what it is paired with, `writer`."""
-        return cls(path)
+    @staticmethod
+    def open(path, revision=None, streaming=False):
+        """The store of a folder, or of a dataset repo on the Hub that it was pushed to (`region_store_hub.py`).
+
+        Args:
+            path: folder, or Hub id `org/name` or `org/name@revision`; a folder of that name goes first.
+            revision: branch, tag or commit of the Hub id.
+            streaming: download the index only, and read the rows that are asked for over HTTP.
+
+        Raises:
+            FileNotFoundError: there is no store of that name, here or there.
+        """
+        if Path(path).exists():
+            return RegionFeatureStore(path)
+        from .region_store_hub import HUB_ID, StreamedRegionFeatureStore, download
+
+        name = f"{path}@{revision}" if revision else str(path)
+        if not HUB_ID.fullmatch(name):
+            return RegionFeatureStore(path)  # raises
+        return StreamedRegionFeatureStore(name) if streaming else RegionFeatureStore(download(name))
+
+    def push_to_hub(self, repo_id, private=None):
+        """Upload as the folder `features` of a dataset repo; see `region_store_hub.push`."""
+        from .region_store_hub import push
+
+        return push(self, repo_id, private)
 
     @staticmethod
     def writer(path, dtype="float16", images_per_shard=512, worker="00000", region_model=None, labels=None):
@@ -159,8 +181,16 @@ class RegionFeatureStore:
 
     def _shard(self, number):
         if self._shards[number] is None:
-            self._shards[number] = _Shard(self.path / self._names[number], self.metadata)
+            name = self._names[number]
+            self._shards[number] = _Shard(self.path / name, self._shard_arrays(name), self.metadata)
         return self._shards[number]
+
+    def _shard_sizes(self):
+        """{name: bytes} of the shards that are there."""
+        return {file.name: file.stat().st_size for file in os.scandir(self.path) if SHARD_NAME.fullmatch(file.name)}
+
+    def _shard_arrays(self, name):
+        return _map(self.path / name, "delete it and extract its images again")[1]
 
     def _merge_into_index(self, first):
         """Add the shards from number `first` on to the index, in memory, and look for ids that were written twice."""
@@ -224,7 +254,7 @@ class RegionFeatureWriter:
             self.labels = labels or self._store.labels
             self._fields = self._store.metadata["fields"]
             self._check_metadata()
-        numbers = [int(m[2]) for m in map(_SHARD_NAME.fullmatch, os.listdir(self.path)) if m and m[1] == worker]
+        numbers = [int(m[2]) for m in map(SHARD_NAME.fullmatch, os.listdir(self.path)) if m and m[1] == worker]
         self._shard_number = max(numbers, default=-1) + 1
         self._added = set()  # ids of this session
         self._pending = {}  # image id -> arrays of the images of the next shard
@@ -312,11 +342,10 @@ class RegionFeatureWriter:
 
 
 class _Shard:
-    """One mapped safetensors file: fields concatenated over the images, and where each image starts."""
+    """One safetensors file: fields concatenated over the images, and where each image starts."""
 
-    def __init__(self, path, metadata):
-        self.path, self.fields = path, metadata["fields"]
-        _, self.arrays = _map(path, "delete it and extract its images again")
+    def __init__(self, path, arrays, metadata):
+        self.path, self.arrays, self.fields = path, arrays, metadata["fields"]
         fields = {name: list(array.shape[1:]) for name, array in self.arrays.items() if name in _DTYPES}
         dtype = str(self.arrays["region_features"].dtype)
         if fields != self.fields or dtype != metadata["dtype"]:

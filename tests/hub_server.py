@@ -1,7 +1,8 @@
-"""The part of the Hub's HTTP protocol that `create_repo`, `upload_folder` and `from_pretrained` speak, on the loopback.
+"""The part of the Hub's HTTP protocol that uploads, `from_pretrained` and `load_dataset` speak, on the loopback.
 
-Repositories live in memory: a list of commits, each a whole tree of files. Every upload goes inside the commit itself
-(uploadMode "regular"), so clients need HF_HUB_DISABLE_XET=1. One process, one thread per request, no access rights.
+Repositories live in memory: a list of commits, each a whole tree of files. Parquet and safetensors files are uploaded
+by Git LFS, the others inside the commit, so clients need HF_HUB_DISABLE_XET=1. Files can be read by ranges. One
+process, one thread per request, no access rights. Names of dataset repositories begin with "datasets/".
 """
 
 import base64
@@ -14,10 +15,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class HubServer:
-    """`with HubServer() as hub:` serves at `hub.url`; `hub.repos[id]` is {"private", "commits": [(sha, files)]}."""
+    """`with HubServer() as hub:` serves at `hub.url`; `hub.repos[id]` is {"private", "commits": [(sha, files)]}.
+
+    `hub.requests` has every request with the range that it asked for; `hub.sent` counts the bytes of files that were
+    read; when `hub.breaks_after` LFS files are there, if that is set, the server refuses one more, once.
+    """
 
     def __init__(self):
-        self.repos, self.requests = {}, []
+        self.repos, self.requests, self.lfs_files = {}, [], {}
+        self.sent, self.breaks_after = 0, None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -58,13 +64,14 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.route()
 
-    do_GET = do_POST = do_HEAD
+    do_GET = do_POST = do_PUT = do_HEAD
 
     def route(self):
         url = urlsplit(self.path)
         path, self.query = unquote(url.path), parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.hub.requests.append(f"{self.command} {path}")
+        self.hub.requests.append(" ".join(filter(None, (self.command, path, self.headers.get("Range")))))
+        path = re.sub(r"^/api/(models/|(?=datasets/))", "/api/repos/", path)  # ids of datasets keep their prefix
         for pattern, method in ROUTES.items():
             if match := re.fullmatch(pattern, path):
                 return method(self, **match.groupdict())
@@ -91,7 +98,8 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def create(self):
         wanted = json.loads(self.body)
-        repo_id = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        prefix = "datasets/" if wanted.get("type") == "dataset" else ""
+        repo_id = f"{prefix}{wanted.get('organization') or 'user'}/{wanted['name']}"
         status = 409 if repo_id in self.hub.repos else 200
         if status == 200:
             private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
@@ -112,22 +120,48 @@ class HubHandler(BaseHTTPRequestHandler):
         sha, files = found
         siblings = [{"rfilename": name} for name in files]
         private = self.hub.repos[repo_id]["private"]
-        return self.reply({"id": repo_id, "modelId": repo_id, "sha": sha, "private": private, "siblings": siblings})
+        name = repo_id.removeprefix("datasets/")
+        return self.reply({"id": name, "modelId": name, "sha": sha, "private": private, "siblings": siblings})
 
     def list_tree(self, repo_id, revision, folder=""):
         found = self.hub.tree(repo_id, revision)
         if found is None:
             return self.fail("RevisionNotFound" if repo_id in self.hub.repos else "RepoNotFound")
-        rows = []
-        for name, content in found[1].items():
-            if name.startswith(folder) and ("recursive" in self.query or "/" not in name.removeprefix(folder)):
-                oid = hashlib.sha1(content).hexdigest()
-                rows.append({"type": "file", "path": name, "size": len(content), "oid": oid})
-        return self.reply(rows)
+        entries = described(found[1])
+        if folder and folder not in entries:
+            return self.fail("EntryNotFound")
+        below = f"{folder}/" if folder else ""
+        recursive = self.query.get("recursive", ["False"])[0] in ("1", "true", "True")
+        names = [name for name in entries if name.startswith(below) and name != folder]
+        return self.reply([entries[name] for name in names if recursive or "/" not in name.removeprefix(below)])
+
+    def paths_info(self, repo_id, revision):
+        found = self.hub.tree(repo_id, revision)
+        if found is None:
+            return self.fail("RevisionNotFound" if repo_id in self.hub.repos else "RepoNotFound")
+        entries = described(found[1])
+        return self.reply([entries[path] for path in parse_qs(self.body.decode())["paths"] if path in entries])
 
     def preupload(self, repo_id, revision):
         files = json.loads(self.body)["files"]
-        self.reply({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+        modes = {file["path"]: "lfs" if file["path"].endswith(LFS) else "regular" for file in files}
+        self.reply({"files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]})
+
+    def lfs_batch(self, repo_id):
+        """Where to send the files that are not there yet."""
+        objects = json.loads(self.body)["objects"]
+        for one in objects:
+            if one["oid"] not in self.hub.lfs_files:
+                one["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}
+        self.reply({"transfer": "basic", "objects": objects})
+
+    def lfs_file(self, oid):
+        if len(self.hub.lfs_files) == self.hub.breaks_after:
+            self.hub.breaks_after = None
+            return self.fail("Full", 403)
+        assert hashlib.sha256(self.body).hexdigest() == oid
+        self.hub.lfs_files[oid] = self.body
+        return self.reply({})
 
     def receive_commit(self, repo_id, revision):
         added, deleted = {}, []
@@ -136,6 +170,8 @@ class HubHandler(BaseHTTPRequestHandler):
             value = operation["value"]
             if operation["key"] == "file":
                 added[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                added[value["path"]] = self.hub.lfs_files[value["oid"]]
             elif operation["key"] == "deletedFile":
                 deleted.append(value["path"])
         asked = self.query.get("create_pr", ["0"])[0] in ("1", "true", "True")
@@ -151,21 +187,45 @@ class HubHandler(BaseHTTPRequestHandler):
         sha, files = found
         if name not in files:
             return self.fail("EntryNotFound", headers={"X-Repo-Commit": sha})
-        etag = hashlib.sha1(files[name]).hexdigest()
+        content = files[name]
+        etag = hashlib.sha1(content).hexdigest()
         headers = {"X-Repo-Commit": sha, "ETag": f'"{etag}"', "Content-Type": "application/octet-stream"}
-        return self.reply(files[name], headers=headers)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted:
+            first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content = content[first : last + 1]
+        self.hub.sent += len(content) if self.command == "GET" else 0
+        return self.reply(content, 206 if wanted else 200, headers)
 
 
-REPO, REVISION = r"(?P<repo_id>[\w.-]+/[\w.-]+)", r"(?P<revision>refs/pr/\d+|[^/]+)"
-ROUTES = {
+def described(files):
+    """{path: what the Hub says of it} of files and the folders above them."""
+    entries = {}
+    for name, content in files.items():
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            path = "/".join(parts[:depth])
+            entries[path] = {"type": "directory", "path": path, "oid": "0" * 40}
+        entries[name] = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+    return entries
+
+
+LFS = (".parquet", ".safetensors")
+REPO = r"(?P<repo_id>(?:datasets/)?[\w.-]+/[\w.-]+)"
+REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
+ROUTES = {  # /api/models/ and /api/datasets/ came here as /api/repos/ and /api/repos/datasets/
     "/api/repos/create": HubHandler.create,
     "/api/whoami-v2": HubHandler.whoami,
     "/api/validate-yaml": HubHandler.validate,
-    f"/api/models/{REPO}": HubHandler.info,
-    f"/api/models/{REPO}/revision/{REVISION}": HubHandler.info,
-    f"/api/models/{REPO}/tree/{REVISION}": HubHandler.list_tree,
-    f"/api/models/{REPO}/tree/{REVISION}/(?P<folder>.+)": HubHandler.list_tree,
-    f"/api/models/{REPO}/preupload/{REVISION}": HubHandler.preupload,
-    f"/api/models/{REPO}/commit/{REVISION}": HubHandler.receive_commit,
+    f"/api/repos/{REPO}": HubHandler.info,
+    f"/api/repos/{REPO}/revision/{REVISION}": HubHandler.info,
+    f"/api/repos/{REPO}/tree/{REVISION}": HubHandler.list_tree,
+    f"/api/repos/{REPO}/tree/{REVISION}/(?P<folder>.+)": HubHandler.list_tree,
+    f"/api/repos/{REPO}/paths-info/{REVISION}": HubHandler.paths_info,
+    f"/api/repos/{REPO}/preupload/{REVISION}": HubHandler.preupload,
+    f"/api/repos/{REPO}/commit/{REVISION}": HubHandler.receive_commit,
+    f"/{REPO}.git/info/lfs/objects/batch": HubHandler.lfs_batch,
+    r"/lfs/(?P<oid>\w+)": HubHandler.lfs_file,
     f"/{REPO}/resolve/{REVISION}/(?P<name>.+)": HubHandler.resolve,
 }
