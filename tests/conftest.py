@@ -87,3 +87,11 @@ def tiny_checkpoint(tmp_path_factory):
         GridRegionImageProcessor(size={"height": 96, "width": 96}),
     )
     return folder / "tiny"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """data(name): a copy of a builder's original files with generated photos."""
+    from builders import copy_files
+
+    return lambda name: copy_files(name, tmp_path)
