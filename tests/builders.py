@@ -10,6 +10,7 @@ from PIL import Image
 from datasets_scripts.aic_icc import AicIcc
 from datasets_scripts.coco_caption import CocoCaption
 from datasets_scripts.coco_ir import CocoIr
+from datasets_scripts.flickr8k_cn import Flickr8kCN
 from datasets_scripts.flickr30k import Flickr30k
 from datasets_scripts.gqa import Gqa
 from datasets_scripts.image_captions import ImageCaptions
@@ -33,6 +34,8 @@ AIC_PHOTOS = [
     for file in (AIC_TRAIN, AIC_VALIDATION)
     for row in json.loads((AIC / file).read_text("utf-8"))
 ]
+FLICKR8K = FIXTURES / "flickr8k_cn" / "flickr8kzhc.caption.txt"
+FLICKR8K_PHOTOS = sorted({f"images/{line.partition('#')[0]}" for line in FLICKR8K.read_text("utf-8").splitlines()})
 FLICKR_PHOTOS = [f"flickr30k-images/{number}.jpg" for number in range(1000000001, 1000000006)]
 VQA_PHOTOS = [
     *(f"train2014/COCO_train2014_{number:012d}.jpg" for number in (458752, 262146)),
@@ -58,6 +61,7 @@ BUILDERS = {
     ),
     "coco_caption-oscar": (CocoCaption, {"config_name": "oscar"}, [], {"train": 3, "test": 2}),
     "aic_icc": (AicIcc, {}, AIC_PHOTOS, {"train": 2, "validation": 3, "retrieval_1k": 3}),
+    "flickr8k_cn": (Flickr8kCN, {}, FLICKR8K_PHOTOS, {"train": 2, "validation": 1, "test": 2}),
     "flickr30k-cn": (Flickr30k, {"config_name": "cn"}, FLICKR_PHOTOS, {"train": 2, "validation": 1, "test": 1}),
     "flickr30k-cna": (Flickr30k, {"config_name": "cna"}, FLICKR_PHOTOS, {"train": 2, "validation": 1, "test": 1}),
     "flickr30k-en": (Flickr30k, {"config_name": "en"}, FLICKR_PHOTOS, {"train": 2, "validation": 1, "test": 1}),
