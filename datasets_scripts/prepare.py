@@ -13,7 +13,6 @@ import inspect
 import os
 import shutil
 import sys
-from collections import Counter
 
 from datasets.exceptions import DatasetGenerationError
 
@@ -29,6 +28,7 @@ NAMES = (
     "flickr8k_cn",
     "gqa",
     "image_captions",
+    "nlvr2",
     "pretraining_corpus",
     "vg_qa",
     "vqa",
@@ -76,7 +76,8 @@ def prepare(options):
 
     # 3. Write
     for split, rows in splits.items():
-        print(f"{split}: {len(rows):,} rows, {len(set(rows['image_id'])):,} images")
+        images = {image_id for image_ids in image_ids_of(rows) for image_id in image_ids}
+        print(f"{split}: {len(rows):,} rows, {len(images):,} images")
     if options.output:
         partial = options.output.rstrip("/") + ".partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -100,21 +101,26 @@ def check_features(splits, store, skip_missing=False):
     """The splits with a row of features for every image; ValueError names the first row without, unless skipped."""
     used = set()
     for split, rows in splits.items():
-        image_ids = rows["image_id"][:]
-        used |= set(image_ids)
-        missing = Counter(image_id for image_id in image_ids if image_id not in store)
+        image_ids = image_ids_of(rows)
+        used.update(*image_ids)
+        lacking = {number: lost for number, ids in enumerate(image_ids) if (lost := [i for i in ids if i not in store])}
+        missing = {image_id for lost in lacking.values() for image_id in lost}
         if missing and not skip_missing:
-            first = next(number for number, image_id in enumerate(image_ids, start=1) if image_id in missing)
+            first, lost = next(iter(lacking.items()))
             raise ValueError(
-                f"{store.path} has no features of {len(missing):,} images of split {split}, the first in row {first}: "
-                f"{image_ids[first - 1]!r}; extract them, or leave the rows out with --skip-missing"
+                f"{store.path} has no features of {len(missing):,} images of split {split}, the first in row "
+                f"{first + 1}: {lost[0]!r}; extract them, or leave the rows out with --skip-missing"
             )
         if missing:
-            print(f"{split}: left out {missing.total():,} rows of {len(missing):,} images without features")
-            kept = [number for number, image_id in enumerate(image_ids) if image_id not in missing]
-            splits[split] = rows.select(kept)
+            print(f"{split}: left out {len(lacking):,} rows of {len(missing):,} images without features")
+            splits[split] = rows.select([number for number in range(len(rows)) if number not in lacking])
     print(f"{store.path}: {sum(image_id not in used for image_id in store):,} images without a row")
     return splits
+
+
+def image_ids_of(rows):
+    """The image ids of every row: one, or two in NLVR2."""
+    return rows["image_ids"][:] if "image_ids" in rows.column_names else [[image_id] for image_id in rows["image_id"]]
 
 
 if __name__ == "__main__":

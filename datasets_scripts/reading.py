@@ -196,6 +196,11 @@ def sentences_of(texts, where):
     return [sentence(text, where) for text in texts]
 
 
+def split_tags(text):
+    """Words of Oscar's `tag;tag`."""
+    return [tag.strip() for tag in text.split(";") if tag.strip()]
+
+
 def read_sentences(path, known, skip_unknown=False, row=nullcontext, change=str):
     """Lines `<photo>[.jpg]#[<kind>#]<number> <sentence>`, as the data sets of Flickr and Li's Chinese ones have them.
 

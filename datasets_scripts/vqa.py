@@ -35,6 +35,7 @@ from .reading import (
     json_items,
     photo_of,
     sentence,
+    split_tags,
 )
 
 TRAIN, VALIDATION, TEST = datasets.Split.TRAIN, datasets.Split.VALIDATION, datasets.Split.TEST
@@ -221,7 +222,7 @@ def read_qla(where, item, num_labels, labelled, scored=True):
         "question_id": str(item["q_id"]) if "q_id" in item else None,
         "image_id": str(get(item, "img_id", (str, int), where)),
         "question": sentence(item.get("q"), where),
-        "tags": [tag.strip() for tag in get(item, "o", str, where).split(";") if tag.strip()],
+        "tags": split_tags(get(item, "o", str, where)),
         "labels": labels,
         "scores": scores,
     }

@@ -14,6 +14,7 @@ from datasets_scripts.flickr8k_cn import Flickr8kCN
 from datasets_scripts.flickr30k import Flickr30k
 from datasets_scripts.gqa import Gqa
 from datasets_scripts.image_captions import ImageCaptions
+from datasets_scripts.nlvr2 import Nlvr2
 from datasets_scripts.pretraining_corpus import PretrainingCorpus
 from datasets_scripts.vg_qa import VgQa
 from datasets_scripts.vqa import Vqa
@@ -77,6 +78,7 @@ BUILDERS = {
         {"train": 1, "validation": 1},
     ),
     "gqa-official_all": (Gqa, {"config_name": "official_all"}, [], {"train": 2, "submission": 1}),
+    "nlvr2": (Nlvr2, {}, [], {"train": 2, "validation": 1}),
     "vg_qa": (VgQa, {}, ["VG_100K_2/1.jpg", "VG_100K/2.jpg", "VG_100K/3.jpg"], {"train": 3}),
     "pretraining_corpus": (PretrainingCorpus, {}, [], {"train": 5}),
     "pretraining_corpus-cc": (PretrainingCorpus, {"yaml_file": "coco_flickr30k_gqa_cc.yaml"}, [], {"train": 4}),

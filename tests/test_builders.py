@@ -111,6 +111,18 @@ def test_prepare_names_a_row_without_features(data, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def test_prepare_of_pairs_of_photos(data, tmp_path, capsys):
+    """A row needs the features of both photos."""
+    folder = data("nlvr2")
+    store = store_of(tmp_path / "store", ["train-10171-0-img0", "train-10171-0-img1", "dev-850-0-img0"])
+    assert run_prepare(folder, "nlvr2", "--features", store) == 2
+    assert "no features of 1 images of split train, the first in row 2: 'train-3-1-img1'" in capsys.readouterr().err
+    assert run_prepare(folder, "nlvr2", "--features", store, "--skip-missing") == 0
+    printed = capsys.readouterr().out
+    assert "train: 1 rows, 2 images" in printed
+    assert "validation: left out 1 rows of 1 images without features" in printed
+
+
 def test_prepare_says_in_one_line_what_is_wrong(data, capsys):
     folder = data("image_captions")
     edit(folder / "captions.csv", "dog.jpg", "cow.jpg")

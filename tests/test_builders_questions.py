@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from builders import FIXTURES, Dangerous, build, builder_of, names_of, wrong
+from builders import BUILDERS, FIXTURES, Dangerous, build, builder_of, names_of, wrong
 from conftest import shared_path
 
 from datasets_scripts.gqa import Gqa
@@ -197,3 +197,35 @@ def test_vg_qa(data, capsys):
 )
 def test_vg_qa_with_an_error(data, old, new, message):
     wrong("vg_qa", data("vg_qa"), "question_answers.json", old, new, message)
+
+
+# nlvr2
+
+
+def test_nlvr2(data, capsys):
+    dataset = build("nlvr2", data("nlvr2"))
+    assert dataset["train"][1] == {
+        "image_ids": ["train-10171-0-img0", "train-3-1-img1"],
+        "sentence": "Two dogs lie on the grass.",
+        "tags": [["dog", "dog", "grass"], []],
+        "label": 1,
+    }
+    assert dataset["validation"].features["label"].names[dataset["validation"][0]["label"]] == "true"
+    assert "nlvr2_train.json: 2 sentences on pairs of photos." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"label": 1', '"label": 2', "item 2: label 2 instead of 0 or 1"),
+        ("Two dogs lie on the grass.", "", "item 2: empty sentence"),
+        ('"right": "train-10171-0-img1"', '"r": 1', "item 1: 'right' is None instead of str or int"),
+    ],
+)
+def test_nlvr2_with_an_error(data, old, new, message):
+    wrong("nlvr2", data("nlvr2"), "nlvr2_train.json", old, new, message)
+
+
+def test_nlvr2_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no nlvr2_train.json, nlvr2_dev.json or nlvr2_test1.json"):
+        BUILDERS["nlvr2"][0](data_dir=str(tmp_path))
