@@ -6,8 +6,8 @@ processes share the pages. One folder holds (docs/feature_row.md has the details
 
     store.json                      format version, dtype, fields and their sizes, region model, label texts
     <worker>-<number>.safetensors   a shard: the rows of some hundred images, written once, never changed
-    index.safetensors               sorted hashes of all image ids -> shard and row; rebuilt from the shards when a
-                                    writer closes. Shards that it does not know yet are merged in memory at opening.
+    index.safetensors               sorted hashes of all image ids -> shard and row; brought up to date now and then
+                                    and when a writer closes. Shards that it lacks are merged in memory at opening.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ REGION_FIELDS = {
 TAG_FIELDS = {"tag_ids": torch.int32, "tag_scores": torch.float32}  # (L,), tags of the whole image
 IMAGE_FIELDS = {"original_size": torch.int32}  # (2,) height, width in pixels
 _DTYPES = {"region_features": None, **REGION_FIELDS, **TAG_FIELDS, **IMAGE_FIELDS}
+SHARDS_WITHOUT_INDEX = 64  # that a writer leaves, or an eighth of its shards if that is more
 SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
 
 
@@ -196,12 +197,15 @@ class RegionFeatureStore:
         """Add the shards from number `first` on to the index, in memory, and look for ids that were written twice."""
         new = [self._shard(number) for number in range(first, len(self._names))]
         columns = (
-            np.concatenate([self._index[0], *(shard.arrays["image_id_hashes"] for shard in new)]),
-            np.concatenate([self._index[1], *(np.full(len(s), first + i, np.int32) for i, s in enumerate(new))]),
-            np.concatenate([self._index[2], *(np.arange(len(shard), dtype=np.int32) for shard in new)]),
+            np.concatenate([shard.arrays["image_id_hashes"] for shard in new]),
+            np.concatenate([np.full(len(shard), first + i, np.int32) for i, shard in enumerate(new)]),
+            np.concatenate([np.arange(len(shard), dtype=np.int32) for shard in new]),
         )
         order = np.argsort(columns[0], kind="stable")
-        self._index = hashes, shards, rows = tuple(column[order] for column in columns)
+        places = self._index[0].searchsorted(columns[0][order], side="right")
+        self._index = hashes, shards, rows = tuple(
+            np.insert(known, places, column[order]) for known, column in zip(self._index, columns, strict=True)
+        )
         for position in np.flatnonzero(hashes[1:] == hashes[:-1]):
             places = [(int(shards[p]), int(rows[p])) for p in (position, position + 1)]
             ids = [self._shard(shard).image_id(row) for shard, row in places]
@@ -256,6 +260,7 @@ class RegionFeatureWriter:
             self._check_metadata()
         numbers = [int(m[2]) for m in map(SHARD_NAME.fullmatch, os.listdir(self.path)) if m and m[1] == worker]
         self._shard_number = max(numbers, default=-1) + 1
+        self._shards_since_index = 0
         self._added = set()  # ids of this session
         self._pending = {}  # image id -> arrays of the images of the next shard
 
@@ -317,10 +322,18 @@ class RegionFeatureWriter:
         _replace(final, self.worker, lambda path: save_file(tensors, path, {"format_version": str(FORMAT_VERSION)}))
         self._shard_number += 1
         self._pending = {}
+        # Now and then, so that a store whose writer was killed opens as fast, for few bytes beside the shards.
+        self._shards_since_index += 1
+        if self._shards_since_index > max(SHARDS_WITHOUT_INDEX, self._shard_number // 8):
+            self._update_index()
 
     def close(self):
         """Write what is pending, then bring the index up to date."""
         self.flush()
+        self._update_index()
+
+    def _update_index(self):
+        self._shards_since_index = 0
         while (self.path / "store.json").is_file() and (store := RegionFeatureStore(self.path))._unindexed:
             store._save_index(self.worker)  # once more if another worker wrote meanwhile
 

@@ -2,9 +2,9 @@
 
 Ours has no padding slots between a caption and its tags: a token lies in the original at the position that ours gives
 it, which is how the two are compared. The draws of training (masks, wrong texts) are compared in what does not depend
-on the order of draws: the texts that were drawn, the tokens under the masks, how many there are. Not here: cases that
-need the collators of train/ (numbers and kinds of draws: `train_masking_seeds`, `label_distribution`, negatives), `data_cbs_filter` (constrained beam search is out of scope), the
-restricted attention CL, CR and LR of retrieval (nobody trained with them).
+on the order of draws: the texts that were drawn, the tokens under the masks, how many there are. Not here: what
+the collators of train/ draw (`train_masking_seeds`, `label_distribution`, negatives), `data_cbs_filter` (constrained
+beam search is out of scope), the restricted attention CL, CR and LR of retrieval (nobody trained with them).
 """
 
 import json

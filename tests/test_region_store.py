@@ -220,6 +220,17 @@ def test_two_processes_with_one_worker_name_lose_nothing(tmp_path):
     assert_holds(RegionFeatureStore.open(tmp_path), [1])
 
 
+def test_a_killed_writer_leaves_few_shards_without_index(tmp_path, monkeypatch):
+    """So that opening stays fast; the store is the same."""
+    monkeypatch.setattr(region_store, "SHARDS_WITHOUT_INDEX", 4)
+    writer = RegionFeatureStore.writer(tmp_path, images_per_shard=1)
+    for number in range(90):
+        writer.add(name_of(number), regions_of(number))
+        assert RegionFeatureStore.open(tmp_path)._unindexed <= max(4, (number + 1) // 8)
+    assert_holds(RegionFeatureStore.open(tmp_path), range(90))
+    assert_holds(pickle.loads(pickle.dumps(RegionFeatureStore.open(tmp_path))), range(90))
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 def test_truncated_and_missing_shards_are_named(tmp_path, indexed):
     write(tmp_path, range(12), images_per_shard=4)
