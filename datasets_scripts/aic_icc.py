@@ -93,7 +93,7 @@ class AicIcc(FilesBuilder):
         part, date = _PARTS[split]
         photos = find_photos(os.path.dirname(path), f"caption_{part}_images_{date}")
         rows = {}
-        for where, item in json_items(path):
+        for where, item in json_items(path, row=self.row):
             with self.row():
                 image_id = get(item, "image_id", str, where).removesuffix(".jpg")
                 if image_id in rows:

@@ -28,7 +28,6 @@ Configurations and their layout. Photos are in train2014/ and val2014/ (also bel
 import os
 
 import datasets
-import yaml
 
 from .reading import (
     SENTENCES,
@@ -43,6 +42,7 @@ from .reading import (
     read_karpathy,
     read_sentences,
     read_splits,
+    read_yaml,
     require,
     say_photos,
     sentence,
@@ -164,12 +164,14 @@ class CocoCaption(FilesBuilder):
     def read_official(self, path, name):
         """{image id: (where, sentences)} in the order of the images; annotations are in no order of their own."""
         names, captions = {}, {}
-        for where, item in json_items(path, "images"):
+        for where, item in json_items(path, "images", self.row):
             with self.row():
                 image_id = os.path.splitext(get(item, "file_name", str, where))[0]
+                if image_id in captions:
+                    raise ValueError(f"{where}: {image_id!r} is already in {captions[image_id][0]}")
                 names[get(item, "id", int, where)] = image_id
                 captions[image_id] = where, []
-        for where, item in json_items(path, "annotations"):
+        for where, item in json_items(path, "annotations", self.row):
             with self.row():
                 if get(item, "image_id", int, where) not in names:
                     raise ValueError(f"{where}: image {item['image_id']} is not among the images of {name}")
@@ -190,11 +192,12 @@ class CocoCaption(FilesBuilder):
     def read_oscar(self, caption_path, label_path):
         """{image id: (where, sentences)} in the order of the label file, as Oscar counts images."""
         captions = {}
-        for where, fields in tsv_rows(label_path, columns=2):
-            if fields[0] in captions:
-                raise ValueError(f"{where}: {fields[0]!r} is already in {captions[fields[0]][0]}")
-            captions[fields[0]] = where, []
-        for where, item in json_items(caption_path) if caption_path else ():
+        for where, fields in tsv_rows(label_path, columns=2, row=self.row):
+            with self.row():
+                if fields[0] in captions:
+                    raise ValueError(f"{where}: {fields[0]!r} is already in {captions[fields[0]][0]}")
+                captions[fields[0]] = where, []
+        for where, item in json_items(caption_path, row=self.row) if caption_path else ():
             with self.row():
                 image_id = str(get(item, "image_id", (str, int), where))
                 if image_id not in captions:
@@ -231,8 +234,7 @@ def _find_oscar(data_dir):
     for split, name in _YAML.items():
         if path := find(data_dir, name):
             files[f"{split}.yaml"] = path
-            with open(path, encoding="utf-8-sig") as file:
-                settings = yaml.safe_load(file)
+            settings = read_yaml(path)
             if not isinstance(settings, dict) or "label" not in settings:
                 raise ValueError(f"{path}: names no label file")
             for key in ("label", "caption"):
@@ -248,7 +250,7 @@ def _find_oscar(data_dir):
 def _read_tags(path, known, row):
     """{image id: tags} of `COCO_.. tag tag ..` lines."""
     tags = {}
-    for where, text in lines(path):
+    for where, text in lines(path, row):
         with row():
             image_id, *words = text.split()
             if image_id not in known:

@@ -126,7 +126,7 @@ class CocoIr(FilesBuilder):
         if path.endswith(".pt"):
             keys = [(f"{path}, item {n}", str(key)) for n, key in enumerate(_load(path, list), start=1)]
         else:
-            keys = lines(path)
+            keys = lines(path, self.row)
         selected = {}
         for where, key in keys:
             with self.row():

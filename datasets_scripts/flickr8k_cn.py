@@ -150,17 +150,20 @@ def _read_machine(files, captions, row):
             machine[system], unknown = read_sentences(files[name], captions, skip_unknown=True, row=row)
             skipped += unknown
     from_json = {}
-    for where, record in json_lines(files[_MACHINE_JSON]) if _MACHINE_JSON in files else ():
-        try:
-            image_id, given = record["image_id"], record["machine"]
-            empty = not all(sentence.strip() for sentences in given.values() for sentence in sentences)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{where}: not a JSON object with image_id and machine translations ({error!r})") from None
-        if empty:
-            raise ValueError(f"{where}: empty sentence")
-        for system in given.keys() - machine.keys():  # what the authors' files say goes first
-            if image_id in captions:
-                from_json.setdefault(system, {})[image_id] = given[system]
-            else:
-                skipped += len(given[system])
+    for where, record in json_lines(files[_MACHINE_JSON], row) if _MACHINE_JSON in files else ():
+        with row():
+            try:
+                image_id, given = record["image_id"], record["machine"]
+                empty = not all(sentence.strip() for sentences in given.values() for sentence in sentences)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{where}: not a JSON object with image_id and machine translations ({error!r})"
+                ) from None
+            if empty:
+                raise ValueError(f"{where}: empty sentence")
+            for system in given.keys() - machine.keys():  # what the authors' files say goes first
+                if image_id in captions:
+                    from_json.setdefault(system, {})[image_id] = given[system]
+                else:
+                    skipped += len(given[system])
     return machine | dict(sorted(from_json.items())), skipped

@@ -111,7 +111,7 @@ class Gqa(FilesBuilder):
         self.report(f"GQA {split}: {read:,} questions. Left out: {left:,} without an answer of the vocabulary.")
 
     def oscar(self, paths, num_labels):
-        for where, item in (pair for path in paths for pair in json_items(path)):
+        for where, item in (pair for path in paths for pair in json_items(path, row=self.row)):
             with self.row():
                 row = read_qla(where, item, num_labels, labelled="an" in item, scored=False)
                 del row["scores"]

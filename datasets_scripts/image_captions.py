@@ -79,7 +79,7 @@ class ImageCaptions(FilesBuilder):
         path = self.files["table"]
         photos = _photos(self.config.data_dir)
         captions, splits, other_columns = {}, {}, set()
-        for where, item in _csv_rows(path) if path.endswith(".csv") else json_lines(path):
+        for where, item in (_csv_rows if path.endswith(".csv") else json_lines)(path, self.row):
             with self.row():
                 other_columns |= item.keys() - _COLUMNS
                 image_id, sentences, split = _read(where, item, photos)
@@ -129,12 +129,12 @@ def _photos(data_dir):
     return photos
 
 
-def _csv_rows(path):
+def _csv_rows(path, row):
     """("file, row n", columns) of a CSV file with a header; a quoted sentence may go over several lines."""
 
     def texts():
         try:
-            for _, text in raw_lines(path):
+            for _, text in raw_lines(path, row):
                 yield text + "\n"
         except ValueError as error:
             raise ValueError(f"{error}; spreadsheet programs write UTF-8 when asked for 'CSV UTF-8'") from None
@@ -145,9 +145,12 @@ def _csv_rows(path):
             raise ValueError(f"{path}, row 1: no column file_name, but {', '.join(reader.fieldnames or ['nothing'])}")
         for item in reader:
             where = f"{path}, row {reader.line_num}"
-            if None in item or None in item.values():
-                raise ValueError(f"{where}: not {len(reader.fieldnames)} columns (quote sentences with commas)")
-            yield where, item
+            fits = None not in item and None not in item.values()
+            with row():
+                if not fits:
+                    raise ValueError(f"{where}: not {len(reader.fieldnames)} columns (quote sentences with commas)")
+            if fits:
+                yield where, item
     except csv.Error as error:
         raise ValueError(f"{path}, row {reader.line_num}: {error}") from None
 

@@ -53,7 +53,7 @@ class Nlvr2(FilesBuilder):
 
     def _generate_examples(self, path):
         count = 0
-        for where, item in json_items(path):
+        for where, item in json_items(path, row=self.row):
             with self.row():
                 photos, tags = (get(item, name, dict, where) for name in ("img_id", "o"))
                 if item.get("label") not in (0, 1):

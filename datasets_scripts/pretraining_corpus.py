@@ -21,9 +21,8 @@ import os
 from dataclasses import dataclass
 
 import datasets
-import yaml
 
-from .reading import FilesBuilder, FilesConfig, find, get, sentence, tsv_rows
+from .reading import FilesBuilder, FilesConfig, find, get, read_yaml, sentence, tsv_rows
 
 _ALIASES = {"cc": "googlecc"}
 _CHUNKED = ("googlecc", "sbu", "oi", "objects365", "tagoi")
@@ -57,8 +56,7 @@ class PretrainingCorpus(FilesBuilder):
         path = find(data_dir, self.yaml_file)
         if not path:
             raise FileNotFoundError(f"{data_dir} has no {self.yaml_file}; name another with yaml_file=")
-        with open(path, encoding="utf-8-sig") as file:
-            settings = yaml.safe_load(file)
+        settings = read_yaml(path)
         for key in ("corpus_file", "corpus", "image_label_path"):
             if not isinstance(settings, dict) or key not in settings:
                 raise ValueError(f"{path}: names no {key}")
@@ -105,7 +103,7 @@ class PretrainingCorpus(FilesBuilder):
         objects = {name: self.read_objects(self.files[f"{name} objects"]) for name in self.names}
         answers = {name: self.read_answers(self.files.get(f"{name} answers")) for name in self.names}
         captions = questions = left = 0
-        for where, (image_info, label_info, text, *_) in tsv_rows(self.files["corpus"], columns=3):
+        for where, (image_info, label_info, text, *_) in tsv_rows(self.files["corpus"], columns=3, row=self.row):
             with self.row():
                 name, chunk, image_id = _image(where, image_info)
                 if name not in self.names:
@@ -140,18 +138,20 @@ class PretrainingCorpus(FilesBuilder):
     def read_objects(self, path):
         """{image id: (names of its objects, height, width)}"""
         found = {}
-        for where, (image_id, text, *_) in tsv_rows(path, columns=2):
+        for where, (image_id, text, *_) in tsv_rows(path, columns=2, row=self.row):
             with self.row():
                 record = _object(where, text)
                 given = record.get("gt_objects") if self.config.ground_truth else None
                 names = [get(one, "class", str, where) for one in given or get(record, "objects", list, where)]
+                if image_id in found:
+                    raise ValueError(f"{where}: image {image_id!r} is there twice")
                 found[image_id] = " ".join(names), record.get("image_h"), record.get("image_w")
         return found
 
     def read_answers(self, path):
         """{question id: answers, joined by spaces}"""
         found = {}
-        for where, (question_id, text, *_) in tsv_rows(path, columns=2) if path else ():
+        for where, (question_id, text, *_) in tsv_rows(path, columns=2, row=self.row) if path else ():
             with self.row():
                 found[question_id] = " ".join(get(_object(where, text), "labels", list, where))
         return found

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import datasets
+import yaml
 from datasets.data_files import DataFilesDict, DataFilesList
 
 from modeling_mengzi_oscar.photos import SUFFIXES
@@ -111,66 +112,95 @@ def say_photos(photos, used):
     return f"{len(photos.keys() - set(used)):,} photos without a row"
 
 
-def raw_lines(path):
-    """("file, row n", text) of every line, without byte order mark and line end."""
+def raw_lines(path, row=nullcontext):
+    """("file, row n", text) of every line, without byte order mark and line end.
+
+    Here and below `row` is put around what may fail for one row alone (`FilesBuilder.row`).
+    """
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path}, row {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: broken UTF-8 ({error.reason} at byte {error.start + 1})") from None
-            yield where, text.rstrip("\r\n")
+            text = None  # of a row that is left out
+            with row():
+                text = _decode(path, line, number)
+            if text is not None:
+                yield f"{path}, row {number}", text.rstrip("\r\n")
 
 
-def lines(path):
+def lines(path, row=nullcontext):
     """("file, row n", text without outer spaces) of every line that is not blank."""
-    for where, text in raw_lines(path):
+    for where, text in raw_lines(path, row):
         if text := text.strip():
             yield where, text
 
 
-def tsv_rows(path, columns):
+def tsv_rows(path, columns, row=nullcontext):
     """("file, row n", fields without outer spaces) of a TSV that has at least so many columns; blank lines may be."""
-    for where, text in raw_lines(path):
+    for where, text in raw_lines(path, row):
         fields = [field.strip() for field in text.split("\t")]
         if not text.strip():
             continue
-        if len(fields) < columns:
-            raise ValueError(f"{where}: {len(fields)} columns instead of {columns}: {text[:60]!r}")
-        yield where, fields
+        with row():
+            if len(fields) < columns:
+                raise ValueError(f"{where}: {len(fields)} columns instead of {columns}: {text[:60]!r}")
+        if len(fields) >= columns:
+            yield where, fields
 
 
 def read_json(path):
     with open(path, "rb") as file:
-        try:
-            return json.loads(file.read().decode("utf-8-sig"))
-        except ValueError as error:  # broken UTF-8 is one, too
-            raise ValueError(f"{path}: not JSON ({error})") from None
+        text = _decode(path, file.read())
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
 
 
-def json_items(path, key=None):
+def read_yaml(path):
+    with open(path, "rb") as file:
+        text = _decode(path, file.read())
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def _decode(path, data, first_row=1):
+    """Text of bytes that begin in this row of a file; a byte order mark may stand at the beginning of the file."""
+    try:
+        return data.decode("utf-8-sig" if first_row == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        row, byte = first_row + before.count(b"\n"), len(before) - before.rfind(b"\n")
+        raise ValueError(f"{path}, row {row}: broken UTF-8 ({error.reason} at byte {byte})") from None
+
+
+def json_items(path, key=None, row=nullcontext):
     """("file, item n", object) of a JSON list, or of the list under `key`; items count from 1."""
     data = read_json(path)
     items = data.get(key) if key and isinstance(data, dict) else data
     if not isinstance(items, list):
         raise ValueError(f"{path}: not a JSON list" + (f" under {key!r}" if key else ""))
     for number, item in enumerate(items, start=1):
-        if not isinstance(item, dict):
-            raise ValueError(f"{path}, item {number}: not a JSON object")
-        yield f"{path}, item {number}", item
+        with row():
+            if not isinstance(item, dict):
+                raise ValueError(f"{path}, item {number}: not a JSON object")
+        if isinstance(item, dict):
+            yield f"{path}, item {number}", item
 
 
-def json_lines(path):
+def json_lines(path, row=nullcontext):
     """("file, row n", object) of a JSON Lines file."""
-    for where, text in lines(path):
-        try:
-            item = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
-        if not isinstance(item, dict):
-            raise ValueError(f"{where}: not a JSON object")
-        yield where, item
+    for where, text in lines(path, row):
+        item = None
+        with row():
+            try:
+                item = json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{where}: not JSON ({error})") from None
+            if not isinstance(item, dict):
+                raise ValueError(f"{where}: not a JSON object")
+        if isinstance(item, dict):
+            yield where, item
 
 
 def get(item, name, kind, where):
@@ -214,7 +244,7 @@ def read_sentences(path, known, skip_unknown=False, row=nullcontext, change=str)
         {image id: sentences in the order of their numbers}, and how many were skipped because the photo is unknown.
     """
     sentences, skipped = {}, 0
-    for where, text in lines(path):
+    for where, text in lines(path, row):
         with row():
             match = SENTENCE.fullmatch(text)
             if match is None:
@@ -238,7 +268,7 @@ def read_splits(paths, captions=None, row=nullcontext):
     splits, seen = {}, {}
     for split, path in paths.items():
         splits[split] = []
-        for where, text in lines(path):
+        for where, text in lines(path, row):
             with row():
                 image_id = text.removesuffix(".jpg")
                 if image_id in seen:
@@ -261,14 +291,18 @@ KARPATHY_SPLITS = {  # restval: the rest of COCO's val2014, trained on by everyb
 def read_karpathy(path, row=nullcontext):
     """{split: {image id: (where, sentences)}} of a JSON file of Karpathy and Fei-Fei: the usual splits, English."""
     splits = {split: {} for split in KARPATHY_SPLITS.values()}
-    for where, item in json_items(path, "images"):
+    seen = {}
+    for where, item in json_items(path, "images", row):
         with row():
             image_id = os.path.splitext(get(item, "filename", str, where))[0]
+            if image_id in seen:
+                raise ValueError(f"{where}: {image_id!r} is already in {seen[image_id]}")
             if item.get("split") not in KARPATHY_SPLITS:
                 raise ValueError(f"{where}: split {item.get('split')!r} instead of {', '.join(KARPATHY_SPLITS)}")
             given = get(item, "sentences", list, where)
             sentences = sentences_of([one.get("raw") for one in given if isinstance(one, dict)], where)
             splits[KARPATHY_SPLITS[item["split"]]][image_id] = where, sentences
+            seen[image_id] = where
     return splits
 
 

@@ -56,7 +56,7 @@ class VgQa(FilesBuilder):
         images = json_items(self.files["image_data"]) if "image_data" in self.files else ()
         coco_ids = {get(item, "image_id", int, where): item.get("coco_id") for where, item in images}
         count, seen = 0, set()
-        for where, item in json_items(self.files["question_answers"]):
+        for where, item in json_items(self.files["question_answers"], row=self.row):
             number = get(item, "id", int, where)
             seen.add(number)
             for question in get(item, "qas", list, where):

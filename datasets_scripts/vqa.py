@@ -122,7 +122,7 @@ class Vqa(FilesBuilder):
         self.report(f"VQA {split}: {read:,} questions. Left out: {left:,} without an answer of the vocabulary.")
 
     def oscar(self, split, num_labels, labelled):
-        for where, item in json_items(self.files[split]):
+        for where, item in json_items(self.files[split], row=self.row):
             with self.row():
                 yield read_qla(where, item, num_labels, labelled)
 
@@ -133,7 +133,7 @@ class Vqa(FilesBuilder):
         annotations = {get(item, "question_id", int, where): (where, item) for where, item in annotated}
         path, part = self.files[split], _OFFICIAL[split].replace("-dev", "")
         photos = find_photos(self.config.data_dir, part, f"images/{part}")
-        for where, item in json_items(path, "questions"):
+        for where, item in json_items(path, "questions", self.row):
             with self.row():
                 question_id, number = get(item, "question_id", int, where), get(item, "image_id", int, where)
                 if labelled and question_id not in annotations:

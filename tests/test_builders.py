@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import BUILDERS, build, builder_of, edit, without_image
+from builders import AIC_TRAIN, BUILDERS, build, builder_of, edit, without_image
 from datasets import load_dataset
 
 from datasets_scripts import prepare
@@ -55,6 +55,63 @@ def test_byte_order_mark_and_crlf_change_nothing(data, name):
         if path.suffix in (".txt", ".json", ".csv", ".tsv", ".yaml"):
             path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert {split: list(rows) for split, rows in build(name, folder).items()} == expected
+
+
+@every_builder
+def test_broken_utf8_is_named_in_every_file(data, name, capsys):
+    """With its row; a row that is a line of its own can be skipped and is counted, JSON as a whole cannot."""
+    folder = data(name)
+    for path in map(Path, builder_of(name, folder).files.values()):
+        if path.suffix in (".pt", ".pkl"):
+            continue
+        whole = path.read_bytes()
+        path.write_bytes(whole.rstrip(b"\n") + b"\n\xe9\n")
+        row = len(path.read_bytes().splitlines())
+        with pytest.raises(ValueError, match=rf"{path.name}(, row {row}: broken UTF-8|: damaged)"):
+            build(name, folder)
+        if path.suffix not in (".json", ".yaml"):
+            capsys.readouterr()
+            build(name, folder, skip_bad=True)
+            assert f"Skipped: 1 bad rows, the first: {path}, row {row}: broken UTF-8" in capsys.readouterr().out
+        path.write_bytes(whole)
+
+
+ONE_BAD_ROW = {
+    "image_captions": ("captions.csv", "草地上有一条狗。", "草地，狗,猫"),
+    "flickr8k_cn": ("flickr8kzhc.caption.txt", "#zhc#1 ", "#zhc#0 "),
+    "coco_caption-coco_cn": ("imageid.human-written-caption.txt", "鞋架上的狗。", ""),
+    "coco_caption-official": ("annotations/captions_val2014.json", '"A dog on shoes. "', '""'),
+    "coco_caption-karpathy": ("dataset_coco.json", '"restval"', '"rest"'),
+    "coco_caption-oscar": ("test_caption.json", '"image_id": "139"', '"image_id": "140"'),
+    "aic_icc": (AIC_TRAIN, '"caption"', '"captions"'),
+    "flickr30k-cn": ("flickr30kzhbbosonval/TextData/seg.flickr30kzhbbosonval.caption.txt", "03#zhb#1", "02#zhb#1"),
+    "flickr30k-cna": ("test/flickr30k_cn_test.txt", "jpg#1", "jpg#0"),
+    "flickr30k-en": ("dataset_flickr30k.json", '"raw": "A man repairs a roof."', '"raw": " "'),
+    "coco_ir": ("test_img_keys_1k.tsv", "391895", "7"),
+    "vqa-oscar": ("train2014_qla_mrcnn.json", '"an": [4]', '"an": [6]'),
+    "vqa-official": ("v2_OpenEnded_mscoco_train2014_questions.json", "262146000", "5"),
+    "gqa-oscar_balanced": ("gqa_bal_qla_train.json", "[3, 0]", "[3, 4]"),
+    "gqa-official_all": ("train_all_questions/train_all_questions_10.json", "三？", ""),
+    "nlvr2": ("nlvr2_train.json", '"label": 1', '"label": 2'),
+    "vg_qa": ("question_answers.json", '"Daytime. "', '""'),
+    "pretraining_corpus": ("coco_flickr30k_gqa.tsv", "coco_9\tcoco_9", "coco_10\tcoco_10"),
+}
+
+
+def test_every_builder_has_a_bad_row():
+    assert {name.partition("-")[0] for name in ONE_BAD_ROW} == {name.partition("-")[0] for name in BUILDERS}
+
+
+@pytest.mark.parametrize("name", ONE_BAD_ROW)
+def test_a_bad_row_stops_the_builder_or_is_counted(data, name, capsys):
+    folder = data(name)
+    file, old, new = ONE_BAD_ROW[name]
+    edit(folder / file, old, new)
+    with pytest.raises(ValueError, match=Path(file).name) as raised:
+        build(name, folder)
+    capsys.readouterr()
+    build(name, folder, skip_bad=True)
+    assert f"Skipped: 1 bad rows, the first: {raised.value}" in capsys.readouterr().out
 
 
 # prepare
