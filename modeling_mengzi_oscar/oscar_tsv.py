@@ -15,6 +15,7 @@ import base64
 import json
 import os
 from array import array
+from codecs import BOM_UTF8
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -182,7 +183,7 @@ class _Import:
             for row, line in enumerate(file, start=1):
                 progress.update(len(line))
                 key, _, columns = line.partition(b"\t")
-                key = key.strip()
+                key = key.removeprefix(BOM_UTF8).strip()
                 came_before = key in seen
                 seen.add(key)
                 if row % self.parts != part:
@@ -351,7 +352,7 @@ class _RowIndex:
 
 
 def _key(line):
-    return line.partition(b"\t")[0].decode().strip()
+    return line.partition(b"\t")[0].removeprefix(BOM_UTF8).decode().strip()
 
 
 def _split_features(columns):

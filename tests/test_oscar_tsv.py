@@ -159,6 +159,20 @@ def test_regions_survive_the_round_trip(tmp_path, layout, num_proc):
     assert [row[0] for row in read_as_oscar(tmp_path / "out.tsv")] == ids
 
 
+@pytest.mark.parametrize("layout", ["caption", "retrieval"])
+def test_byte_order_mark_and_crlf_change_nothing(tmp_path, layout):
+    features, labels = write_files(tmp_path, range(5), layout)
+    import_tsv(features, tmp_path / "expected", label_tsv=labels)
+    for path in (features, labels):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    import_tsv(features, tmp_path / "store", label_tsv=labels)
+    store, expected = (RegionFeatureStore.open(tmp_path / name) for name in ("store", "expected"))
+    assert list(store) == list(expected)
+    for image_id in expected:
+        for field, values in expected[image_id].items():
+            np.testing.assert_array_equal(store[image_id][field], values)
+
+
 GOOD = feature_row(3, "caption")[1]
 BAD_ROWS = {
     "base64": (("图3", GOOD.replace('"features": "', '"features": "*')), "base64|padding"),
