@@ -149,7 +149,8 @@ def scaled(box, size, new_size) -> tuple[float, float, float, float]:
 
 
 def fit(text, size, width) -> str:
-    """The text, cut with an ellipsis where it is longer than `width` pixels."""
+    """The text on one line, cut with an ellipsis where it is longer than `width` pixels."""
+    text = " ".join(text.split())
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "…") > width:

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
+import caption
 import datasets
 import pytest
 from builders import AIC_TRAIN, build, builder_of, edit, without_image, wrong
@@ -100,10 +102,12 @@ def test_the_code_of_the_tutorial(data, tmp_path, tiny_checkpoint, monkeypatch):
     )
     text = (Path(__file__).parents[1] / "docs" / "own_photos.md").read_text("utf-8")
     for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        code = code.replace("checkpoints/mengzi-oscar-mini", str(tiny_checkpoint))
-        exec(code.replace("num_train_epochs=10", "num_train_epochs=1, use_cpu=True, report_to=[]"), {})
+        exec(code, {})
+    [command] = re.findall(r"python train/caption.py (.*?)\n\n", text, flags=re.DOTALL)
+    command = command.replace("\\\n", " ").replace("checkpoints/mengzi-oscar-mini", str(tiny_checkpoint))
+    caption.main([*shlex.split(command), "--num_train_epochs", "1", "--use_cpu", "--report_to", "none"])
     photo = "my-photos/images/cat.jpg"
-    assert cli.main(["caption", photo, "--model", "outputs/my-photos/final"]) == 0
+    assert cli.main(["caption", photo, "--model", "outputs/my-photos/best"]) == 0
 
 
 # coco_caption
