@@ -148,11 +148,9 @@ def table(header: list[str], rows: list[list]) -> str:
     """Markdown; the first column is text, the others are numbers or already written."""
 
     def cell(value):
-        return (
-            f"{value:,.3g}"
-            if isinstance(value, float) and abs(value) < 100
-            else (f"{value:,.0f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value))
-        )
+        if isinstance(value, float):
+            return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+        return f"{value:,}" if type(value) is int else str(value)
 
     lines = [header, ["---"] + ["--:"] * (len(header) - 1), *[[cell(value) for value in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
