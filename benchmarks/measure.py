@@ -16,6 +16,8 @@ import resource
 import statistics
 import sys
 import time
+from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +71,35 @@ def in_turn(variants: dict, runs: int, device: str = "cpu") -> dict[str, Measure
             )
     print(file=sys.stderr)
     return {name: Measured(statistics.median(t), min(t), peaks[name]) for name, t in times.items()}
+
+
+class Clock:
+    """Seconds per stage; waits for the device at both ends of every stage."""
+
+    def __init__(self, device: str):
+        self.device, self.seconds = device, defaultdict(float)
+
+    @contextmanager
+    def stage(self, name: str):
+        start = now(self.device)
+        yield
+        self.seconds[name] += now(self.device) - start
+
+    def around(self, name: str, function):
+        def timed(*args, **kwargs):
+            with self.stage(name):
+                return function(*args, **kwargs)
+
+        return timed
+
+    @contextmanager
+    def around_methods(self, stages: dict):
+        """Inside, methods report to the clock: {stage: (object, name of its method)}."""
+        for stage, (part, method) in stages.items():
+            setattr(part, method, self.around(stage, getattr(part, method)))
+        yield
+        for part, method in stages.values():
+            delattr(part, method)
 
 
 def now(device: str) -> float:
