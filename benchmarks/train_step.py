@@ -163,6 +163,8 @@ class Training:
         self.clock, self.steps, self.slots, self.labels = Clock(options.device), 0, 0, 0
 
     def forward(self, batch):
+        switch = "enable" if self.checkpointing else "disable"
+        getattr(self.model, f"activation_checkpointing_{switch}")()
         with torch.autocast(self.options.device, self.dtype, enabled=self.dtype != torch.float32):
             if not self.head_everywhere:
                 return self.model(**batch).loss
@@ -180,8 +182,6 @@ class Training:
         return batch
 
     def __call__(self):
-        switch = "enable" if self.checkpointing else "disable"
-        getattr(self.model, f"activation_checkpointing_{switch}")()
         stage = self.clock.stage
         with stage("waiting for the loader"):
             batch = self.next_batch()
