@@ -6,7 +6,7 @@ paths take turns, so that other work on the machine hits both. With a low precis
 regions drift from float32. Prints a table and one JSON line.
 
 Examples:
-    python benchmarks/detector.py --threads 1 --repeats 3
+    python benchmarks/detector.py --threads 1 --runs 3
     python benchmarks/detector.py --golden PATH/parity/vinvl --threads 1 --dtype bfloat16
     python benchmarks/detector.py --model PATH/vinvl --image photo.jpg --device cuda --dtype bfloat16 --batch-size 8 \\
         --rois-per-chunk 600 --skip-naive
@@ -14,12 +14,8 @@ Examples:
 Without --model or --golden the weights are random: the convolutions cost the same, but there is little to detect.
 """
 
-import argparse
 import importlib.util
 import json
-import platform
-import resource
-import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -30,43 +26,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from measure import (
+    DTYPES,
+    Clock,
+    benchmark_parser,
+    count_flops,
+    measure_machine,
+    now,
+    peak_memory,
+    prepare,
+    report,
+    table,
+)
 from PIL import Image
 from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from modeling_mengzi_oscar import modeling_vinvl
 from modeling_mengzi_oscar.configuration_vinvl import VinVLConfig
 from modeling_mengzi_oscar.image_processing_vinvl import VinVLImageProcessor
 from modeling_mengzi_oscar.modeling_vinvl import VinVLModel
 
 STAGES = ("trunk", "rpn", "roi_align", "layer4", "nms", "attributes", "rest")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Clock:
-    """Seconds per stage; waits for the device at both ends of every stage."""
-
-    def __init__(self, device):
-        self.device, self.seconds = device, defaultdict(float)
-
-    def now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    @contextmanager
-    def stage(self, name):
-        start = self.now()
-        yield
-        self.seconds[name] += self.now() - start
-
-    def around(self, name, function):
-        def timed(*args, **kwargs):
-            with self.stage(name):
-                return function(*args, **kwargs)
-
-        return timed
 
 
 def plain_convolution(x, conv, norm):
@@ -157,11 +137,10 @@ def measured_stages(model, clock):
 @contextmanager
 def timed(wall: list, cpu: list, device: str, wanted: bool = True):
     """Append the seconds of the block, by the clock and of processor time."""
-    clock = Clock(device)
-    start, cpu_start = clock.now(), time.process_time()
+    start, cpu_start = now(device), time.process_time()
     yield
     if wanted:
-        wall.append(clock.now() - start)
+        wall.append(now(device) - start)
         cpu.append(time.process_time() - cpu_start)
 
 
@@ -213,44 +192,16 @@ def drift(reference, output) -> dict:
     }
 
 
-def matrix_rate(device, dtype) -> float:
-    """Measured FLOP/s of a 4096 x 2048 by 2048 x 2048 product, the shape that layer4 consists of."""
-    a, b = (torch.randn(n, 2048, device=device, dtype=dtype) for n in (4096, 2048))
-    clock, seconds = Clock(device), []
-    for _ in range(5):
-        start = clock.now()
-        F.linear(a, b)
-        seconds.append(clock.now() - start)
-    return 2 * 4096 * 2048 * 2048 / min(seconds)
-
-
-def peak_memory(device) -> float:
-    """GiB: of the process so far on a CPU, allocated on the device on a GPU."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def flop(function) -> float:
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
-
-
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, runs=3)
     parser.add_argument("--model", help="folder of a converted checkpoint")
     parser.add_argument("--golden", help="folder with fill_weights.py and golden_dev.*: its weights and its photo")
     parser.add_argument("--image", help="photo to look at (default: golden_dev.jpg, or noise of 951 x 600 pixels)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="dtype of the fast path")
     parser.add_argument(
         "--layer4-only", action="store_true", help="--dtype for the region part only, float32 before it"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as torch sets them)")
     parser.add_argument("--batch-size", type=int, default=1, help="copies of the photo per forward of the fast path")
     parser.add_argument("--rois-per-chunk", type=int, help="regions through layer4 at a time (default: the config's)")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--skip-naive", action="store_true", help="do not run the plain path")
     return parser.parse_args()
 
@@ -260,9 +211,7 @@ def main():
     # 1. Model and photo
     arguments = parse_arguments()
     device, dtype = arguments.device, DTYPES[arguments.dtype]
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
+    prepare(arguments)
     model = load_model(arguments).to(device)
     if arguments.rois_per_chunk:
         model.config.rois_per_chunk = arguments.rois_per_chunk
@@ -294,7 +243,7 @@ def main():
     if plain:
         plain_forward(plain, *plain_inputs, Clock(device))
         memory["plain"] = peak_memory(device)
-    for _ in range(arguments.repeats):
+    for _ in range(arguments.runs):
         if device == "cuda":  # waiting at every stage costs time there, so the whole is measured without
             with timed(times["fast"], cpu_times["fast"], device):
                 model(**inputs)
@@ -311,33 +260,30 @@ def main():
                 stages["plain"][name].append(clock.seconds[name])
 
     # 4. Table and JSON line
-    rate = matrix_rate(device, dtype)
+    machine = measure_machine(device, arguments.dtype)
     result = {
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
-        "torch": torch.__version__,
-        "device": device,
         "dtype": arguments.dtype + (" (regions only)" if arguments.layer4_only else ""),
         "threads": torch.get_num_threads(),
         "batch_size": arguments.batch_size,
         "input": list(inputs["pixel_values"].shape[-2:]),
         "regions": output.region_attention_mask.sum(1).tolist(),
-        "repeats": arguments.repeats,
+        "runs": arguments.runs,
         "preprocessing_s": round(preprocessing / arguments.batch_size, 4),
-        "matrix_rate_gflops": round(rate / 1e9),
+        "machine": vars(machine),
     }
     runs = {"fast": lambda: model(**inputs), "plain": lambda: plain_forward(plain, *plain_inputs, Clock(device))}
     for name, values in times.items():
         images = arguments.batch_size if name == "fast" else 1
         seconds = median(values) / images
-        work = flop(runs[name]) / images
+        work = count_flops(runs[name]) / images
         breakdown = {stage: round(median(stages[name][stage]) / images, 4) for stage in STAGES[:-1]}
         result[name] = {
             "seconds_per_image": round(seconds, 4),
             "cpu_seconds_per_image": round(median(cpu_times[name]) / images, 4),
             "images_per_s": round(1 / seconds, 4),
-            "peak_memory_gib": round(memory[name], 2),
+            "peak_mib": round(memory[name]),
             "tflop": round(work / 1e12, 3),
-            "of_matrix_rate": round(work / seconds / rate, 3),
+            "of_matrix_rate": round(machine.floor(work) / seconds, 3),
             "stages": breakdown | {"rest": round(max(seconds - sum(breakdown.values()), 0), 4)},
         }
     if plain:
@@ -346,22 +292,13 @@ def main():
     if reference is not None:
         result["drift"] = drift(reference, output)
     columns = [name for name in ("plain", "fast") if name in result]
-    print(f"{result['hardware']}, {result['dtype']}, {result['threads']} threads, batch {arguments.batch_size}")
-    print("| seconds per image | " + " | ".join(columns) + " |\n| --- |" + " ---: |" * len(columns))
-    print("| **whole forward** | " + " | ".join(f"{result[c]['seconds_per_image']:.3f}" for c in columns) + " |")
-    if device == "cpu":
-        print("| processor time | " + " | ".join(f"{result[c]['cpu_seconds_per_image']:.3f}" for c in columns) + " |")
-    for stage in STAGES:
-        print(f"| {stage} | " + " | ".join(f"{result[c]['stages'][stage]:.3f}" for c in columns) + " |")
-    print("| peak memory, GiB | " + " | ".join(f"{result[c]['peak_memory_gib']:.2f}" for c in columns) + " |")
-    print("| TFLOP | " + " | ".join(f"{result[c]['tflop']:.2f}" for c in columns) + " |\n")
-    print(json.dumps(result))
-
-
-def cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    names = information.read_text().splitlines() if information.exists() else []
-    return next((line.split(": ")[1] for line in names if line.startswith("model name")), platform.processor())
+    names = {"seconds_per_image": "whole forward", "cpu_seconds_per_image": "processor time"}
+    rows = [[names[key], *(result[c][key] for c in columns)] for key in names]
+    rows += [[stage, *(result[c]["stages"][stage] for c in columns)] for stage in STAGES]
+    names = {"peak_mib": "peak memory, MiB", "tflop": "TFLOP", "of_matrix_rate": "of the matrix rate"}
+    rows += [[names[key], *(result[c][key] for c in columns)] for key in names]
+    text = table([f"seconds per image, {result['dtype']}, batch {arguments.batch_size}", *columns], rows)
+    report("detector", arguments, f"{text}\n\n{machine}.", result)
 
 
 if __name__ == "__main__":
