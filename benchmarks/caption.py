@@ -18,6 +18,7 @@ import sys
 import torch
 from measure import DTYPES, Clock, benchmark_parser, count_flops, in_turn, measure_machine, prepare, report, table
 from PIL import ImageOps
+from torch.ao.quantization import quantize_dynamic
 
 from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarForImageCaptioning, MengziOscarPipeline
 from modeling_mengzi_oscar.photos import open_photo
@@ -81,6 +82,14 @@ def random_captioner(images):
     return MengziOscarForImageCaptioning(config).eval(), inputs
 
 
+def in_int8(model):
+    """A copy whose encoder and head multiply 8-bit numbers: torch's dynamic quantisation, for CPUs."""
+    model = copy.deepcopy(model)
+    for owner, name in ((model.bert, "encoder"), (model, "cls")):
+        setattr(owner, name, quantize_dynamic(getattr(owner, name), {torch.nn.Linear}, dtype=torch.qint8))
+    return model
+
+
 def photo_captioner(name, images):
     """The checkpoint's pipeline, photos for it, and what its region model says of them."""
     samples = [open_photo(path) for path, _ in sample_photos().values()]
@@ -116,6 +125,12 @@ def stages_of(model, decode, device) -> dict:
     seconds["encoder of the steps"] -= seconds["tags and regions, once per image"]  # it runs inside it, too
     whole = seconds.pop("all")
     return seconds | {"search and the rest": whole - sum(seconds.values())}
+
+
+def agreement(ids, reference) -> int:
+    """Rows of token ids that are the same, whatever the padding behind them."""
+    width = min(ids.shape[1], reference.shape[1])
+    return int((ids[:, :width] == reference[:, :width]).all(dim=1).sum())
 
 
 def bytes_moved(model, inputs, options, steps) -> int:
@@ -159,21 +174,23 @@ def main():
         return model.generate(**first(count), **search, pad_token_id=model.config.pad_token_id)
 
     # 2. All variants in turn
-    naive = "naive: everything again in every step"
-    variants = {"one image": lambda: decode(count=1), f"batch of {options.images}": decode}
-    images = {"one image": 1, f"batch of {options.images}": options.images}
+    naive, batch, small = "naive: everything again in every step", f"batch of {options.images}", None
+    variants = {"one image": lambda: decode(count=1), batch: decode}
+    images = {"one image": 1, batch: options.images}
+    if options.device == "cpu":
+        small = in_int8(captioner)
+        variants |= {"one image, int8": lambda: decode(small, 1), f"{batch}, int8": lambda: decode(small)}
+        images |= {"one image, int8": 1, f"{batch}, int8": options.images}
     if options.naive_images:
-        variants |= {
-            naive: lambda: naive_captions(plain, first(options.naive_images), options.num_beams, options.max_length)
-        }
-        images |= {naive: options.naive_images}
+        few = first(options.naive_images)
+        variants[naive] = lambda: naive_captions(plain, few, options.num_beams, options.max_length)
+        images[naive] = options.naive_images
     if pipeline and options.device == "cpu":
         variants["photos to captions"] = lambda: pipeline.caption(photos, len(photos), num_beams=options.num_beams)
         variants["one photo, from process start"] = lambda: from_process_start(options.model, options)
         images |= {"photos to captions": len(photos), "one photo, from process start": 1}
     measured = in_turn(variants, options.runs, options.device)
     rates = {name: images[name] / run.seconds for name, run in measured.items()}
-    batch = f"batch of {options.images}"
 
     # 3. The same captions? Where does the time go, how near is the floor?
     ids = decode()
@@ -181,16 +198,15 @@ def main():
     result = {"dtype": options.dtype, "images": options.images, "images_per_s": rates, "steps": steps}
     lines = []
     if options.naive_images:
-        expected = naive_captions(plain, first(options.naive_images), options.num_beams, options.max_length)
+        expected = variants[naive]()
         ends = captioner.config.eos_token_id
         ours = [row[: row.index(ends) + 1] if ends in row else row for row in ids[: len(expected)].tolist()]
         result["same_as_naive"] = f"{sum(a == b for a, b in zip(ours, expected, strict=True))} of {len(expected)}"
         lines.append(f"Captions equal to the naive path's: {result['same_as_naive']}.")
-    if options.dtype != "float32":
-        reference = decode(plain)
-        width = min(reference.shape[1], steps + 1)
-        result["same_as_float32"] = f"{int((reference[:, :width] == ids[:, :width]).all(dim=1).sum())} of {len(ids)}"
-        lines.append(f"Captions equal to float32: {result['same_as_float32']}.")
+    for name, model in ((options.dtype, fast), ("int8", small)):
+        if model is not None and name != "float32":
+            result[f"{name}_same_as_float32"] = same = agreement(decode(model), decode(plain))
+            lines.append(f"Captions in {name} equal to those in float32: {same} of {options.images}.")
     stages = stages_of(fast, decode, options.device)
     machine = measure_machine(options.device, options.dtype)
     flops = count_flops(decode)

@@ -191,6 +191,7 @@ def report(job: str, options, text: str, result: dict) -> None:
     """Prints the text (tables) and one JSON line; with --save appends both to results/<job>_<hardware>_<date>.md."""
     date = datetime.date.today().isoformat()
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]).replace(" --save", "")
+    command = re.sub(r"(?<= )/\S+/", "PATH/", command)  # where things lie here is nobody's business
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {options.threads} threads"
     name = torch.cuda.get_device_name() if options.device == "cuda" else hardware("cpu")
     load = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
