@@ -4,6 +4,8 @@ import pytest
 import torch
 from conftest import tiny_captioner
 
+from modeling_mengzi_oscar.generation_mengzi_oscar import PrefixCache
+
 SETTINGS = {
     "greedy": {},
     "beams": {"num_beams": 4},
@@ -128,3 +130,39 @@ def test_wrong_regions_are_named():
         model.generate(tag_input_ids=torch.zeros(1, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="23 wide, this model was trained on 22"):
         model.generate(torch.randn(1, 4, 23), max_length=8)
+
+
+def test_keys_and_values_stand_once_per_image_and_never_move(monkeypatch):
+    model, seen = tiny_captioner(), []
+    begin_step = PrefixCache.begin_step
+
+    def watched(cache, rows, new):
+        mask = begin_step(cache, rows, new)
+        seen.append((cache.keys[0].data_ptr(), cache.keys[0].shape, mask.shape, cache.start))
+        return mask
+
+    monkeypatch.setattr(PrefixCache, "begin_step", watched)
+    model.generate(**inputs(), num_beams=4, max_length=8, min_length=8, pad_token_id=0)
+    addresses, keys, masks, starts = (set(column) for column in zip(*seen, strict=True))
+    slots = 4 + 6 + 4 * 8  # tags, regions, a slot per beam and position
+    assert keys == {(3, 4, slots, 8)}
+    assert masks == {(3, 2 * 4, slots)}
+    assert len(addresses) == 1
+    assert starts == {10 + 4 * step for step in range(7)}
+
+
+def test_beams_follow_their_own_history():
+    cache = PrefixCache(1, torch.ones(1, 2), max_length=4)
+    cache.update(torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, 1), 0)
+    mask = cache.begin_step(rows=2, new=2)
+    for _ in range(2):
+        cache.reorder_cache(torch.tensor([1, 0]))
+        mask = cache.begin_step(rows=2, new=2)
+    # Third step; the beams have changed places before it and before the second.
+    prefix, first, second, third, masks = [1, 1], slice(2, 4), slice(4, 6), slice(6, 8), slice(8, 10)
+    token_0, token_1, mask_0, mask_1 = mask[0].int()
+    assert all(row[:2].tolist() == prefix for row in mask[0].int())
+    assert [row[first].tolist() for row in (token_0, token_1)] == [[1, 0], [0, 1]]
+    assert [row[second].tolist() for row in (token_0, token_1)] == [[0, 1], [1, 0]]
+    assert [row[third].tolist() for row in (token_0, mask_0, token_1, mask_1)] == [[1, 0], [1, 0], [0, 1], [0, 1]]
+    assert [row[masks].tolist() for row in (token_0, mask_0, token_1, mask_1)] == [[0, 0], [1, 0], [0, 0], [0, 1]]
