@@ -21,8 +21,12 @@ lint: .venv/dev  ## ruff: mistakes and format
 	$(BIN)/ruff format --check .
 
 bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
-	$(BIN)/python benchmarks/caption.py
-	$(BIN)/python benchmarks/features.py
+	$(BIN)/python benchmarks/caption.py --runs 2
+	$(BIN)/python benchmarks/caption.py --runs 2 --model checkpoints/mengzi-oscar-mini --naive-images 6
+	$(BIN)/python benchmarks/train_step.py --runs 2
+	$(BIN)/python benchmarks/train_step.py --runs 2 --job pretrain
+	$(BIN)/python benchmarks/detector.py --runs 1
+	$(BIN)/python benchmarks/features.py --folder .venv/bench --rows 500 --images 100000
 
 clean:           ## remove .venv and what the demo wrote
 	rm -rf .venv demo.png

@@ -157,23 +157,24 @@ def endless(dataset, options, collate, bucketed):
 class Training:
     """A model in training, its optimiser and its batches; calling it runs one step."""
 
-    def __init__(self, model, optimizer, batches, options, dtype, head_everywhere=False, checkpointing=False):
+    def __init__(self, model, optimizer, batches, options, dtype, naive=False, checkpointing=False):
         self.model, self.optimizer, self.batches, self.options = model, optimizer, batches, options
-        self.dtype, self.head_everywhere, self.checkpointing = dtype, head_everywhere, checkpointing
+        self.dtype, self.naive, self.checkpointing = dtype, naive, checkpointing
         self.clock, self.steps, self.slots, self.labels = Clock(options.device), 0, 0, 0
 
     def forward(self, batch):
         switch = "enable" if self.checkpointing else "disable"
         getattr(self.model, f"activation_checkpointing_{switch}")()
         with torch.autocast(self.options.device, self.dtype, enabled=self.dtype != torch.float32):
-            if not self.head_everywhere:
+            if not (self.naive and self.options.job == "pretrain"):
                 return self.model(**batch).loss
-            labels = batch["labels"]
-            relationship = batch["next_sentence_label"]
-            output = self.model(**{k: v for k, v in batch.items() if k not in ("labels", "next_sentence_label")})
-            logits = output.prediction_logits[:, : labels.shape[1]]
-            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-            return loss + F.cross_entropy(output.seq_relationship_logits.float(), relationship)
+            labels, relationship = batch["labels"], batch["next_sentence_label"]
+            output = self.model(
+                **{name: batch[name] for name in batch if name not in ("labels", "next_sentence_label")}
+            )
+            logits = output.prediction_logits[:, : labels.shape[1]]  # the head ran on all slots
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            return loss + F.cross_entropy(output.seq_relationship_logits, relationship)
 
     def next_batch(self):
         batch = next(self.batches)
@@ -193,6 +194,7 @@ class Training:
             loss.backward()
         with stage("clipping and optimiser"):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.param_groups[0]["fused"] = not self.naive
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
@@ -218,20 +220,17 @@ def main():
     model = model_class(config).to(options.device).train()
     attention = "eager" if options.device == "cpu" else "sdpa"  # on CPUs the fused backward is slower at these sizes
     model.set_attn_implementation(attention)
-    loop = torch.optim.AdamW(model.parameters(), lr=1e-6, foreach=False)
-    fused = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, foreach=False)
     dtype = DTYPES[options.dtype]
     folder = tempfile.TemporaryDirectory()
     dataset = Samples(Path(folder.name) / "store", options.images, options.captions)
     names = ("naive, float32", f"ours, {options.dtype}", f"ours, {options.dtype}, activation checkpointing")
+    original_batches = endless(dataset, options, original, bucketed=False)
     batches = endless(dataset, options, ours, bucketed=True)
-    everywhere = options.job == "pretrain"
     trainings = {
-        names[0]: Training(
-            model, loop, endless(dataset, options, original, bucketed=False), options, torch.float32, everywhere
-        ),
-        names[1]: Training(model, fused, batches, options, dtype),
-        names[2]: Training(model, fused, batches, options, dtype, checkpointing=True),
+        names[0]: Training(model, optimizer, original_batches, options, torch.float32, naive=True),
+        names[1]: Training(model, optimizer, batches, options, dtype),
+        names[2]: Training(model, optimizer, batches, options, dtype, checkpointing=True),
     }
 
     # 2. Steps in turn
