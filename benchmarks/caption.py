@@ -225,7 +225,7 @@ def main():
     text = table([f"{options.dtype}, beam {options.num_beams}", "images/s", "x naive", "s", "peak MiB"], rows)
     if not options.model:
         recorded = [[f"recorded original, {name}", rate, rates[batch] / rate] for name, rate in RECORDED.items()]
-        text += "\n\n" + table(["", "images/s", f"{batch} is x times"], recorded)
+        text += "\n\n" + table(["", "images/s", f"times as fast: {batch}"], recorded)
     total = sum(stages.values())
     text += "\n\n" + table([f"{batch}, by stage", "s", "%"], [[k, v, 100 * v / total] for k, v in stages.items()])
     report("caption", options, text + "\n\n" + "\n".join(lines), result)

@@ -235,17 +235,19 @@ def main():
 
     # 2. Steps in turn
     measured = in_turn(trainings, options.runs, options.device)
-    machine = measure_machine(options.device, options.dtype)
+    machines = {name: measure_machine(options.device, name) for name in dict.fromkeys(("float32", options.dtype))}
 
     # 3. Tables
-    rows, result = [], {"job": options.job, "dtype": options.dtype, "batch": options.batch, "machine": vars(machine)}
+    rows, result = [], {"job": options.job, "dtype": options.dtype, "batch": options.batch}
+    result["machine"] = {name: vars(machine) for name, machine in machines.items()}
     for name, training in trainings.items():
         batch = training.next_batch()
         batch = {key: tensor.to(options.device) for key, tensor in batch.items()}
         flops = count_flops(lambda training=training, batch=batch: training.forward(batch).backward())
         model.zero_grad(set_to_none=True)
         rate = options.batch / measured[name].seconds
-        reached = flops / machine.matrix_rate / measured[name].seconds
+        machine = machines["float32" if training.naive else options.dtype]
+        reached = machine.floor(flops) / measured[name].seconds
         slots, labels = (count / training.steps / options.batch for count in (training.slots, training.labels))
         result[name] = {
             "samples_per_s": rate,
@@ -260,14 +262,15 @@ def main():
         work = flops / options.batch / 1e9
         rows.append([name, rate, rate / naive, slots, labels, work, f"{reached:.0%}", measured[name].peak_mib])
     header = [f"{options.job}, batch {options.batch}", "samples/s", "x naive", "slots", "labels", "GFLOP a sample"]
-    text = table([*header, f"of the {options.dtype} matrix rate", "peak MiB"], rows)
+    text = table([*header, "of its matrix rate", "peak MiB"], rows)
     if options.job == "caption":
         ratio = result[names[1]]["samples_per_s"] / RECORDED
         text += f"\n\nAgainst the recorded original ({RECORDED} samples/s, float32, 2 threads): {ratio:.1f} x."
     stages = result[names[1]]["stages"]
     whole = sum(stages.values())
     text += "\n\n" + table([f"{names[1]}, a step", "s", "%"], [[k, v, 100 * v / whole] for k, v in stages.items()])
-    report("train_step", options, f"{text}\n\n{machine}.", result)
+    speeds = "\n".join(f"{name}: {machine}." for name, machine in machines.items())
+    report("train_step", options, f"{text}\n\n{speeds}", result)
 
 
 if __name__ == "__main__":
