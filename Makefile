@@ -26,6 +26,7 @@ bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
 	$(BIN)/python benchmarks/train_step.py --runs 2
 	$(BIN)/python benchmarks/train_step.py --runs 2 --job pretrain
 	$(BIN)/python benchmarks/detector.py --runs 1
+	rm -rf .venv/bench
 	$(BIN)/python benchmarks/features.py --folder .venv/bench --rows 500 --images 100000
 
 clean:           ## remove .venv and what the demo wrote
