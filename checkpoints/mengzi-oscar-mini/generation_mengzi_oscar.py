@@ -7,42 +7,74 @@ The numbers are those of the original's exact mode (full recomputation), which `
 """
 
 import torch
+import torch.nn.functional as F
 from transformers import GenerationConfig, GenerationMixin
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from .processing_mengzi_oscar import pack_captions
 
 
-class PrefixLayer(DynamicLayer):
-    """Keys and values of one layer: the prefix (tags, regions; one row per image) and the caption (one per beam).
+class PrefixCache(Cache):
+    """What the steps of a caption read: one row of keys and values per image, which all of its beams share.
 
-    The first update stores the prefix; later ones append caption positions and see prefix + caption. Length, crop and
-    beam reordering are those of the caption part: the beams of an image share its prefix.
+    A row holds P slots of the encoded tags and regions, then a slot per beam for each position of the captions. A slot
+    is written once and never moves: `history` says which slots a beam's caption went through, and choosing beams
+    (`reorder_cache`) reorders only that table. The [MASK]s of a step stand where the tokens of the next step will be
+    written.
+
+    Args:
+        prefix_mask: (B, P), 1 = may be seen. max_length: positions of the captions.
     """
 
-    prefix = None  # (keys, values), each (B, heads, P, head size)
+    def __init__(self, num_layers: int, prefix_mask: torch.Tensor, max_length: int):
+        super().__init__(layers=[])
+        self.keys, self.values = [None] * num_layers, [None] * num_layers  # each (B, heads, P + slots, head size)
+        self.prefix_mask, self.max_length = prefix_mask.bool(), max_length
+        self.length = 0  # positions of the captions that are written, without the [MASK]
+        self.history = None  # (B, beams, slots)
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        if self.prefix is None:
-            self.prefix = (key_states, value_states)
-            return self.prefix
-        caption = super().update(key_states, value_states)  # (B x beams, heads, C, head size)
-        return tuple(self._join(prefix, states) for prefix, states in zip(self.prefix, caption, strict=True))
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
 
-    @staticmethod
-    def _join(prefix, caption):
-        images = prefix.shape[0]
-        caption = caption.unflatten(0, (images, -1))  # (B, beams, heads, C, head size)
-        prefix = prefix[:, None].expand(-1, caption.shape[1], -1, -1, -1)
-        return torch.cat([prefix, caption], dim=-2).flatten(0, 1)
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.history = self.history.flatten(0, 1)[beam_idx].view_as(self.history)
 
+    def begin_step(self, rows: int, new: int) -> torch.BoolTensor:
+        """Takes `new` positions per beam, the last one a [MASK]; returns (B, new x beams, slots), who sees what."""
+        images, prefix = self.prefix_mask.shape
+        beams = rows // images
+        slots, device = beams * self.max_length, self.prefix_mask.device
+        if self.history is None:
+            self.history = torch.zeros((images, beams, slots), dtype=torch.bool, device=device)
+            self.keys, self.values = (
+                [F.pad(states, (0, 0, 0, slots)) for states in layers] for layers in (self.keys, self.values)
+            )
+        self.start = prefix + beams * self.length
+        slot, beam = torch.arange(slots, device=device), torch.arange(beams, device=device)
+        position = torch.arange(self.length, self.length + new, device=device)
+        own = (slot // beams >= self.length) & (slot // beams <= position[:, None, None])  # (new, 1, slots)
+        own = own & (slot % beams == beam[:, None])  # (new, beams, slots)
+        seen = (self.history[:, None] | own).flatten(1, 2)
+        self.history = self.history | own[-2]  # the tokens before the [MASK]
+        self.length += new - 1
+        return torch.cat([self.prefix_mask[:, None].expand(-1, seen.shape[1], -1), seen], dim=2)
 
-class PrefixCache(Cache):
-    """What the steps of a caption read: the encoded tags and regions of B images, with their mask (B, P)."""
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        if self.history is None:  # the prefix
+            self.keys[layer_idx], self.values[layer_idx] = key_states, value_states
+        else:
+            end = self.start + key_states.shape[2]
+            self.keys[layer_idx][:, :, self.start : end] = key_states
+            self.values[layer_idx][:, :, self.start : end] = value_states
+        return self.keys[layer_idx], self.values[layer_idx]
 
-    def __init__(self, num_layers: int, prefix_mask: torch.Tensor):
-        super().__init__(layers=[PrefixLayer() for _ in range(num_layers)])
-        self.prefix_mask = prefix_mask
+    def by_image(self, states: torch.Tensor) -> torch.Tensor:
+        """(B x beams, T, H) -> (B, T x beams, H): the queries of an image together, position by position."""
+        return states.unflatten(0, (len(self.prefix_mask), -1)).transpose(1, 2).flatten(1, 2)
+
+    def by_beam(self, states: torch.Tensor, length: int) -> torch.Tensor:
+        """(B, T x beams, H) -> (B x beams, T, H), T = `length`."""
+        return states.unflatten(1, (length, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def published_generation_config(config, max_length=20, num_beams=5) -> GenerationConfig:
@@ -112,7 +144,8 @@ class MaskQueryGenerationMixin(GenerationMixin):
         }
         use_cache = kwargs.get("use_cache", settings.use_cache)
         if use_cache is None or use_cache:
-            inputs = {"past_key_values": self.encode_prefix(**prefix)}
+            max_length = self._length_limit(input_ids, settings, kwargs)
+            inputs = {"past_key_values": self.encode_prefix(**prefix, max_length=max_length)}
         else:
             names = {"input_ids": "tag_input_ids", "attention_mask": "tag_attention_mask"}
             names["position_ids"] = "tag_position_ids"
@@ -120,13 +153,16 @@ class MaskQueryGenerationMixin(GenerationMixin):
         self._mask_token_id = mask_token_id if mask_token_id is not None else self.config.mask_token_id
         return super().generate(input_ids=input_ids, generation_config=generation_config, **inputs, **kwargs)
 
-    def _tag_positions(self, tag_input_ids, input_ids, settings, kwargs):
+    @staticmethod
+    def _length_limit(input_ids, settings, kwargs) -> int:
+        """Tokens of a caption at the most, as transformers counts them (20 where nothing is said)."""
         max_new_tokens = kwargs.get("max_new_tokens", settings.max_new_tokens)
         if max_new_tokens is not None:
-            max_length = input_ids.shape[1] + max_new_tokens
-        else:
-            max_length = kwargs.get("max_length", settings.max_length) or 0
-        start = max(self.config.tag_position_offset, max_length)
+            return input_ids.shape[1] + max_new_tokens
+        return kwargs.get("max_length", settings.max_length) or 20
+
+    def _tag_positions(self, tag_input_ids, input_ids, settings, kwargs):
+        start = max(self.config.tag_position_offset, self._length_limit(input_ids, settings, kwargs))
         if start + tag_input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"{tag_input_ids.shape[1]} tag tokens from position {start} on do not fit into the "
@@ -134,10 +170,12 @@ class MaskQueryGenerationMixin(GenerationMixin):
             )
         return torch.arange(start, start + tag_input_ids.shape[1], device=tag_input_ids.device).expand_as(tag_input_ids)
 
-    def encode_prefix(self, input_ids, attention_mask, position_ids, region_features, region_attention_mask):
+    def encode_prefix(
+        self, input_ids, attention_mask, position_ids, region_features, region_attention_mask, max_length
+    ):
         """Runs tags (B, L) and regions (B, R, D) once; returns the `PrefixCache` that the caption steps read."""
         mask = torch.cat([attention_mask, region_attention_mask], dim=1)
-        cache = PrefixCache(self.config.num_hidden_layers, mask)
+        cache = PrefixCache(self.config.num_hidden_layers, mask, max_length)
         self.base_model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -180,17 +218,11 @@ class MaskQueryGenerationMixin(GenerationMixin):
                 "region_attention_mask": region_attention_mask,
                 "logits_to_keep": 1,
             }
-        if past_key_values.get_seq_length() > 0:
-            past_key_values.crop(-1)  # the [MASK] of the step before
         seen = past_key_values.get_seq_length()
-        new = length + 1 - seen
-        prefix_mask = past_key_values.prefix_mask.bool()
-        prefix_mask = prefix_mask.repeat_interleave(rows // prefix_mask.shape[0], dim=0)
-        causal = torch.ones((new, length + 1), dtype=torch.bool, device=input_ids.device).tril(seen)
         return {
             "input_ids": torch.cat([input_ids[:, seen:], mask_token], dim=1),
             "position_ids": torch.arange(seen, length + 1, device=input_ids.device).expand(rows, -1),
-            "attention_mask": torch.cat([prefix_mask[:, None].expand(-1, new, -1), causal.expand(rows, -1, -1)], dim=2),
+            "attention_mask": past_key_values.begin_step(rows, length + 1 - seen),
             "past_key_values": past_key_values,
             "logits_to_keep": 1,
         }

@@ -127,7 +127,8 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
                 (B, T + R, T + R) with rows = queries; 1 = may be seen. Missing = everything.
             token_type_ids: (B, T), 0 text, 1 tags. position_ids: (B, T), counted from 0 when missing.
             region_features: (B, R, D). region_attention_mask: (B, R); missing = all valid.
-            past_key_values: keys and values seen before; the mask is then (B, T, past + T).
+            past_key_values: a `PrefixCache`, which keeps one row per image: the mask is then (images, T x beams, slots)
+                as its `begin_step` makes it, inputs and states are (images x beams, T, ...).
 
         Raises:
             ValueError: regions of another width than `img_feature_dim`, a mask that fits neither text nor S, or (on a
@@ -139,8 +140,13 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
         if region_features is not None:
             attention_mask = join_masks(attention_mask, region_attention_mask, hidden_states, region_features)
             hidden_states = torch.cat([hidden_states, self.embed_regions(region_features)], dim=1)  # (B, T + R, H)
+        length = hidden_states.shape[1]
+        if past_key_values is not None:
+            hidden_states = past_key_values.by_image(hidden_states)
         attention_mask = self._attention_bias(attention_mask, hidden_states)
         hidden_states = self.encoder(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)[0]
+        if past_key_values is not None:
+            hidden_states = past_key_values.by_beam(hidden_states, length)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=self.pooler(hidden_states))
 
     def embed_regions(self, region_features: torch.FloatTensor) -> torch.FloatTensor:
