@@ -11,7 +11,7 @@ import torch
 from conftest import shared_path
 from pretraining_data import (
     PretrainingCollator,
-    PretrainingDataset,
+    PretrainingRows,
     contrast_classes,
     maskable,
     one_row_per_text,
@@ -48,11 +48,11 @@ def test_items_of_the_original_from_its_seeds(golden, name):
     rows, stores, calls, tensors, processor = golden
     settings, items = calls[name]["scalar_inputs"], calls[name]["expect"]["items"]
     sampling = {key: settings[key] for key in ("texta_false_prob", "textb_sample_mode", "use_b")}
-    dataset = PretrainingDataset(rows, stores, **sampling)
+    dataset = PretrainingRows(rows, stores, **sampling)
     assert dataset.wrong_text == settings["num_contrast_classes"] - 1
-    sizes = settings["seq_len"], settings["max_img_seq_length"]
-    collator = PretrainingCollator(processor, *sizes, bool(settings["mask_loss_for_unmatched"]))
-    drawn = [dataset.draw(item["item"], random.Random(item["seed"])) for item in items]
+    processor.max_length, processor.max_regions = settings["seq_len"], settings["max_img_seq_length"]
+    collator = PretrainingCollator(processor, bool(settings["mask_loss_for_unmatched"]))
+    drawn = [dataset.item(item["item"], random.Random(item["seed"])) for item in items]
     for ours, item in zip(drawn, items, strict=True):
         assert (ours["text"], ours["tags"]) == (item["text_a"], item["text_b"])
         assert (ours["next_sentence_label"], ours["foreign"]) == (item["contrast_label"], item["image_mismatch"])
@@ -82,7 +82,7 @@ def test_classes_of_the_contrast(golden):
 
 
 def test_a_row_draws_anew_every_epoch_and_the_same_again(rows, store):
-    dataset = PretrainingDataset(rows, store)
+    dataset = PretrainingRows(rows, {None: store})
 
     def items():
         return [(item["text"], item["tags"], item["random"].random()) for item in map(dataset.__getitem__, range(6))]
@@ -97,7 +97,7 @@ def test_a_row_draws_anew_every_epoch_and_the_same_again(rows, store):
 
 def test_share_of_what_is_wrong_and_masked(rows, store, tokenizer):
     """50 / 25 / 25 % over 4,000 draws (3,973 / 1,987 / 2,040 of the original's 8,000); 15 % masked, 80 / 10 / 10."""
-    dataset = PretrainingDataset(rows, store)
+    dataset = PretrainingRows(rows, {None: store})
     collator = PretrainingCollator(MengziOscarProcessor(tokenizer))
     counts, words, kinds = Counter(), 0, Counter()
     for epoch in range(500):
@@ -105,9 +105,8 @@ def test_share_of_what_is_wrong_and_masked(rows, store, tokenizer):
         items = [dataset[index] for index in range(len(dataset))]
         counts.update(item["next_sentence_label"] for item in items)
         batch = collator(items)
-        plain = collator.processor(
-            text=[item["text"] for item in items], tags=[item["tags"] for item in items], **collator.sizes
-        )["input_ids"]
+        texts = {name: [item[name] for item in items] for name in ("text", "tags")}
+        plain = collator.processor(**texts, layout="pair")["input_ids"]
         asked = batch["labels"] != -100
         assert torch.equal(batch["labels"][asked], plain[asked])
         assert torch.equal(batch["input_ids"][~asked], plain[~asked])
@@ -126,7 +125,7 @@ def test_share_of_what_is_wrong_and_masked(rows, store, tokenizer):
 
 
 def test_wrong_things_come_from_another_image(rows, store):
-    dataset = PretrainingDataset(rows, store)
+    dataset = PretrainingRows(rows, {None: store})
     texts = {row["text"]: row["image_id"] for row in rows}
     for epoch in range(30):
         dataset.set_epoch(epoch)
@@ -140,26 +139,26 @@ def test_wrong_things_come_from_another_image(rows, store):
 
 
 def test_without_tags_only_texts_are_wrong(rows, store):
-    dataset = PretrainingDataset(rows, store, texta_false_prob=0.0, use_b=False)
-    items = [dataset.draw(0, random.Random(seed)) for seed in range(200)]
+    dataset = PretrainingRows(rows, {None: store}, texta_false_prob=0.0, use_b=False)
+    items = [dataset.item(0, random.Random(seed)) for seed in range(200)]
     assert {item["tags"] for item in items} == {""}
     assert {item["next_sentence_label"] for item in items} == {0, 2}
     bare = rows.map(lambda row: {"tags": "" if row["image_id"] == "b" else row["tags"]})
-    dataset = PretrainingDataset(bare, store)
-    items = [dataset.draw(0, random.Random(seed)) for seed in range(200)]
+    dataset = PretrainingRows(bare, {None: store})
+    items = [dataset.item(0, random.Random(seed)) for seed in range(200)]
     assert "" not in {item["tags"] for item in items}  # a row without tags is not what wrong tags are drawn from
 
 
 def test_answers_are_the_wrong_tags_of_mode_2(rows, store):
-    dataset = PretrainingDataset(rows, store, textb_sample_mode=2)
-    wrong = [dataset.draw(7, random.Random(seed)) for seed in range(200)]
+    dataset = PretrainingRows(rows, {None: store}, textb_sample_mode=2)
+    wrong = [dataset.item(7, random.Random(seed)) for seed in range(200)]
     answers = {row["tags"] for row in rows if row["question_id"]}
     assert {item["tags"] for item in wrong if item["next_sentence_label"] == 1} == answers - {rows[7]["tags"]}
     captions = rows.filter(lambda row: row["question_id"] is None)
     with pytest.raises(ValueError, match="no question in this data"):
-        PretrainingDataset(captions, store, textb_sample_mode=2)
+        PretrainingRows(captions, {None: store}, textb_sample_mode=2)
     with pytest.raises(ValueError, match="0, 1 or 2, not 3"):
-        PretrainingDataset(rows, store, textb_sample_mode=3)
+        PretrainingRows(rows, {None: store}, textb_sample_mode=3)
 
 
 def test_places_that_can_be_masked():

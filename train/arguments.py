@@ -60,8 +60,8 @@ def parse_arguments(*dataclass_types, description, arguments=None):
     return parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
 
 
-def load_splits(options):
-    """The splits of `--dataset`; photos stay paths until they are opened.
+def load_splits(options, **settings):
+    """The splits of `--dataset`; photos stay paths until they are opened. `settings` are for its builder.
 
     Raises:
         SystemExit: a builder without --data_dir.
@@ -69,7 +69,9 @@ def load_splits(options):
     if options.dataset in NAMES:
         if options.data_dir is None:
             raise SystemExit(f"--dataset {options.dataset} needs --data_dir: the original files, see docs/data.md")
-        builder = builder_class(options.dataset)(data_dir=options.data_dir, config_name=options.dataset_config)
+        builder = builder_class(options.dataset)(
+            data_dir=options.data_dir, config_name=options.dataset_config, **settings
+        )
         builder.download_and_prepare()
         splits = builder.as_dataset()
     else:

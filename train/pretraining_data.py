@@ -8,7 +8,7 @@ not from one stream per worker, so that neither workers, processes nor an interr
 import random
 
 import torch
-from torch.utils.data import Dataset
+from collators import SeededRows
 
 MATCHED, WRONG_TAGS = 0, 1  # wrong text is the last class of the contrast: 2 of three, 1 of two
 TRIES = 10  # to find another image; then what was drawn is taken
@@ -19,13 +19,13 @@ def contrast_classes(texta_false_prob: float, use_b: bool = True) -> int:
     return 3 if texta_false_prob < 0.5 and (texta_false_prob > 0 or not use_b) else 2
 
 
-class PretrainingDataset(Dataset):
+class PretrainingRows(SeededRows):
     """One item per caption or question: image, text and tags, what was made wrong, and its source of random numbers.
 
     Args:
         rows: image_id, text, tags (words joined by spaces, may be empty), question_id (None for captions) and dataset:
             see `one_row_per_text`.
-        stores: {dataset: region feature store}; or one store for all images.
+        stores: {dataset: region feature store}; under None the one of all other data sets.
         texta_false_prob: an item's text is wrong with this probability, its tags with 0.5 - this; else it is matched.
         textb_sample_mode: wrong tags are 0: the text or the tags of any row of another image; 1: its tags;
             2: the answer to another question, of the same image too.
@@ -33,7 +33,8 @@ class PretrainingDataset(Dataset):
     """
 
     def __init__(self, rows, stores, texta_false_prob=0.25, textb_sample_mode=1, use_b=True, seed=42):
-        self.rows, self.stores, self.seed, self.epoch = rows, stores, seed, 0
+        super().__init__(seed)
+        self.rows, self.stores = rows, stores
         self.texta_false_prob, self.textb_sample_mode, self.use_b = texta_false_prob, textb_sample_mode, use_b
         self.wrong_text = contrast_classes(texta_false_prob, use_b) - 1
         if textb_sample_mode not in (0, 1, 2):
@@ -42,16 +43,13 @@ class PretrainingDataset(Dataset):
         if textb_sample_mode == 2 and use_b and not self.questions:
             raise ValueError("textb_sample_mode 2 draws wrong tags from answers, and there is no question in this data")
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
-        return self.draw(index, random.Random(f"{self.seed} {self.epoch} {index}"))
+        return self.item(index, self.draws(index))
 
-    def draw(self, index, randomness):
+    def item(self, index, randomness):
         """The item of a row, as `randomness` decides; masking goes on drawing from it."""
         row = self.rows[index]
         text, tags, source, contrast = row["text"], (row["tags"] or "") if self.use_b else "", row, MATCHED
@@ -62,7 +60,7 @@ class PretrainingDataset(Dataset):
         elif dice <= 0.5:
             source = self._row_of_another_image(row, randomness)
             text, contrast = source["text"], self.wrong_text
-        store = self.stores[row["dataset"]] if isinstance(self.stores, dict) else self.stores
+        store = self.stores[row["dataset"] if row["dataset"] in self.stores else None]
         return {
             "text": text,
             "tags": tags,
@@ -99,21 +97,19 @@ def image_of(row):
 
 
 class PretrainingCollator:
-    """Items of a `PretrainingDataset` -> model inputs with masked tokens and both kinds of labels.
+    """Items of a `PretrainingRows` -> model inputs with masked tokens and both kinds of labels.
 
     Args:
-        processor: makes [CLS] text [SEP] tags [SEP] and regions of them, in the "pair" layout.
-        max_seq_length: text and tags, in tokens. max_img_seq_length: regions.
+        processor: makes [CLS] text [SEP] tags [SEP] and regions of them, in the "pair" layout and of its own lengths.
         mask_loss_for_unmatched: mask wrong tags too, and ask for them; else they are left as they are.
     """
 
-    def __init__(self, processor, max_seq_length=35, max_img_seq_length=50, mask_loss_for_unmatched=True):
+    def __init__(self, processor, mask_loss_for_unmatched=True):
         self.processor, self.mask_loss_for_unmatched = processor, mask_loss_for_unmatched
-        self.sizes = {"layout": "pair", "max_length": max_seq_length, "max_regions": max_img_seq_length}
 
     def __call__(self, items):
         text, tags, regions = ([item[name] for item in items] for name in ("text", "tags", "region_features"))
-        batch = self.processor(text=text, tags=tags, regions=regions, **self.sizes)
+        batch = self.processor(text=text, tags=tags, regions=regions, layout="pair")
         batch["labels"] = torch.full_like(batch["input_ids"], -100)
         batch["next_sentence_label"] = torch.tensor([item["next_sentence_label"] for item in items])
         for row, item in enumerate(items):
@@ -180,3 +176,12 @@ def one_row_per_text(rows, tags=None):
 
     rows = rows.remove_columns([name for name in ("image", "machine") if name in rows.column_names])
     return rows.map(expand, batched=True, remove_columns=rows.column_names, desc="texts")
+
+
+def hold_out(rows, images, seed):
+    """(rows of the other images, rows of so many images drawn at random): for validation."""
+    image_ids = rows["image_id"][:]
+    names = sorted(set(image_ids))
+    held = set(random.Random(seed).sample(names, min(images, len(names) - 1)))
+    places = {kept: [i for i, name in enumerate(image_ids) if (name not in held) == kept] for kept in (True, False)}
+    return rows.select(places[True]), rows.select(places[False])

@@ -1,0 +1,209 @@
+"""Oscar+ pre-training: masked tokens of text and tags, and whether text, tags and image belong together.
+
+    accelerate launch train/pretrain.py --recipe train/recipes/pretrain.yaml --output_dir outputs/pretrain \\
+        --model_name_or_path Langboat/mengzi-bert-base --data_dir data/pretraining \\
+        --features coco=stores/coco flickr30k=stores/flickr30k gqa=stores/gqa
+    python train/pretrain.py --recipe train/recipes/mini_pretrain.yaml --output_dir outputs/mini-pretrain
+
+It starts from a text BERT, from a checkpoint of ours or from the folder of start_mini.py, and reads the pre-training
+corpus or any builder of captions or questions. Run again with the same --output_dir it goes on from the last
+checkpoint. The best validation is kept as <output_dir>/best, which the other scripts fine-tune.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from arguments import RunArguments, load_splits, parse_arguments
+from collators import tag_words
+from pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+from trainer import OscarTrainer, in_order, share_of
+from transformers import PreTrainedConfig, TrainingArguments
+
+from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore
+from modeling_mengzi_oscar.convert_oscar_checkpoint import convert
+from modeling_mengzi_oscar.extraction import label_texts
+from modeling_mengzi_oscar.hub import save_checkpoint
+from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+
+
+@dataclass
+class PretrainingArguments(RunArguments):
+    features: list[str] = field(
+        default_factory=list, metadata={"help": "STORE, or one for each data set of the corpus: coco=STORE gqa=STORE"}
+    )
+    dataset_file: str = field(default="coco_flickr30k_gqa.yaml", metadata={"help": "of the pre-training corpus"})
+    use_gtlabels: bool = field(default=True, metadata={"help": "of the corpus: annotated objects go before detected"})
+    validation_images: int = field(
+        default=500, metadata={"help": "images held out for validation, where the data has no such split"}
+    )
+    use_b: bool = field(default=True, metadata={"help": "tags or answers stand behind the text"})
+    texta_false_prob: float = field(default=0.0, metadata={"help": "share of wrong texts; wrong tags: 0.5 - this"})
+    textb_sample_mode: int = field(
+        default=0, metadata={"help": "wrong tags: 0 any text or tags, 1 tags, 2 answers", "choices": [0, 1, 2]}
+    )
+    mask_loss_for_unmatched: bool = field(default=True, metadata={"help": "ask for tokens of wrong tags, too"})
+    max_seq_length: int = field(default=35, metadata={"help": "tokens of text and tags"})
+    use_img_layernorm: bool | None = field(default=None, metadata={"help": "LayerNorm over the embedded regions"})
+    img_layer_norm_eps: float = 1e-12
+    train_batch_size: int | None = field(
+        default=None, metadata={"help": "of all processes and accumulated batches; sets per_device_train_batch_size"}
+    )
+
+
+def main(arguments=None):
+    options, training = parse_arguments(
+        PretrainingArguments, TrainingArguments, description=__doc__, arguments=arguments
+    )
+    if options.train_batch_size is not None:
+        processes = training.world_size * training.gradient_accumulation_steps
+        if options.train_batch_size % processes:
+            raise SystemExit(f"--train_batch_size {options.train_batch_size} is no multiple of {processes} shares")
+        training.per_device_train_batch_size = options.train_batch_size // processes
+
+    # 1. Model: what the checkpoint lacks (all of the image, in a text BERT) begins at random
+    stores = open_stores(options.features)
+    start = starting_folder(options, training)
+    model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
+    processor = MengziOscarProcessor.from_pretrained(start)
+    processor.layout, processor.max_length, processor.max_regions, processor.max_tags = (
+        *("pair", options.max_seq_length, options.max_img_seq_length),
+        None if options.use_b else 0,
+    )
+    region_model = image_processor = None
+    if model.config.region_model:
+        region_model, image_processor = load_region_model(start)
+
+    # 2. Data: a row per caption or question
+    settings = {"yaml_file": options.dataset_file, "ground_truth": options.use_gtlabels}
+    splits = load_splits(options, **(settings if options.dataset == "pretraining_corpus" else {}))
+    tags = None
+    if options.use_b and region_model is not None and len(stores) == 1:
+        [store] = stores.values()
+        labels = store.labels or label_texts(region_model, "zh")
+        tags = lambda image_id: tag_words(store[image_id], labels)  # noqa: E731
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = hold_out(splits["train"], options.validation_images, training.seed)
+    rows = {
+        split: PretrainingRows(
+            one_row_per_text(splits[split], tags),
+            stores,
+            texta_false_prob=options.texta_false_prob,
+            textb_sample_mode=options.textb_sample_mode,
+            use_b=options.use_b,
+            seed=training.seed,
+        )
+        for split in ("train", "validation")
+    }
+    collator = PretrainingCollator(processor, options.mask_loss_for_unmatched)
+
+    # 3. Train
+    OscarTrainer(
+        model=model,
+        args=training,
+        options=options,
+        task="pretrain",
+        best_metric="loss",
+        data_collator=collator,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        evaluate_task=lambda model: evaluate_pretraining(model, rows["validation"], collator, training, options),
+        save=lambda folder, card: save_checkpoint(
+            folder, model, processor, region_model, image_processor, card=card, task="pretrain"
+        ),
+    ).run()
+
+
+def open_stores(features) -> dict:
+    """{data set: store}; of a store without name, or of a single one, for all data sets, {None: store}."""
+    if not features:
+        raise SystemExit("--features is missing: region features of the images, made by mengzi-oscar extract")
+    pairs = [text.split("=", 1) if "=" in text else (None, text) for text in features]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise SystemExit("--features: name the data set of each store: coco=STORE gqa=STORE")
+    return {name: RegionFeatureStore.open(path) for name, path in pairs}
+
+
+def starting_folder(options, training):
+    """A text BERT is converted once, to <output_dir>/start; anything else is where it is."""
+    config, _ = PreTrainedConfig.get_config_dict(options.model_name_or_path)
+    if config.get("model_type", "bert") != "bert" or "img_feature_dim" in config:
+        return options.model_name_or_path
+    folder = Path(training.output_dir) / "start"
+    with training.main_process_first(local=False, desc="the text BERT becomes a checkpoint of ours"):
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            convert(options.model_name_or_path, folder, task="pretrain", allow_missing=True)
+    return folder
+
+
+def load_model(start, options, training, feature_dim):
+    """The checkpoint with the settings of this run. Only what is new here may have another shape."""
+    settings = {
+        "num_contrast_classes": contrast_classes(options.texta_false_prob, options.use_b),
+        "img_layer_norm_eps": options.img_layer_norm_eps,
+    }
+    if options.drop_out is not None:
+        settings["hidden_dropout_prob"] = options.drop_out
+    if options.use_img_layernorm is not None:
+        settings["use_img_layernorm"] = options.use_img_layernorm
+    new = ["cls.seq_relationship."]
+    if Path(training.output_dir) / "start" == start:
+        settings["img_feature_dim"] = feature_dim
+        new += ["bert.img_embedding."]
+    # On CPUs the fused attention is slower to train at these sizes.
+    attention = "eager" if training.device.type == "cpu" else "sdpa"
+    torch.manual_seed(training.seed)  # the new parts are the same in every process
+    model, report = MengziOscarForPreTraining.from_pretrained(
+        start,
+        dtype="float32",
+        attn_implementation=attention,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **settings,
+    )
+    wrong = [key for key, *_ in report["mismatched_keys"] if not key.startswith(tuple(new))]
+    if wrong or model.config.img_feature_dim != feature_dim:
+        wanted = f"features {model.config.img_feature_dim} wide" if not wrong else f"another {sorted(wrong)[0]}"
+        raise SystemExit(f"{start} does not fit: it has {wanted}, --features has rows of {feature_dim}")
+    return model
+
+
+@torch.inference_mode()
+def evaluate_pretraining(model, rows, collator, training, options):
+    """How many masked tokens are found and how many pairs judged right, of all processes; and ten rows to look at."""
+    model.eval()
+    indices = share_of(min(len(rows), options.max_eval_rows or len(rows)))
+    loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator)
+    counts, lines = torch.zeros(4, device=model.device), []  # tokens found, tokens, pairs right, pairs
+    decode = collator.processor.tokenizer.decode
+    for batch in tqdm(loader, desc="masked tokens", leave=False, disable=not PartialState().is_main_process):
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        labels, contrast = batch.pop("labels"), batch.pop("next_sentence_label")
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
+            output = model.bert(**batch)
+            asked = labels != -100
+            found = model.cls.predictions(output.last_hidden_state[:, : labels.shape[1]][asked]).argmax(dim=-1)
+            judged = model.cls.seq_relationship(output.pooler_output).argmax(dim=-1)
+        right = found == labels[asked]
+        counts += torch.stack([right.sum(), asked.sum(), (judged == contrast).sum(), torch.tensor(len(labels))])
+        if not lines:
+            filled = batch["input_ids"].masked_scatter(asked, found)
+            lines = [
+                [decode(ids[row][seen]) for ids in (filled, batch["input_ids"])]
+                for row, seen in enumerate(batch["attention_mask"].bool())
+            ]
+    found, asked, right, pairs = reduce(counts, "sum").tolist()
+    samples = [
+        (index, {"image_id": rows.rows[index]["image_id"], "lines": line})
+        for index, line in zip(indices, lines, strict=False)
+    ]
+    return {"masked_accuracy": found / max(1, asked), "contrast_accuracy": right / pairs}, in_order(samples)
+
+
+if __name__ == "__main__":
+    main()
