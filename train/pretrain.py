@@ -88,16 +88,19 @@ def main(arguments=None):
         tags = lambda image_id: tag_words(store[image_id], labels)  # noqa: E731
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(splits["train"], options.validation_images, training.seed)
+    pairs = {split: one_row_per_text(splits[split], tags) for split in ("train", "validation")}
+    count = len(pairs["validation"])
+    pairs["validation"] = pairs["validation"].select(range(min(count, options.max_eval_rows or count)))
     rows = {
         split: PretrainingRows(
-            one_row_per_text(splits[split], tags),
+            pairs[split],
             stores,
             texta_false_prob=options.texta_false_prob,
             textb_sample_mode=options.textb_sample_mode,
             use_b=options.use_b,
             seed=training.seed,
         )
-        for split in ("train", "validation")
+        for split in pairs
     }
     collator = PretrainingCollator(processor, options.mask_loss_for_unmatched)
 
@@ -111,7 +114,7 @@ def main(arguments=None):
         data_collator=collator,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
-        evaluate_task=lambda model: evaluate_pretraining(model, rows["validation"], collator, training, options),
+        evaluate_task=lambda model: evaluate_pretraining(model, rows["validation"], collator, training),
         save=lambda folder, card: save_checkpoint(
             folder, model, processor, region_model, image_processor, card=card, task="pretrain"
         ),
@@ -174,10 +177,10 @@ def load_model(start, options, training, feature_dim):
 
 
 @torch.inference_mode()
-def evaluate_pretraining(model, rows, collator, training, options):
+def evaluate_pretraining(model, rows, collator, training):
     """How many masked tokens are found and how many pairs judged right, of all processes; and ten rows to look at."""
     model.eval()
-    indices = share_of(min(len(rows), options.max_eval_rows or len(rows)))
+    indices = share_of(len(rows))
     loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator)
     counts, lines = torch.zeros(4, device=model.device), []  # tokens found, tokens, pairs right, pairs
     decode = collator.processor.tokenizer.decode
