@@ -1,0 +1,153 @@
+"""Two processes are one with twice the batch, a dead one ends the job, and a killed run goes on to the same weights."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import caption
+import numpy as np
+import pretrain
+import pytest
+import torch
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DistributedType
+from conftest import CHARACTERS, REPOSITORY
+from PIL import Image
+from safetensors.torch import load_file
+from trainer import OscarTrainer
+from transformers import TrainerCallback
+
+from modeling_mengzi_oscar import RegionFeatureStore
+
+CONFIGS = REPOSITORY / "train" / "accelerate"
+SCRIPTS = {"caption": caption, "pretrain": pretrain}
+JOB = """
+import json, os, signal, sys
+sys.path.insert(0, {train!r})
+import caption, pretrain
+from trainer import OscarTrainer
+step = OscarTrainer.training_step
+def training_step(self, *args, **kwargs):
+    if (self.args.process_index, self.state.global_step) == (1, {dies_at}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+OscarTrainer.training_step = training_step
+for script, arguments in json.loads({runs!r}):
+    {{"caption": caption, "pretrain": pretrain}}[script].main(arguments)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tiny_checkpoint, tmp_path_factory):
+    """Eighteen photos in Flickr8k-CN's layout, sentences of very different lengths, features, a start without dropout."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    draws, sentences, ids = random.Random(0), [], [f"photo{number}" for number in range(18)]
+    noise = np.random.default_rng(0)
+    with RegionFeatureStore.writer(folder / "store") as writer:
+        for name in ids:
+            Image.new("RGB", (8, 8)).save(folder / "images" / f"{name}.jpg")
+            features = noise.standard_normal((draws.randint(1, 6), 262)).astype(np.float32)
+            tags = {"tag_ids": np.array([draws.randint(1, 3)]), "tag_scores": np.ones(1, np.float32)}
+            writer.add(name, {"region_features": features} | tags)
+            for number in range(3):
+                words = draws.choices(CHARACTERS[:30], k=draws.randint(1, 14))
+                sentences.append(f"{name}.jpg#zhc#{number} {''.join(words)}")
+    (folder / "flickr8kzhc.caption.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    for split, members in {"train": ids[:12], "val": ids[12:17], "test": ids[17:]}.items():
+        (folder / f"flickr8k{split}.txt").write_text("\n".join(members) + "\n", encoding="utf-8")
+    start = folder / "start"
+    shutil.copytree(tiny_checkpoint, start)
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(config | {"attention_probs_dropout_prob": 0.0}))
+    return folder
+
+
+def flags(data, output, **settings):
+    settings = {
+        "do_train": True,
+        "model_name_or_path": data / "start",
+        "dataset": "flickr8k_cn",
+        "data_dir": data,
+        "features": data / "store",
+        "output_dir": output,
+        "max_steps": 5,
+        "learning_rate": 0.02,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",  # Adam would hide a loss that is too large
+        "drop_out": 0.0,
+        "logging_steps": 1,
+        "save_steps": 5,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "per_device_eval_batch_size": 2,
+        "seed": 3,
+        "report_to": "none",
+        "use_cpu": True,
+    } | settings
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+SCORES = ("eval_loss", "eval_char_rouge_l", "eval_char_cider_d", "eval_masked_accuracy", "eval_contrast_accuracy")
+OBJECTIVES = {
+    "dense": ("caption", {"objective": "dense", "corruption": 0.3, "num_beams": 1, "max_gen_length": 6}),
+    "masked": ("caption", {"objective": "masked", "add_od_labels": True, "num_beams": 1, "max_gen_length": 6}),
+    "pretrain": ("pretrain", {"texta_false_prob": 0.25, "textb_sample_mode": 1}),
+}
+
+
+def launch(runs, dies_at=None, timeout=240):
+    """The scripts one after another in the same two processes."""
+    job = JOB.format(train=str(REPOSITORY / "train"), runs=json.dumps(runs), dies_at=dies_at)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command = [*launcher, "--config_file", str(CONFIGS / "cpu_two_processes.yaml")]
+    folder = os.environ["PYTEST_TMP"]
+    path = os.path.join(folder, "job.py")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(job)
+    return subprocess.run([*command, path], cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def two_processes(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    os.environ["PYTEST_TMP"] = str(folder)
+    runs = [
+        (script, flags(data, folder / name, per_device_train_batch_size=2, **settings))
+        for name, (script, settings) in OBJECTIVES.items()
+    ]
+    result = launch(runs)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+def history(folder, step=5):
+    return json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_are_one_with_twice_the_batch(data, two_processes, tmp_path, name, accumulation):
+    script, settings = OBJECTIVES[name]
+    batch = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    SCRIPTS[script].main(flags(data, tmp_path, **settings, **batch))
+    one, two = history(tmp_path), history(two_processes / name)
+    losses = [[entry["loss"] for entry in entries if "loss" in entry] for entries in (one, two)]
+    assert len(losses[0]) == 5
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    weights = [load_file(folder / "checkpoint-5" / "model.safetensors") for folder in (tmp_path, two_processes / name)]
+    before = load_file(data / "start" / "model.safetensors")
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][key], tensor, atol=1e-5, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
+    moved = [(weights[0][key] - before[key]).abs().max().item() for key in before if key in weights[0]]
+    assert max(moved) > 1e-3
+    # five validation photos over two processes, and in batches of two: each counted once
+    scores = [{name: entry[name] for name in entry if name in SCORES} for entry in (one[-1], two[-1])]
+    assert "eval_loss" in scores[0]
+    assert len(scores[0]) > 1
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
