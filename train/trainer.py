@@ -20,9 +20,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from report import draw_curves, run_card, save_samples, write_score_table
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 from weight_averaging import WeightAverage
 
 from modeling_mengzi_oscar.hub import push
@@ -79,13 +82,10 @@ class OscarTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
-        rows, labelled = loss_counts(inputs)
-        all_rows, all_labelled = num_items_in_batch if num_items_in_batch is not None else (rows, labelled)
-        share = labelled / max(1, all_labelled)
-        if outputs.get("relationship_loss") is not None:  # pre-training: two means, over tokens and over rows
-            loss = outputs["prediction_loss"] * share + outputs["relationship_loss"] * (rows / all_rows)
-        else:
-            loss = outputs["loss"] * share
+        sums, counts = loss_sums(outputs, inputs)
+        if num_items_in_batch is not None:
+            counts = num_items_in_batch
+        loss = (sums / counts.clamp(min=1)).sum()
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over the processes
         return (loss, outputs) if return_outputs else loss
@@ -103,13 +103,38 @@ class OscarTrainer(Trainer):
 
     # Evaluation
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+    def get_eval_dataloader(self, eval_dataset=None):
+        """The rows of this process: each is in one process, and none is repeated to fill a batch."""
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        return DataLoader(
+            Subset(dataset, share_of(len(dataset))),
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
         with self.average.applied_to(self.model):
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            scores = {"loss": self.validation_loss(dataloader, description)}
             if self.evaluate_task is not None:
-                scores, self.samples = self.evaluate_task(self.model)
-                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
-        return output
+                task_scores, self.samples = self.evaluate_task(self.model)
+                scores |= task_scores
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        rows = len(dataloader.dataset.dataset)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
+
+    @torch.no_grad()
+    def validation_loss(self, dataloader, description) -> float:
+        """As in training a mean over all rows (or labelled tokens), here of the whole split."""
+        self.model.eval()
+        totals = torch.zeros(2, 2, dtype=torch.float64, device=self.args.device)
+        for batch in tqdm(dataloader, desc=description, leave=False, disable=not self.is_world_process_zero()):
+            batch = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                _, outputs = self.compute_loss(self.model, batch, return_outputs=True)
+            totals += torch.stack(loss_sums(outputs, batch))
+        sums, counts = self.accelerator.reduce(totals, reduction="sum")
+        return (sums / counts.clamp(min=1)).sum().item()
 
     def _determine_best_metric(self, metrics, trial):
         is_best = super()._determine_best_metric(metrics, trial)
@@ -183,6 +208,19 @@ def loss_counts(inputs) -> tuple[int, int]:
     labels = inputs["labels"]
     rows = len(labels)
     return rows, rows if labels.is_floating_point() else int((labels != -100).sum())
+
+
+def loss_sums(outputs, inputs):
+    """(sums, counts): what the loss adds up over (rows, labelled things) of a batch, and how many of them there are.
+
+    Pre-training has a part over each; the other losses are over the labelled things.
+    """
+    counts = torch.tensor(loss_counts(inputs), device=inputs["labels"].device)
+    if outputs.get("relationship_loss") is not None:
+        means = torch.stack([outputs["relationship_loss"], outputs["prediction_loss"]])
+    else:
+        means = torch.stack([torch.zeros_like(outputs["loss"]), outputs["loss"]])
+    return means * counts, counts
 
 
 def share_of(total) -> range:
