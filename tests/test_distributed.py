@@ -14,15 +14,15 @@ import numpy as np
 import pretrain
 import pytest
 import torch
-from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from conftest import CHARACTERS, REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
 from trainer import OscarTrainer
-from transformers import TrainerCallback
 
 from modeling_mengzi_oscar import RegionFeatureStore
+from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
 
 CONFIGS = REPOSITORY / "train" / "accelerate"
 SCRIPTS = {"caption": caption, "pretrain": pretrain}
@@ -44,7 +44,7 @@ for script, arguments in json.loads({runs!r}):
 
 @pytest.fixture(scope="module")
 def data(tiny_checkpoint, tmp_path_factory):
-    """Eighteen photos in Flickr8k-CN's layout, sentences of very different lengths, features, a start without dropout."""
+    """Eighteen photos in Flickr8k-CN's layout with sentences of very different lengths, features, a tiny start."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "images").mkdir()
     draws, sentences, ids = random.Random(0), [], [f"photo{number}" for number in range(18)]
@@ -101,28 +101,31 @@ OBJECTIVES = {
 }
 
 
-def launch(runs, dies_at=None, timeout=240):
-    """The scripts one after another in the same two processes."""
+def launch(folder, runs, dies_at=None, timeout=240):
+    """The scripts one after another in the same two processes; an error if they are still there after `timeout`."""
     job = JOB.format(train=str(REPOSITORY / "train"), runs=json.dumps(runs), dies_at=dies_at)
+    (folder / "job.py").write_text(job, encoding="utf-8")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    command = [*launcher, "--config_file", str(CONFIGS / "cpu_two_processes.yaml")]
-    folder = os.environ["PYTEST_TMP"]
-    path = os.path.join(folder, "job.py")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(job)
-    return subprocess.run([*command, path], cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout)
+    command = [*launcher, "--config_file", CONFIGS / "cpu_two_processes.yaml", folder / "job.py"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, **pipes) as process:
+        try:
+            _, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"still running after {timeout} seconds")
+    return process.returncode, errors
 
 
 @pytest.fixture(scope="module")
 def two_processes(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    os.environ["PYTEST_TMP"] = str(folder)
     runs = [
         (script, flags(data, folder / name, per_device_train_batch_size=2, **settings))
         for name, (script, settings) in OBJECTIVES.items()
     ]
-    result = launch(runs)
-    assert result.returncode == 0, result.stderr[-3000:]
+    code, errors = launch(folder, runs)
+    assert code == 0, errors[-3000:]
     return folder
 
 
@@ -130,8 +133,7 @@ def history(folder, step=5):
     return json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("name", "accumulation"), [("dense", 1), ("masked", 1), ("pretrain", 1), ("pretrain", 2)])
 def test_two_processes_are_one_with_twice_the_batch(data, two_processes, tmp_path, name, accumulation):
     script, settings = OBJECTIVES[name]
     batch = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
@@ -151,3 +153,79 @@ def test_two_processes_are_one_with_twice_the_batch(data, two_processes, tmp_pat
     assert "eval_loss" in scores[0]
     assert len(scores[0]) > 1
     assert scores[1] == pytest.approx(scores[0], abs=1e-5)
+
+
+def test_a_process_that_dies_ends_the_job(data, tmp_path):
+    """With an error, at once, and not when the other one's patience ends."""
+    script, settings = OBJECTIVES["dense"]
+    code, errors = launch(tmp_path, [(script, flags(data, tmp_path / "run", **settings))], dies_at=2, timeout=120)
+    assert code != 0
+    assert "SIGKILL" in errors
+    assert not (tmp_path / "run" / "checkpoint-5").exists()
+
+
+RESUMED = {
+    "dense": ("caption", {"corruption": 0.3, "drop_worst_ratio": 0.3, "drop_worst_after": 4, "ema_decay": 0.9}),
+    "masked": ("caption", {"objective": "masked", "add_od_labels": True, "gradient_accumulation_steps": 2}),
+    "pretrain": ("pretrain", {"texta_false_prob": 0.25, "textb_sample_mode": 1, "dataloader_num_workers": 1}),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_killed_at_any_step_and_resumed_ends_in_the_same_weights(data, tmp_path, monkeypatch, name):
+    """`kill -9`, and the same command again: bit for bit what one run gives, over the end of an epoch, with dropout."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked process must not use the pool of threads that it finds
+    script, settings = RESUMED[name]
+    settings |= {"max_steps": 9, "save_steps": 3, "save_total_limit": 1, "optim": "adamw_torch", "drop_out": 0.2}
+    settings |= {"lr_scheduler_type": "linear", "learning_rate": 1e-3, "eval_strategy": "no"}
+    settings |= {"per_device_train_batch_size": 2} | (
+        {"max_gen_length": 6, "num_beams": 1} if script == "caption" else {}
+    )
+    main, steps = SCRIPTS[script].main, []
+    main(flags(data, tmp_path / "whole", **settings))
+
+    killed_at, step = random.randrange(1, 9), OscarTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if multiprocessing.parent_process() is not None and self.state.global_step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps.append(self.state.global_step)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(OscarTrainer, "training_step", training_step)
+    arguments = flags(data, tmp_path / "killed", **settings)
+    process = multiprocessing.get_context("fork").Process(target=main, args=(arguments,))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
+    main(arguments)
+    torch.set_num_threads(threads)
+    assert steps[0] == killed_at // 3 * 3  # it went on from the last checkpoint
+    for file in ("model.safetensors", "weight_average.safetensors"):
+        whole, resumed = (load_file(tmp_path / run / "checkpoint-9" / file) for run in ("whole", "killed"))
+        assert whole.keys() == resumed.keys()
+        different = [key for key, tensor in whole.items() if not torch.equal(resumed[key], tensor)]
+        assert not different, f"killed at step {killed_at}: {different[:3]}"
+
+
+CONFIG_TYPES = {
+    "one_gpu": DistributedType.NO,
+    "multi_gpu": DistributedType.MULTI_GPU,
+    "multi_machine": DistributedType.MULTI_GPU,
+    "fsdp2": DistributedType.FSDP,
+    "deepspeed_zero2": DistributedType.DEEPSPEED,
+    "cpu_two_processes": DistributedType.MULTI_GPU,
+}
+
+
+def test_launch_configurations_are_what_accelerate_reads():
+    configs = {path.stem: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}
+    assert {name: config.distributed_type for name, config in configs.items()} == CONFIG_TYPES
+    assert configs["multi_machine"].num_machines == 2
+    assert configs["fsdp2"].fsdp_config["fsdp_version"] == 2
+    wrapped = configs["fsdp2"].fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
+    assert wrapped in MengziOscarPreTrainedModel._no_split_modules
+    assert configs["deepspeed_zero2"].deepspeed_config["zero_stage"] == 2
+    for path in CONFIGS.glob("*.yaml"):  # each says in its head whether it has been run
+        assert "ntested" in path.read_text() or "Tested" in path.read_text()
