@@ -6,21 +6,26 @@ from collections import Counter
 
 import datasets
 import numpy as np
+import pretrain
 import pytest
 import torch
-from conftest import shared_path
+from arguments import parse_arguments
+from conftest import CHARACTERS, REPOSITORY, SPECIAL_TOKENS, shared_path
+from pretrain import PretrainingArguments
 from pretraining_data import (
     PretrainingCollator,
     PretrainingRows,
     contrast_classes,
+    hold_out,
     maskable,
     one_row_per_text,
 )
 from safetensors.torch import load_file
-from transformers import BertTokenizer
+from transformers import BertConfig, BertForPreTraining, BertTokenizer, TrainingArguments
 
 from datasets_scripts.pretraining_corpus import PretrainingCorpus
-from modeling_mengzi_oscar import MengziOscarProcessor, RegionFeatureStore
+from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore
+from modeling_mengzi_oscar.hub import check_repo
 from modeling_mengzi_oscar.oscar_tsv import import_tsv
 
 
@@ -191,6 +196,132 @@ def test_rows_of_any_builder():
     assert (row["question_id"], row["text"], row["tags"]) == ("7", "几只狗？", "一只 两只")
     [row] = one_row_per_text(datasets.Dataset.from_dict({"image_id": ["a"], "text": ["狗"], "tags": ["狗"]}))
     assert row == {"image_id": "a", "text": "狗", "tags": "狗", "question_id": None, "dataset": None}
+
+
+def test_images_held_out_for_validation(rows):
+    train, validation = hold_out(rows, 1, seed=0)
+    assert len(train) + len(validation) == len(rows)
+    assert len(set(validation["image_id"])) == 1
+    assert not set(validation["image_id"]) & set(train["image_id"])
+    train, validation = hold_out(rows, 100, seed=0)  # one image always stays
+    assert len(set(train["image_id"])) == 1
+
+
+# The script
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A text BERT as Mengzi-BERT is: two-way next-sentence head, vocab.txt beside the weights."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = SPECIAL_TOKENS + CHARACTERS
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    torch.manual_seed(0)
+    BertForPreTraining(BertConfig(vocab_size=len(words), max_position_embeddings=48, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The fixture of the builders, with a store for each of its data sets."""
+    folder = tmp_path_factory.mktemp("stores")
+    builder = PretrainingCorpus(
+        data_dir=str(REPOSITORY / "tests/fixtures/pretraining_corpus"), cache_dir=str(folder / "cache")
+    )
+    builder.download_and_prepare()
+    noise = np.random.default_rng(0)
+    images = {(row["dataset"], row["image_id"]) for row in builder.as_dataset(split="train")}
+    for dataset in sorted({name for name, _ in images}):
+        with RegionFeatureStore.writer(folder / dataset) as writer:
+            for _, image_id in sorted(pair for pair in images if pair[0] == dataset):
+                writer.add(image_id, {"region_features": noise.standard_normal((3, 22)).astype(np.float32)})
+    return {dataset: folder / dataset for dataset in sorted({name for name, _ in images})}
+
+
+def run(bert, stores, output, **settings):
+    settings = {
+        "do_train": True,
+        "recipe": REPOSITORY / "train/recipes/pretrain.yaml",
+        "model_name_or_path": bert,
+        "data_dir": REPOSITORY / "tests/fixtures/pretraining_corpus",
+        "output_dir": output,
+        "validation_images": 1,
+        "train_batch_size": 4,
+        "max_steps": 3,
+        "eval_steps": 3,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "use_cpu": True,
+    } | settings
+    features = ["--features", *(f"{name}={path}" for name, path in stores.items())]
+    pretrain.main([*(f"--{name}={value}" for name, value in settings.items()), *features])
+
+
+def test_the_published_recipe_from_a_text_bert(bert, corpus, tmp_path):
+    """All of it but the numbers of steps and rows: the text part comes from BERT, the rest begins at random."""
+    run(bert, corpus, tmp_path / "run", learning_rate=0.0)
+    assert check_repo(tmp_path / "run" / "best")
+    model = MengziOscarForPreTraining.from_pretrained(tmp_path / "run" / "best", dtype="float32")
+    config = model.config
+    assert (config.img_feature_dim, config.num_contrast_classes, config.use_img_layernorm) == (22, 3, True)
+    source = BertForPreTraining.from_pretrained(bert).state_dict()
+    ours = model.state_dict()
+    for name in ("bert.encoder.layer.1.output.dense.weight", "bert.pooler.dense.weight", "cls.predictions.bias"):
+        torch.testing.assert_close(ours[name], source[name], atol=1e-3, rtol=1e-3)  # stored in float16
+    assert ours["cls.predictions.decoder.weight"].data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    processor = MengziOscarProcessor.from_pretrained(tmp_path / "run" / "best")
+    assert (processor.layout, processor.max_length, processor.max_regions) == ("pair", 35, 50)
+    [entry] = [e for e in history(tmp_path / "run", 3) if "eval_loss" in e]
+    assert {"eval_loss", "eval_masked_accuracy", "eval_contrast_accuracy"} <= entry.keys()
+    assert (tmp_path / "run" / "samples.md").read_text(encoding="utf-8").count("* **") == 1
+    # what came out is what another run starts from
+    run(tmp_path / "run" / "best", corpus, tmp_path / "again", textb_sample_mode=0, max_steps=1)
+
+
+def test_learns_which_words_belong_to_a_picture(bert, corpus, tmp_path):
+    run(bert, corpus, tmp_path, max_steps=100, learning_rate=5e-3, drop_out=0.0, eval_steps=100, save_steps=100)
+    losses = [entry["loss"] for entry in history(tmp_path, 100) if "loss" in entry]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10]), losses
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_batch_size": 5, "gradient_accumulation_steps": 2}, "5 is no multiple of 2 shares"),
+        ({"dataset_file": "none.yaml"}, "no none.yaml"),
+        ({"use_img_layernorm": False, "recipe": REPOSITORY / "train/recipes/no.yaml"}, ""),
+    ],
+)
+def test_errors(bert, corpus, tmp_path, settings, message):
+    with pytest.raises((SystemExit, FileNotFoundError), match=message):
+        run(bert, corpus, tmp_path, **settings)
+
+
+def test_features_of_another_width_are_refused(bert, corpus, tmp_path):
+    run(bert, corpus, tmp_path / "run", max_steps=1)
+    with RegionFeatureStore.writer(tmp_path / "wide") as writer:
+        writer.add("42", {"region_features": np.zeros((2, 23), np.float32)})
+    with pytest.raises(SystemExit, match="features 22 wide, --features has rows of 23"):
+        run(tmp_path / "run" / "best", {"coco": tmp_path / "wide"}, tmp_path / "again")
+
+
+def test_recipes_name_flags_only():
+    for name, classes in (("pretrain", 1024), ("mini_pretrain", 64)):
+        recipe = str(REPOSITORY / "train" / "recipes" / f"{name}.yaml")
+        needed = ["--model_name_or_path", "start", "--output_dir", "out", "--use_cpu"]
+        options, training = parse_arguments(
+            PretrainingArguments, TrainingArguments, description="", arguments=["--recipe", recipe, *needed]
+        )
+        assert options.train_batch_size == classes
+        assert (options.texta_false_prob, options.textb_sample_mode, options.max_seq_length) == (0.25, 1, 35)
+        assert training.max_grad_norm == 10.0
+
+
+def history(folder, step):
+    return json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
 
 
 @pytest.fixture
