@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from trainer import OscarTrainer
 
-from modeling_mengzi_oscar import RegionFeatureStore
+from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
 
 CONFIGS = REPOSITORY / "train" / "accelerate"
@@ -158,7 +158,7 @@ def test_two_processes_are_one_with_twice_the_batch(data, two_processes, tmp_pat
 def test_a_process_that_dies_ends_the_job(data, tmp_path):
     """With an error, at once, and not when the other one's patience ends."""
     script, settings = OBJECTIVES["dense"]
-    code, errors = launch(tmp_path, [(script, flags(data, tmp_path / "run", **settings))], dies_at=2, timeout=120)
+    code, errors = launch(tmp_path, [(script, flags(data, tmp_path / "run", **settings))], dies_at=2)
     assert code != 0
     assert "SIGKILL" in errors
     assert not (tmp_path / "run" / "checkpoint-5").exists()
@@ -207,6 +207,20 @@ def test_killed_at_any_step_and_resumed_ends_in_the_same_weights(data, tmp_path,
         assert whole.keys() == resumed.keys()
         different = [key for key, tensor in whole.items() if not torch.equal(resumed[key], tensor)]
         assert not different, f"killed at step {killed_at}: {different[:3]}"
+
+
+def test_captions_are_tuned_from_what_was_pretrained(data, tmp_path):
+    """The pair layout becomes the captions': tags at their own positions, a generation config, room for 70 tokens."""
+    script, settings = OBJECTIVES["pretrain"]
+    quick = {"max_steps": 1, "per_device_train_batch_size": 2}
+    pretrain.main(flags(data, tmp_path / "pretrained", **settings | quick))
+    start = {"model_name_or_path": tmp_path / "pretrained" / "best", "tie_weights": True}
+    caption.main(flags(data, tmp_path / "tuned", **OBJECTIVES["masked"][1] | quick | start))
+    pipeline = MengziOscarPipeline.from_pretrained(tmp_path / "tuned" / "best")
+    assert (pipeline.processor.layout, pipeline.processor.max_length) == ("caption", 70)
+    assert pipeline.processor.tag_ids(["狗", "猫"])[-1] == pipeline.processor.tokenizer.sep_token_id
+    assert pipeline.captioner.generation_config.early_stopping == "never"
+    assert isinstance(pipeline.caption(str(data / "images" / "photo0.jpg"))["caption"], str)
 
 
 CONFIG_TYPES = {

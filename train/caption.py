@@ -30,6 +30,7 @@ from write_captions import score, write_captions
 
 from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarProcessor
 from modeling_mengzi_oscar.extraction import label_texts
+from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
@@ -49,6 +50,7 @@ class CaptionArguments(RunArguments):
     drop_worst_after: int | None = field(default=None, metadata={"help": "micro-batches before they are dropped"})
     mask_prob: float = field(default=0.15, metadata={"help": "masked: share of a sentence's tokens"})
     max_masked_tokens: int = field(default=3, metadata={"help": "masked: at most so many"})
+    max_seq_length: int = field(default=70, metadata={"help": "tokens of sentence and tags, after pre-training"})
     max_seq_a_length: int = field(default=40, metadata={"help": "tokens of a sentence with [CLS] and [SEP]"})
     machine_captions: bool = field(default=False, metadata={"help": "one machine translation a photo, begun by [MT]"})
     corruption: float = field(default=0.0, metadata={"help": "dense: share of written tokens replaced by random ones"})
@@ -75,6 +77,10 @@ def main(arguments=None):
         options.model_name_or_path, dtype="float32", attn_implementation=attention, **settings
     )
     region_model = image_processor = num_regions = None
+    if processor.layout != "caption":  # only pre-trained so far
+        processor.layout, processor.max_length = "caption", options.max_seq_length
+        processor.max_tags = None if options.add_od_labels else 0
+        captioner.generation_config = published_generation_config(captioner.config, options.max_gen_length)
     if captioner.config.region_model:
         region_model, image_processor = load_region_model(options.model_name_or_path)
     from_pixels = options.tune_region_model is not None or not options.features

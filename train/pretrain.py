@@ -29,6 +29,7 @@ from modeling_mengzi_oscar.convert_oscar_checkpoint import convert
 from modeling_mengzi_oscar.extraction import label_texts
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+from modeling_mengzi_oscar.processing_mengzi_oscar import SPACE_BETWEEN_CJK
 
 
 @dataclass
@@ -183,7 +184,6 @@ def evaluate_pretraining(model, rows, collator, training):
     indices = share_of(len(rows))
     loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator)
     counts, lines = torch.zeros(4, device=model.device), []  # tokens found, tokens, pairs right, pairs
-    decode = collator.processor.tokenizer.decode
     for batch in tqdm(loader, desc="masked tokens", leave=False, disable=not PartialState().is_main_process):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels, contrast = batch.pop("labels"), batch.pop("next_sentence_label")
@@ -197,7 +197,7 @@ def evaluate_pretraining(model, rows, collator, training):
         if not lines:
             filled = batch["input_ids"].masked_scatter(asked, found)
             lines = [
-                [decode(ids[row][seen]) for ids in (filled, batch["input_ids"])]
+                [text_of(ids[row][seen], collator.processor.tokenizer) for ids in (filled, batch["input_ids"])]
                 for row, seen in enumerate(batch["attention_mask"].bool())
             ]
     found, asked, right, pairs = reduce(counts, "sum").tolist()
@@ -206,6 +206,11 @@ def evaluate_pretraining(model, rows, collator, training):
         for index, line in zip(indices, lines, strict=False)
     ]
     return {"masked_accuracy": found / max(1, asked), "contrast_accuracy": right / pairs}, in_order(samples)
+
+
+def text_of(ids, tokenizer) -> str:
+    """Text and tags without [CLS] and the last [SEP], no spaces between Chinese characters."""
+    return SPACE_BETWEEN_CJK.sub("", tokenizer.decode(ids[1:-1]))
 
 
 if __name__ == "__main__":
