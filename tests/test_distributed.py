@@ -97,7 +97,10 @@ SCORES = ("eval_loss", "eval_char_rouge_l", "eval_char_cider_d", "eval_masked_ac
 OBJECTIVES = {
     "dense": ("caption", {"objective": "dense", "corruption": 0.3, "num_beams": 1, "max_gen_length": 6}),
     "masked": ("caption", {"objective": "masked", "add_od_labels": True, "num_beams": 1, "max_gen_length": 6}),
-    "pretrain": ("pretrain", {"texta_false_prob": 0.25, "textb_sample_mode": 1}),
+    "pretrain": (
+        "pretrain",
+        {"texta_false_prob": 0.25, "textb_sample_mode": 1, "ddp_find_unused_parameters": False},
+    ),
 }
 
 

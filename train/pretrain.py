@@ -82,11 +82,13 @@ def main(arguments=None):
     # 2. Data: a row per caption or question
     settings = {"yaml_file": options.dataset_file, "ground_truth": options.use_gtlabels}
     splits = load_splits(options, **(settings if options.dataset == "pretraining_corpus" else {}))
-    tags = None
-    if options.use_b and region_model is not None and len(stores) == 1:
-        [store] = stores.values()
-        labels = store.labels or label_texts(region_model, "zh")
-        tags = lambda image_id: tag_words(store[image_id], labels)  # noqa: E731
+    labels = None
+    if options.use_b and region_model is not None and None in stores:
+        labels = stores[None].labels or label_texts(region_model, "zh")
+
+    def tags(image_id):
+        return tag_words(stores[None][image_id], labels) if labels else []
+
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(splits["train"], options.validation_images, training.seed)
     pairs = {split: one_row_per_text(splits[split], tags) for split in ("train", "validation")}
