@@ -292,12 +292,18 @@ def test_learns_which_words_belong_to_a_picture(bert, corpus, tmp_path):
     [
         ({"train_batch_size": 5, "gradient_accumulation_steps": 2}, "5 is no multiple of 2 shares"),
         ({"dataset_file": "none.yaml"}, "no none.yaml"),
-        ({"use_img_layernorm": False, "recipe": REPOSITORY / "train/recipes/no.yaml"}, ""),
     ],
 )
 def test_errors(bert, corpus, tmp_path, settings, message):
     with pytest.raises((SystemExit, FileNotFoundError), match=message):
         run(bert, corpus, tmp_path, **settings)
+
+
+def test_tags_that_are_nowhere_are_missed(bert, corpus, tmp_path):
+    captions = [{"image_id": "42", "text": "一只狗"}, {"image_id": "9", "text": "两个人"}]
+    datasets.Dataset.from_list(captions).to_parquet(tmp_path / "rows" / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(SystemExit, match="no row has tags"):
+        run(bert, corpus, tmp_path / "run", dataset=tmp_path / "rows")
 
 
 def test_features_of_another_width_are_refused(bert, corpus, tmp_path):

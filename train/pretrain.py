@@ -71,10 +71,8 @@ def main(arguments=None):
     start = starting_folder(options, training)
     model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
     processor = MengziOscarProcessor.from_pretrained(start)
-    processor.layout, processor.max_length, processor.max_regions, processor.max_tags = (
-        *("pair", options.max_seq_length, options.max_img_seq_length),
-        None if options.use_b else 0,
-    )
+    processor.layout, processor.max_tags = "pair", None if options.use_b else 0
+    processor.max_length, processor.max_regions = options.max_seq_length, options.max_img_seq_length
     region_model = image_processor = None
     if model.config.region_model:
         region_model, image_processor = load_region_model(start)
@@ -92,6 +90,8 @@ def main(arguments=None):
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(splits["train"], options.validation_images, training.seed)
     pairs = {split: one_row_per_text(splits[split], tags) for split in ("train", "validation")}
+    if options.use_b and not any(pairs["train"]["tags"]):
+        raise SystemExit(f"{options.dataset}: no row has tags, and --features names none; or give --use_b false")
     count = len(pairs["validation"])
     pairs["validation"] = pairs["validation"].select(range(min(count, options.max_eval_rows or count)))
     rows = {
