@@ -195,7 +195,9 @@ def evaluate_pretraining(model, rows, collator, training):
             found = model.cls.predictions(output.last_hidden_state[:, : labels.shape[1]][asked]).argmax(dim=-1)
             judged = model.cls.seq_relationship(output.pooler_output).argmax(dim=-1)
         right = found == labels[asked]
-        counts += torch.stack([right.sum(), asked.sum(), (judged == contrast).sum(), torch.tensor(len(labels))])
+        counts += torch.stack(
+            [right.sum(), asked.sum(), (judged == contrast).sum(), torch.tensor(len(labels), device=model.device)]
+        )
         if not lines:
             filled = batch["input_ids"].masked_scatter(asked, found)
             lines = [
