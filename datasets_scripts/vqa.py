@@ -9,9 +9,10 @@ trainval_ans2label.pkl or .json, ans2label.pkl or .json, label2ans.pkl or .json,
 
 "oscar"     train2014_qla_mrcnn.json val2014_.. train+val2014_.. test2015_.. test-dev2015_.., those that are there:
             lists of {"q": question, "o": "tag;tag", "an": [answer id, ..], "s": [score, ..], "img_id", "q_id"}, without
-            "q_id" in some and without answers in the test files. Also train2014_vg_qla_mrcnn.json and
-            vg_qla_mrcnn.json, with questions of Visual Genome. Names
-            without _mrcnn are taken where there is none with it (`data_label_type`).
+            "q_id" in some and without answers in the test files. A test file that has answers keeps them, and
+            "answer_type" is read where it is there: train/make_questions.py writes both. Also
+            train2014_vg_qla_mrcnn.json and vg_qla_mrcnn.json, with questions of Visual Genome. Names without _mrcnn
+            are taken where there is none with it (`data_label_type`).
 "official"  v2_OpenEnded_mscoco_train2014_questions.json, val2014, test-dev2015, test2015: {"questions": [{"image_id",
             "question", "question_id"}]} and v2_mscoco_train2014_annotations.json, val2014: {"annotations":
             [{"question_id", "image_id", "question_type", "answer_type", "answers": [{"answer"}, ..]}]}; photos in
@@ -87,11 +88,12 @@ class Vqa(FilesBuilder):
             "question": datasets.Value("string"),
             "labels": datasets.List(label),
             "scores": datasets.List(datasets.Value("float64")),
+            "answer_type": datasets.Value("string"),
         }
         if self.config.name == "oscar":
             features["tags"] = SENTENCES
         else:
-            features |= {"image": datasets.Image(), "answer_type": datasets.Value("string"), "answers": SENTENCES}
+            features |= {"image": datasets.Image(), "answers": SENTENCES}
         return datasets.DatasetInfo(
             description=__doc__,
             features=datasets.Features(features),
@@ -124,7 +126,8 @@ class Vqa(FilesBuilder):
     def oscar(self, split, num_labels, labelled):
         for where, item in json_items(self.files[split], row=self.row):
             with self.row():
-                yield read_qla(where, item, num_labels, labelled)
+                answered = labelled or bool(item.get("an"))
+                yield read_qla(where, item, num_labels, answered) | {"answer_type": item.get("answer_type")}
 
     def official(self, split, names):
         ids = {name: number for number, name in enumerate(names)}

@@ -1,0 +1,124 @@
+"""Makes questions about photos from the sentences that people wrote about them, by the rules of docs/questions.md.
+
+    python train/make_questions.py --data_dir data/flickr8k-cn --output data/flickr8k-cn-questions
+
+The output has the layout that Oscar gives to VQA, so `datasets_scripts/vqa.py` reads it. Nobody was asked: the rows
+say so ("generated"), and so do their ids. No answer is right more often than all others to its question together.
+"""
+
+import argparse
+import json
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from question_rules import questions_about
+from tqdm.auto import tqdm
+
+from datasets_scripts.prepare import builder_class
+
+FILES = {"train": "train2014_qla.json", "validation": "val2014_qla.json", "test": "test2015_qla.json"}
+FEWEST_ROWS, FEWEST_ANSWERS = 20, 5  # a question, and an answer, that is rarer in training is left out
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="flickr8k_cn", help="builder of datasets_scripts with a column captions")
+    parser.add_argument("--data_dir", required=True, help="its files, laid out as docs/data.md says")
+    parser.add_argument("--config", help="its configuration, if it has several")
+    parser.add_argument("--output", required=True, type=Path, help="folder to create")
+    parser.add_argument("--seed", type=int, default=88)
+    options = parser.parse_args(arguments)
+    if options.output.exists():
+        parser.error(f"{options.output} exists; give another --output, or remove it first")
+
+    # 1. Read
+    builder = builder_class(options.dataset)(data_dir=options.data_dir, config_name=options.config)
+    builder.download_and_prepare()
+    splits = {split: rows.select_columns(["image_id", "captions"]) for split, rows in builder.as_dataset().items()}
+    if missing := FILES.keys() - splits.keys():
+        parser.error(f"{options.dataset} has no split {', '.join(sorted(missing))}")
+
+    # 2. Ask
+    questions = {split: balance(ask_about(splits[split], options.seed), options.seed) for split in FILES}
+    rare = rare_questions(questions["train"])
+    questions = {split: [row for row in rows if not rare(row)] for split, rows in questions.items()}
+
+    # 3. Write
+    answers = Counter(row["answer"] for row in questions["train"])
+    vocabulary = {answer: label for label, (answer, _) in enumerate(answers.most_common())}
+    write(options.output, questions, vocabulary)
+    for split, rows in questions.items():
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(row["type"] for row in rows).most_common())
+        print(f"{split}: {len(rows):,} questions about {len({row['image_id'] for row in rows}):,} photos ({kinds})")
+    print(f"{options.output}: written; {len(vocabulary)} answers")
+
+
+def ask_about(rows, seed):
+    """Every question that the captions answer, one wording drawn for each, by photo and question alone."""
+    questions = []
+    for row in tqdm(rows, desc="photos", leave=False):
+        draw = random.Random(f"{seed} {row['image_id']}")
+        for question in questions_about(row["captions"], draw):
+            wording = draw.choice(question.wordings)
+            wording = wording if draw.random() < 0.85 else wording.rstrip("？")  # not everybody types the mark
+            questions.append(
+                {"image_id": row["image_id"], "name": question.name, "type": question.type, "question": wording}
+                | {"answer": question.answer}
+            )
+    return questions
+
+
+def balance(questions, seed):
+    """Thins the most frequent answer to each question until all others together are as many."""
+    by_name = defaultdict(Counter)
+    for row in questions:
+        by_name[row["name"]][row["answer"]] += 1
+    room = {}
+    for name, counts in by_name.items():
+        answer, most = counts.most_common(1)[0]
+        room[name, answer] = min(most, counts.total() - most)
+    order = random.Random(f"{seed} balance").sample(range(len(questions)), len(questions))
+    kept = []
+    for number in order:
+        key = questions[number]["name"], questions[number]["answer"]
+        if room.get(key, 1) > 0:
+            kept.append(number)
+            if key in room:
+                room[key] -= 1
+    return [questions[number] for number in sorted(kept)]
+
+
+def rare_questions(train):
+    """A function that says which rows have an answer, or a question, of which there is too little to learn from."""
+    answers = Counter(row["answer"] for row in train)
+    names = Counter(row["name"] for row in train if answers[row["answer"]] >= FEWEST_ANSWERS)
+    return lambda row: answers[row["answer"]] < FEWEST_ANSWERS or names[row["name"]] < FEWEST_ROWS
+
+
+def write(folder, questions, vocabulary):
+    """Oscar's files, in a folder that appears when it is whole."""
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for split, rows in questions.items():
+        items = [
+            {
+                "q": row["question"],
+                "o": "",
+                "an": [vocabulary[row["answer"]]],
+                "s": [1.0],
+                "img_id": row["image_id"],
+                "q_id": f"generated/{row['image_id']}/{row['name'].replace(' ', '-')}",
+                "answer_type": row["type"],
+                "generated": "from captions, by train/make_questions.py",
+            }
+            for row in rows
+        ]
+        lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in items)
+        (partial / FILES[split]).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (partial / "ans2label.json").write_text(json.dumps(vocabulary, ensure_ascii=False, indent=0), encoding="utf-8")
+    partial.rename(folder)
+
+
+if __name__ == "__main__":
+    main()
