@@ -251,11 +251,13 @@ class PairRows(SeededRows):
     Args:
         rows: a split with `image_id` and a text. text: name of its column.
         store: region store. labels: texts of its tag or class ids; None = no tags, or a column `tags` of the rows.
+        augmented: further stores of the same images, to draw from beside it.
         targets: row -> {"labels": ...}, what the head is trained on; None when there is nothing to learn from.
     """
 
-    def __init__(self, rows, store, text="question", labels=None, targets=None, seed=0):
+    def __init__(self, rows, store, text="question", labels=None, targets=None, augmented=(), seed=0):
         super().__init__(seed)
+        self.augmented = augmented
         self.rows, self.store, self.text, self.labels, self.targets = rows, store, text, labels, targets
 
     def __len__(self):
@@ -263,7 +265,8 @@ class PairRows(SeededRows):
 
     def __getitem__(self, index):
         row = self.rows[index]
-        regions = self.store[row["image_id"]]
+        store = self.draws(index).choice([self.store, *self.augmented]) if self.augmented else self.store
+        regions = store[row["image_id"]]
         item = {"text": row[self.text], "region_features": regions["region_features"]}
         if self.labels is not None:
             item["tags"] = tag_words(regions, self.labels)
@@ -281,7 +284,7 @@ class PairCollator:
     def __call__(self, items):
         batch = self.processor(
             text=[item["text"] for item in items],
-            tags=[item["tags"] for item in items] if "tags" in items[0] else None,
+            tags=[item.get("tags", []) for item in items],
             regions=[item["region_features"] for item in items],
             layout="pair",
             max_length=self.max_length,

@@ -1,0 +1,57 @@
+"""Fine-tunes on VQA v2 or questions in its layout (soft scores of several answers), or answers with a model that was.
+
+    accelerate launch train/vqa.py --do_train --recipe train/recipes/vqa.yaml --model_name_or_path mengzi-oscar \\
+        --data_dir datasets/vqa --features stores/coco --output_dir outputs/vqa
+    python train/vqa.py --do_predict --model_name_or_path outputs/vqa/best --data_dir datasets/vqa \\
+        --dataset_config oscar --features stores/coco --output_dir outputs/answers
+
+--do_predict writes submission.json as the official server takes it, confidence.jsonl, and where the questions have
+answers scores.json. The best validation is kept as <output_dir>/best; run again, a training goes on where it was.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from arguments import parse_arguments
+from question_answering import QuestionArguments, mean_by, run
+from transformers import TrainingArguments
+
+from metrics.vqa_accuracy.answers import vqa_scores
+
+
+@dataclass
+class VqaArguments(QuestionArguments):
+    dataset: str = field(default="vqa", metadata={"help": "builder, folder of Parquet or Hub id"})
+    normalization: str = field(
+        default="zh", metadata={"help": "of answers, official rule", "choices": ["zh", "official", "none"]}
+    )
+
+
+def score(given, rows, answers, normalization):
+    """Mean score of the answers given, as Oscar counts, over all and by type of answer.
+
+    Where the ten answers of people are at hand (layout "official"), also by the official rule.
+    """
+    scores = []
+    for answer, row in zip(given, rows, strict=True):
+        right = {answers[label]: value for label, value in zip(row["labels"], row["scores"], strict=True)}
+        scores.append(right.get(answer, 0.0))
+    results = {"accuracy": sum(scores) / len(scores)}
+    results |= mean_by(scores, [row.get("answer_type") for row in rows], "accuracy")
+    if rows[0].get("answers"):
+        results["official_accuracy"] = vqa_scores(given, [row["answers"] for row in rows], normalization)["accuracy"]
+    return results
+
+
+def submission_row(question_id, answer):
+    """VQA's ids are numbers."""
+    return {"question_id": int(question_id) if question_id.isdecimal() else question_id, "answer": answer}
+
+
+def main(arguments=None):
+    options, training = parse_arguments(VqaArguments, TrainingArguments, description=__doc__, arguments=arguments)
+    run("vqa", options, training, partial(score, normalization=options.normalization), submission_row)
+
+
+if __name__ == "__main__":
+    main()
