@@ -14,6 +14,7 @@ from collators import PairCollator, PairRows
 from report import write_beside
 from tqdm.auto import tqdm
 from trainer import OscarTrainer, in_order, share_of
+from transformers import set_seed
 
 from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint
@@ -28,6 +29,7 @@ class QuestionArguments(RunArguments):
     classifier: str = field(default="linear", metadata={"help": "head", "choices": ["linear", "mlp"]})
     cls_hidden_scale: int = field(default=3, metadata={"help": "mlp: its middle is so many times the hidden size"})
     max_seq_length: int = field(default=128, metadata={"help": "tokens of question and tags together"})
+    max_tags: int | None = field(default=None, metadata={"help": "tag words of an image; 0 = questions alone"})
     train_split: str = field(default="train", metadata={"help": "split to train on; VQA also has trainval"})
     validation_config: str | None = field(
         default=None, metadata={"help": "validation questions of another configuration, as GQA's balanced ones"}
@@ -61,7 +63,7 @@ def run(task, options, training, score, submission_row):
     if training.do_predict:
         model, processor = load_trained(options, training)
         rows = PairRows(splits[options.test_split], store, labels=labels)
-        predictions = answer_questions(model, rows, PairCollator(processor, options.max_seq_length), training, options)
+        predictions = answer_questions(model, rows, PairCollator(processor), training, options)
         if PartialState().is_main_process:
             write_answers(Path(training.output_dir), predictions, submission_row)
             labelled = [(p["answer"], row) for p, row in zip(predictions, rows.rows, strict=False) if row["labels"]]
@@ -73,7 +75,7 @@ def run(task, options, training, score, submission_row):
 
     # 3. Model
     model, processor = start(options, training, answers)
-    collator = PairCollator(processor, options.max_seq_length)
+    collator = PairCollator(processor)
     validation = rows_of("validation")
 
     # 4. Evaluation: the answers to the validation questions
@@ -117,6 +119,7 @@ def start(options, training, answers):
         settings["hidden_dropout_prob"] = options.drop_out
     if options.num_hidden_layers is not None:
         settings["num_hidden_layers"] = options.num_hidden_layers
+    set_seed(training.seed)  # the fresh head is random
     # On CPUs the fused attention is slower to train at these sizes.
     attention = "eager" if training.device.type == "cpu" else "sdpa"
     model = MengziOscarForVisualQuestionAnswering.from_pretrained(
@@ -128,22 +131,25 @@ def start(options, training, answers):
         ignore_mismatched_sizes=True,
         **settings,
     )
-    return model, processor_of(options)
+    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    processor.layout, processor.max_regions = "pair", options.max_img_seq_length
+    processor.max_length = options.max_seq_length
+    if options.max_tags is not None:
+        processor.max_tags = options.max_tags
+    return model, processor
 
 
 def load_trained(options, training):
-    """The model to answer with; one that was never trained to is refused."""
+    """The model to answer with, and its processor as it was trained.
+
+    Raises:
+        SystemExit: it was never trained to answer.
+    """
     try:
         model = load_checked(MengziOscarForVisualQuestionAnswering, options.model_name_or_path, dtype="float32")
     except CheckpointError as error:
         raise SystemExit(f"--model_name_or_path {error}") from None
-    return model.to(training.device), processor_of(options)
-
-
-def processor_of(options):
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
-    processor.layout, processor.max_regions = "pair", options.max_img_seq_length
-    return processor
+    return model.to(training.device), MengziOscarProcessor.from_pretrained(options.model_name_or_path)
 
 
 def targets_of(row, num_answers, loss_type) -> torch.Tensor:

@@ -79,6 +79,9 @@ def questions_about(captions, draw):
 
 
 def count_people(caption) -> Count:
+    if both := re.search(rf"({NUMERAL})[个名]?男的?[和与，、]?({NUMERAL})[个名]?女", caption):  # 一男一女
+        number = NUMERALS[both[1]] + NUMERALS[both[2]]
+        return Count(number, number)
     caption = re.sub(any_of(RULES["counting"]["not_people"]), "", caption)
     return count_things(caption, PEOPLE, "个名位", any_of(RULES["counting"]["crowds_of_people"]))
 
@@ -91,9 +94,6 @@ def count_things(caption, noun, measures, crowds) -> Count:
     """A noun belongs to the number before it: 一个男人和两个孩子 is 3; one without leaves the number open."""
     if re.search(crowds, caption) or re.search(f"{CROWD}[^，。]*?{noun}", caption):
         return Count(MANY, 3)
-    if both := re.search(rf"({NUMERAL})[个名]?男的?[和与，、]?({NUMERAL})[个名]?女", caption):  # 一男一女
-        number = NUMERALS[both[1]] + NUMERALS[both[2]]
-        return Count(number, number)
     total, clear, quantity = 0, True, None
     for match in re.finditer(rf"({NUMERAL})[{measures}]|(一对|一双|俩)|({noun})", caption):
         if not match[3]:
