@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import vqa
+from arguments import parse_arguments
 from collators import PairCollator, PairRows
 from conftest import REPOSITORY, shared_path
 from goldens import load_case
@@ -235,6 +236,22 @@ def test_scores_by_type_and_by_the_official_rule():
     rows = [{"labels": [0, 1], "structural": "query"}, {"labels": [2], "structural": "verify"}]
     expected = {"accuracy": 0.5, "accuracy_query": 1.0, "accuracy_verify": 0.0}
     assert gqa.score(["两个", "红色"], rows, answers) == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments_class", "published"),
+    [
+        ("vqa", vqa.VqaArguments, (5e-5, 32, 25)),
+        ("gqa", gqa.GqaArguments, (5e-5, 48, 5)),
+        ("mini_ask", vqa.VqaArguments, None),
+    ],
+)
+def test_recipes_name_flags_only(recipe, arguments_class, published):
+    path = REPOSITORY / "train" / "recipes" / f"{recipe}.yaml"
+    needed = ["--output_dir", "x", "--model_name_or_path", "y", "--use_cpu", "--recipe", str(path)]
+    options, training = parse_arguments(arguments_class, TrainingArguments, description="", arguments=needed)
+    rates = (training.learning_rate, training.per_device_train_batch_size, training.num_train_epochs)
+    assert (rates == published and options.drop_out == 0.3 and training.weight_decay == 0.05) == (published is not None)
 
 
 @pytest.mark.parametrize(
