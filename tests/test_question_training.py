@@ -112,7 +112,12 @@ def test_learns_and_answers_in_the_official_format(trained, data_dir, features, 
     vqa.main(["--do_predict", *arguments])
     scores = json.loads((tmp_path / "scores.json").read_text())
     # An answer counts as much as people agreed on it: 1 for the colours, 0.9 for yes and no.
-    assert scores.pop("split") == "test"
+    assert (scores.pop("split"), scores.pop("questions")) == ("test", 12)
+    # Without looking: 不是 is the usual answer (4 of 12), and right for 4 of the 6 yes/no questions.
+    usual = {"accuracy": 0.3, "accuracy_colour": 0, "accuracy_yes_no": 0.6}
+    assert scores.pop("usual_answer") == pytest.approx(usual)
+    usual = {"accuracy": (2 + 3.6) / 12, "accuracy_colour": 1 / 3, "accuracy_yes_no": 0.6}
+    assert scores.pop("usual_answer_to_the_question") == pytest.approx(usual)
     assert scores == pytest.approx({"accuracy": 0.95, "accuracy_colour": 1.0, "accuracy_yes_no": 0.9})
     assert json.loads(capsys.readouterr().out)["accuracy"] == scores["accuracy"]
     submission = json.loads((tmp_path / "submission.json").read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ Sources: oscar/run_vqa.py and oscar/run_gqa.py of Oscar and VinVL. Layout [CLS] 
 """
 
 import json
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -68,7 +69,11 @@ def run(task, options, training, score, submission_row):
             write_answers(Path(training.output_dir), predictions, submission_row)
             labelled = [(p["answer"], row) for p, row in zip(predictions, rows.rows, strict=False) if row["labels"]]
             if labelled:
-                results = {"split": options.test_split} | score(*map(list, zip(*labelled, strict=True)), answers)
+                given, right = map(list, zip(*labelled, strict=True))
+                results = {"split": options.test_split, "questions": len(right)} | score(given, right, answers)
+                if options.train_split in splits:
+                    blind = without_looking(splits[options.train_split], right, answers)
+                    results |= {name: score(guesses, right, answers) for name, guesses in blind.items()}
                 write_beside(Path(training.output_dir) / "scores.json", json.dumps(results, indent=2))
                 print(json.dumps(results, indent=2))
         return
@@ -185,6 +190,19 @@ def answer_questions(model, rows, collator, training, options) -> list[dict]:
             about = {name: row.get(name) for name in ("question_id", "image_id", "question")}
             predictions.append((number, about | answers[0] | {"answers": answers}))
     return in_order(predictions)
+
+
+def without_looking(train, rows, answers) -> dict[str, list[str]]:
+    """What a model must beat: the usual answer of the training questions, and the usual one to the same question."""
+    usual, usual_to = Counter(), defaultdict(Counter)
+    for row in train.select_columns(["question", "labels"]):
+        usual.update(row["labels"][:1])
+        usual_to[row["question"]].update(row["labels"][:1])
+    best = [(usual_to.get(row["question"]) or usual).most_common(1)[0][0] for row in rows]
+    return {
+        "usual_answer": [answers[usual.most_common(1)[0][0]]] * len(rows),
+        "usual_answer_to_the_question": [answers[label] for label in best],
+    }
 
 
 def write_answers(folder, predictions, submission_row):
