@@ -54,7 +54,7 @@ class OscarTrainer(Trainer):
         self.push_at_the_end, args.push_to_hub = args.push_to_hub, False  # the best folder, not every checkpoint
         self.options, self.task, self.save, self.evaluate_task = options, task, save, evaluate_task
         self.average = WeightAverage(options.ema_decay)
-        self.samples, self.last_log = [], (time.monotonic(), 0)
+        self.samples = []
         callbacks = [*callbacks, self.average, LossCalls(), EpochOfDraws(), FreedMemory()]
         if options.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
@@ -62,7 +62,9 @@ class OscarTrainer(Trainer):
 
     def run(self):
         """Trains, from the newest whole checkpoint if there is one; evaluates at the end; pushes if asked."""
-        self.train(resume_from_checkpoint=newest_checkpoint(self.args.output_dir))
+        checkpoint = newest_checkpoint(self.args.output_dir)
+        self.last_log = time.monotonic(), int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+        self.train(resume_from_checkpoint=checkpoint)
         last = self.state.global_step
         if not any("eval_loss" in entry and entry["step"] == last for entry in self.state.log_history):
             self._determine_best_metric(self.evaluate(), None)
