@@ -5,13 +5,16 @@ DATA ?= data/flickr8k-cn
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo space test lint bench clean
 
 help:            ## this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 demo: .venv/demo ## caption six sample photos with the bundled checkpoint, write demo.png
 	$(BIN)/mengzi-oscar caption --samples --picture demo.png
+
+space: .venv/space ## the demo in a browser, offline, on http://127.0.0.1:7860
+	HF_HUB_OFFLINE=1 $(BIN)/python space/app.py
 
 test: .venv/test ## install what tests need and run the whole test suite
 	$(BIN)/python -m pytest -q
@@ -37,7 +40,7 @@ clean:           ## remove .venv and what the demo wrote
 	@touch $@
 
 # One extra, one stamp: what is installed already costs nothing the second time.
-.venv/demo .venv/test .venv/dev: .venv/pip
+.venv/demo .venv/space .venv/test .venv/dev: .venv/pip
 	@echo "installing into .venv: about 6 GB the first time, most of it torch"
 	$(PIP) --editable ".[$(@F)]"
 	@touch $@

@@ -11,16 +11,20 @@ SAMPLES = {  # name -> package, file, credit
     "palace": ("sklearn", "datasets/images/china.jpg", "CC BY 2.0, danielbuechele (Flickr)"),
     "flower": ("sklearn", "datasets/images/flower.jpg", "CC BY 2.0, vultilion (Flickr)"),
 }
+MORE_SAMPLES = {  # what the mini knows: people
+    "photographer": ("skimage", "data/camera.png", "CC0, Lav Varshney"),
+    "motorcycle": ("skimage", "data/motorcycle_left.png", "free to publish, Scharstein et al., Middlebury Stereo 2014"),
+}
 
 
-def sample_photos() -> dict[str, tuple[Path, str]]:
+def sample_photos(samples=SAMPLES) -> dict[str, tuple[Path, str]]:
     """{name: (path, credit)}.
 
     Raises:
         ModuleNotFoundError: scikit-image or scikit-learn is not installed.
     """
     photos = {}
-    for name, (package, file, credit) in SAMPLES.items():
+    for name, (package, file, credit) in samples.items():
         found = importlib.util.find_spec(package)  # the path only: importing them takes seconds
         if found is None:
             raise ModuleNotFoundError('the sample photos need scikit-image and scikit-learn: pip install ".[demo]"')

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(
     os.environ.get("MENGZI_OSCAR_SHARED", REPOSITORY.parent / "shared")
 )  # goldens and photos, not in the repo
-sys.path.insert(0, str(REPOSITORY / "train"))  # scripts, not a package
+sys.path[:0] = [str(REPOSITORY / "train"), str(REPOSITORY / "space")]  # scripts, not packages
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHARACTERS = list("一二三两个只人男女孩狗猫马草地在上下跑骑坐着红白黑色的大小，。") + ["dog", "cat", "##s"]

@@ -1,0 +1,266 @@
+"""What the pages and the API do: photos and words in, plain dicts out. The layout is in app.py, the looks in views.html."""
+
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import jieba
+import torch
+from transformers import PreTrainedConfig
+from words import UserError
+
+from modeling_mengzi_oscar import MengziOscarPipeline
+from modeling_mengzi_oscar.cli import BUNDLED
+
+try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs
+    from spaces import GPU
+except ImportError:
+
+    def GPU(function):
+        return function
+
+
+MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE = 10, 30, 2.0
+MAX_TEXT, MAX_SENTENCES = 200, 20
+MAX_BATCH = 8  # photos in one forward
+BATCH_SETTINGS = {"num_beams": 5, "max_length": 20, "temperature": 0}
+QUESTIONS = ("图里有几个人？", "他们在做什么？", "这是在什么地方？")
+
+
+class Together:
+    """Calls that arrive while another one runs are run together, up to `limit` with equal settings.
+
+    Gradio can batch events itself, but then one broken request (a file it refuses, a missing argument) fails for
+    everybody in its batch; here each request is checked before it joins.
+
+    Args:
+        run: (list of items, settings) -> list of results, in a thread of one of the callers.
+        turn: what runs the model holds it.
+    """
+
+    def __init__(self, run, turn: threading.Lock, limit: int = MAX_BATCH):
+        self.run, self.turn, self.limit = run, turn, limit
+        self.waiting, self.adding = [], threading.Lock()
+
+    def __call__(self, item, **settings):
+        done = Future()
+        with self.adding:
+            self.waiting.append((item, settings, done))
+        with self.turn:
+            while not done.done():  # somebody before us may have run ours with theirs
+                self.run_next()
+        return done.result()
+
+    def run_next(self):
+        with self.adding:
+            settings = self.waiting[0][1]
+            chosen = [call for call in self.waiting if call[1] == settings][: self.limit]
+            self.waiting = [call for call in self.waiting if not any(call is other for other in chosen)]
+        try:
+            results = self.run([item for item, _, _ in chosen], settings)
+        except Exception as error:
+            for _, _, done in chosen:
+                done.set_exception(error)
+        else:
+            for (_, _, done), result in zip(chosen, results, strict=True):
+                done.set_result(result)
+
+
+class Engine:
+    """A checkpoint and what it can do.
+
+    Args:
+        model: folder, or Hub id with its revision, "org/name@commit".
+    """
+
+    def __init__(self, model: str):
+        self.model = model
+        name, revision = (model, None) if Path(model).exists() else (model.split("@") + [None])[:2]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.pipeline = MengziOscarPipeline.from_pretrained(name, revision=revision, device=device)
+        self.tasks = ["caption"] + [
+            task
+            for task in ("match", "ask")
+            if PreTrainedConfig.get_config_dict(name, subfolder=task, revision=revision)[0]
+        ]
+        self.turn = threading.Lock()  # one forward at a time: more would only share the same cores
+        self.caption_together = Together(GPU(self._captions), self.turn)
+        jieba.setLogLevel("ERROR")
+        jieba.initialize()
+
+    def caption(self, photo, num_beams=5, max_length=20, temperature=0.0) -> dict:
+        """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word."""
+        settings = {
+            "num_beams": int(number("num_beams", num_beams, 1, MAX_BEAMS)),
+            "max_length": int(number("max_length", max_length, 5, MAX_LENGTH)),
+            "temperature": number("temperature", temperature, 0, MAX_TEMPERATURE),
+        }
+        start = time.perf_counter()
+        result = self.caption_together(photo, **settings)
+        return result | {"seconds": round(time.perf_counter() - start, 3)}
+
+    def _captions(self, photos, settings):
+        count, length, temperature = settings["num_beams"], settings["max_length"], settings["temperature"]
+        generation = {"num_beams": count, "max_length": length}
+        if temperature > 0:  # the search has no use for a temperature: draw as many sentences instead
+            generation |= {"num_beams": 1, "num_return_sequences": count, "do_sample": True, "temperature": temperature}
+        results = self.pipeline.caption(photos, **generation)
+        return [simplify(result, photo, temperature > 0) for result, photo in zip(results, photos, strict=True)]
+
+    def match(self, photo, sentences: list[str]) -> dict:
+        """How probable it is that each sentence belongs to the photo, likeliest first."""
+        self.need("match")
+        sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
+        if not sentences:
+            raise UserError("no_sentence")
+        if len(sentences) > MAX_SENTENCES:
+            raise UserError("too_many_sentences", count=len(sentences), limit=MAX_SENTENCES)
+        for sentence in sentences:
+            check_length(sentence)
+        start = time.perf_counter()
+        with self.turn:
+            matches = GPU(self.pipeline.match)(photo, sentences)
+        return ranked(matches, start)
+
+    def rank(self, sentence: str, photos: list[tuple[str, object]]) -> dict:
+        """How probable it is that each photo, (name, RGB), belongs to the sentence, likeliest first."""
+        self.need("match")
+        if not sentence.strip():
+            raise UserError("no_sentence")
+        check_length(sentence)
+        if not photos:
+            raise UserError("no_photos")
+        start, matches = time.perf_counter(), []
+        for index, (name, photo) in enumerate(photos):
+            with self.turn:  # let others in between
+                [match] = GPU(self.pipeline.match)(photo, [sentence.strip()])
+            matches.append({"photo": name, "index": index, "probability": match["probability"]})
+        return ranked(matches, start)
+
+    def ask(self, photo, question: str) -> dict:
+        """The five likeliest answers."""
+        self.need("ask")
+        if not question.strip():
+            raise UserError("no_question")
+        check_length(question)
+        start = time.perf_counter()
+        with self.turn:
+            answers = GPU(self.pipeline.ask)(photo, question.strip())
+        return {"answers": rounded(answers), "seconds": round(time.perf_counter() - start, 3)}
+
+    def batch(self, photos: list[tuple[str, object]]):
+        """Of (name, function that reads the photo): lists of rows, as they come, in order.
+
+        A row is {"file", "caption", "score", "photo"} or {"file", "error"}.
+        """
+        for start in range(0, len(photos), MAX_BATCH):
+            rows = []
+            for name, read in photos[start : start + MAX_BATCH]:
+                try:
+                    rows.append({"file": name, "photo": read()})
+                except UserError as error:
+                    rows.append({"file": name, "error": error})
+            good = [row for row in rows if "photo" in row]
+            if good:
+                with self.turn:  # let others in between
+                    results = GPU(self._captions)([row["photo"] for row in good], BATCH_SETTINGS)
+                for row, result in zip(good, results, strict=True):
+                    row |= {"caption": result["caption"], "score": result["captions"][0]["score"]}
+            yield rows
+
+    def suggestions(self, photo) -> list[str]:
+        """Questions worth asking about this photo: of what the region model sees in it, then what fits any photo."""
+        with self.turn:
+            tags = GPU(self._tags)(photo)
+        things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个")]
+        return [f"{thing}是什么颜色的？" for thing in things[:2]] + list(QUESTIONS)
+
+    @torch.inference_mode()
+    def _tags(self, photo):
+        model = self.pipeline.region_model
+        inputs = self.pipeline.image_processor([photo], return_tensors="pt").to(model.device)
+        return model.tags(model(**inputs))[0]
+
+    def describe(self) -> dict:
+        """The checkpoint, its region model, its tasks and sizes."""
+        captioner, regions = self.pipeline.captioner, self.pipeline.region_model
+        millions = {
+            name: round(sum(p.numel() for p in model.parameters()) / 1e6, 1)
+            for name, model in {"captioner": captioner, "regions": regions}.items()
+        }
+        return {
+            "model": "mengzi-oscar-mini" if self.model == str(BUNDLED) else self.model,
+            "bundled": self.model == str(BUNDLED),
+            "tasks": self.tasks,
+            "region_model": regions.config.model_type,
+            "region_config": regions.config,
+            "millions_of_parameters": millions,
+            "device": str(captioner.device),
+        }
+
+    def need(self, task):
+        if task not in self.tasks:
+            raise UserError("no_head", task=task)
+
+
+def simplify(result, photo, drawn) -> dict:
+    """The pipeline's dict with tokens joined to words and short numbers; captions that were drawn twice or in no order
+    once and best first."""
+    captions = result["captions"]
+    if drawn:
+        captions = sorted({one["caption"]: one for one in captions}.values(), key=lambda one: -one["score"])
+    return {
+        "caption": captions[0]["caption"],
+        "captions": [
+            {"caption": one["caption"], "score": round(one["score"], 4), "words": words_of(one)} for one in captions
+        ],
+        "tags": list(dict.fromkeys(result["tags"])),
+        "regions": [shortened(region) for region in result["regions"]],
+        "size": list(photo.size),
+    }
+
+
+def words_of(caption) -> list[dict]:
+    """[{"word", "region_weights"}]: jieba's words, each with the mean of the weights of its tokens (characters)."""
+    pieces = [token.removeprefix("##") for token in caption["tokens"]]
+    words = []
+    for word, start, end in jieba.tokenize("".join(pieces)):
+        at, weights = 0, []
+        for piece, row in zip(pieces, caption["region_weights"], strict=True):
+            if start < at + len(piece) and at < end:
+                weights.append(row)
+            at += len(piece)
+        mean = [sum(column) / len(weights) for column in zip(*weights, strict=True)]
+        words.append({"word": word, "region_weights": [round(weight, 4) for weight in mean]})
+    return words
+
+
+def shortened(region) -> dict:
+    """Numbers of a region as people read them."""
+    short = {"box": [round(side, 1) for side in region["box"]]}
+    if "label" in region:
+        attributes = [{"label": one["label"], "score": round(one["score"], 3)} for one in region["attributes"]]
+        short |= {"label": region["label"], "score": round(region["score"], 3), "attributes": attributes}
+    return short
+
+
+def ranked(matches, start) -> dict:
+    matches = sorted(rounded(matches), key=lambda match: -match["probability"])
+    return {"matches": matches, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def rounded(rows):
+    return [row | {"probability": round(row["probability"], 4)} for row in rows]
+
+
+def number(name, value, low, high) -> float:
+    """A number that came from outside, in its range."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in no range
+        raise UserError("out_of_range", name=name, low=low, high=high)
+    return value
+
+
+def check_length(text):
+    if len(text) > MAX_TEXT:
+        raise UserError("too_long", length=len(text), limit=MAX_TEXT)

@@ -1,0 +1,131 @@
+// Runs before gradio does. First the language, because gradio asks navigator.language once, at its start.
+(() => {
+  const chosen = new URLSearchParams(location.search).get("lang") || remembered("language");
+  const language = ["zh", "en"].includes(chosen) ? chosen : /^zh/i.test(navigator.language) ? "zh" : "en";
+  const locale = language === "zh" ? "zh-CN" : "en";
+  Object.defineProperty(navigator, "language", { get: () => locale });
+  Object.defineProperty(navigator, "languages", { get: () => [locale] });
+  document.documentElement.lang = locale;
+  document.documentElement.dataset.language = language;
+
+  function remembered(name) {
+    try { return localStorage.getItem("mengzi-" + name); } catch { return null; } // storage may be forbidden
+  }
+  function remember(name, value) {
+    try { localStorage.setItem("mengzi-" + name, value); } catch { /* then it holds for this page */ }
+  }
+
+  function setLanguage(value) {
+    remember("language", value);
+    const address = new URL(location.href);
+    address.searchParams.set("lang", value);
+    location.replace(address);
+  }
+
+  // Gradio puts "dark" on the body when it starts, as the system has it; a choice made here wins and stays.
+  function setTheme(theme) {
+    document.body.classList.toggle("dark", theme === "dark");
+    remember("theme", theme);
+  }
+  const theme = remembered("theme");
+  if (theme) {
+    const observer = new MutationObserver(() => {
+      if (document.querySelector(".masthead")) { setTheme(theme); observer.disconnect(); }
+    });
+    observer.observe(document.documentElement, { childList: true, subtree: true });
+  }
+
+  // A word was clicked: the photo darkens where the word did not look, the three weightiest regions get a frame.
+  function light(card, weights) {
+    const figure = card.querySelector(".seen"), canvas = figure.querySelector("canvas");
+    const rects = [...figure.querySelectorAll("rect")];
+    figure.classList.toggle("lit", Boolean(weights));
+    rects.forEach((rect) => { rect.classList.remove("top"); delete rect.dataset.weight; });
+    if (!weights) return;
+    const most = Math.max(...weights), least = Math.min(...weights);
+    const size = canvas.width, [, , width, height] = figure.querySelector("svg").getAttribute("viewBox").split(" ");
+    const heat = new Float32Array(size * size);
+    rects.forEach((rect, region) => {
+      const share = (weights[region] - least) / (most - least || 1);
+      rect.dataset.weight = weights[region];
+      const side = (name, whole) => Math.round((rect.getAttribute(name) / whole) * size);
+      const x = side("x", width), y = side("y", height);
+      const right = x + side("width", width), bottom = y + side("height", height);
+      for (let row = y; row < bottom; row++)
+        for (let column = x; column < right; column++)
+          heat[row * size + column] = Math.max(heat[row * size + column], share);
+    });
+    const context = canvas.getContext("2d"), pixels = context.createImageData(size, size);
+    heat.forEach((share, i) => { pixels.data[4 * i + 3] = 200 * (1 - Math.sqrt(share)); });
+    context.putImageData(pixels, 0, 0);
+    weights.map((weight, i) => [weight, i]).sort((a, b) => b[0] - a[0]).slice(0, 3)
+      .forEach(([, i]) => rects[i].classList.add("top"));
+  }
+
+  const press = (button, group) => group.forEach((one) => one.setAttribute("aria-pressed", String(one === button)));
+
+  function clickWord(word, card) {
+    const again = word.getAttribute("aria-pressed") === "true";
+    press(again ? null : word, card.querySelectorAll(".word"));
+    light(card, again ? null : JSON.parse(word.dataset.weights));
+  }
+
+  function showBeam(button, card) {
+    press(button, card.querySelectorAll(".beam"));
+    card.querySelectorAll(".words").forEach((line, i) => { line.hidden = String(i) !== button.dataset.show; });
+    press(null, card.querySelectorAll(".word"));
+    light(card, null);
+  }
+
+  async function copy(text, card) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch { // no permission, or not a secure page
+      const area = document.body.appendChild(Object.assign(document.createElement("textarea"), { value: text }));
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    const done = card.querySelector(".done");
+    done.hidden = false;
+    setTimeout(() => { done.hidden = true; }, 1500);
+  }
+
+  async function share(text, card) {
+    const url = location.origin + location.pathname;
+    try {
+      if (navigator.share) return await navigator.share({ text, url });
+    } catch (error) {
+      if (error.name === "AbortError") return;
+    }
+    copy(text + " " + url, card);
+  }
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.dataset.setLanguage) return setLanguage(button.dataset.setLanguage);
+    if ("setTheme" in button.dataset) return setTheme(document.body.classList.contains("dark") ? "light" : "dark");
+    const card = button.closest(".card.caption");
+    if (!card) return;
+    const text = () => card.querySelector(".words:not([hidden])").dataset.caption;
+    if (button.matches(".word")) clickWord(button, card);
+    else if (button.matches(".beam")) showBeam(button, card);
+    else if ("copy" in button.dataset) copy(text(), card);
+    else if ("share" in button.dataset) share(text(), card);
+  });
+
+  // Hovering a region: what the region model says of it, and its weight for the clicked word.
+  document.addEventListener("pointermove", (event) => {
+    const figure = event.target.closest?.(".seen");
+    document.querySelectorAll(".seen .tip").forEach((tip) => { if (tip.parentElement !== figure) tip.hidden = true; });
+    if (!figure) return;
+    const tip = figure.querySelector(".tip"), { label, score, attributes, weight } = event.target.dataset;
+    const lines = [label && `${label} ${Number(score).toFixed(2)}`, attributes, weight && `${(100 * weight).toFixed(1)} %`];
+    tip.textContent = lines.filter(Boolean).join("\n");
+    tip.hidden = !tip.textContent;
+    const box = figure.getBoundingClientRect();
+    tip.style.left = Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth - 4) + "px";
+    tip.style.top = Math.min(event.clientY - box.top + 16, box.height - tip.offsetHeight - 4) + "px";
+  });
+})();

@@ -1,0 +1,182 @@
+"""Every text of the pages and of their messages, in Chinese and in English, and the mistakes that are told to people."""
+
+import gradio as gr
+from markupsafe import Markup
+
+WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
+    "title": ("孟子看图", "Mengzi Oscar"),
+    "tagline": ("一句中文，说出照片里有什么", "Photos in, Chinese sentences out"),
+    "theme": ("切换明暗", "light or dark"),
+    "photo": ("照片", "Photo"),
+    "drop": ("拖入、粘贴或点击选择照片", "Drop, paste or pick a photo"),
+    "samples": ("没有照片？试试这些", "No photo at hand? Try one"),
+    # 看图说话
+    "caption": ("看图说话", "Caption"),
+    "caption_button": ("写一句", "Caption it"),
+    "caption_empty": ("放一张照片，这里就会写出一句话。", "Give it a photo, and a sentence appears here."),
+    "word_hint": ("点一个词，看它在看照片的哪里", "Click a word to see where it looks"),
+    "beams_list": ("候选句子", "What it considered"),
+    "score_note": (
+        "条形：每个字的平均概率（几何平均）",
+        "bars: mean probability of a character (geometric mean)",
+    ),
+    "tags": ("看到的东西", "Seen in the photo"),
+    "copy": ("复制", "Copy"),
+    "share": ("分享", "Share"),
+    "copied": ("已复制", "Copied"),
+    "settings": ("设置", "Settings"),
+    "num_beams": ("候选句数", "Sentences"),
+    "num_beams_info": ("束搜索宽度，即给出几句", "beam width: how many are considered and shown"),
+    "max_length": ("最大长度", "Length"),
+    "max_length_info": ("最多多少个字（含起止符）", "at most so many characters, with start and end"),
+    "temperature": ("温度", "Temperature"),
+    "temperature_info": ("0：最可能的句子；越高越随意", "0: the likeliest sentences; higher: looser ones"),
+    # 图文匹配
+    "match": ("图文匹配", "Match"),
+    "match_sentences": ("一张照片，几句话", "One photo, many sentences"),
+    "match_photos": ("一句话，几张照片", "One sentence, many photos"),
+    "sentences": ("句子（每行一句）", "Sentences (one a line, in Chinese)"),
+    "sentences_value": (
+        "一个男人拿着照相机\n一个人骑着摩托车\n一只狗在草地上奔跑",
+        "一个男人拿着照相机\n一个人骑着摩托车\n一只狗在草地上奔跑",
+    ),
+    "match_button": ("匹配", "Match"),
+    "match_empty": ("哪句话说的是这张照片？按概率排好。", "Which sentence is about the photo? Ranked by probability."),
+    "sentence": ("句子", "Sentence (in Chinese)"),
+    "photos": ("照片（不传则用示例照片）", "Photos (none: the sample photos)"),
+    "with_samples": ("加上示例照片", "With the sample photos"),
+    "rank_button": ("找照片", "Find the photo"),
+    "rank_empty": ("哪张照片最像这句话？按概率排好。", "Which photo fits the sentence? Ranked by probability."),
+    # 看图问答
+    "ask": ("看图问答", "Ask"),
+    "question": ("问题", "Question (in Chinese)"),
+    "question_example": ("例如：图里有几个人？", "e.g. 图里有几个人？"),
+    "ask_button": ("问", "Ask"),
+    "ask_empty": ("对照片提个问题，给出五个最可能的答案。", "Ask about the photo: the five likeliest answers."),
+    "suggestions": ("可以这样问", "Try one of these"),
+    # 批量
+    "batch": ("批量", "Batch"),
+    "batch_files": ("多张照片，或一个 zip", "Many photos, or a zip"),
+    "batch_button": ("全部写一句", "Caption all"),
+    "cancel": ("停止", "Stop"),
+    "batch_empty": (
+        "最多 {photos} 张；写好的可以存成 CSV 或 JSON。",
+        "Up to {photos} photos; what is written can be saved as CSV or JSON.",
+    ),
+    "batch_progress": ("{done} / {total}", "{done} / {total}"),
+    "file": ("文件", "File"),
+    "sentence_short": ("句子", "Sentence"),
+    "probability": ("概率", "Probability"),
+    # 关于
+    "about": ("关于", "About"),
+    "checkpoint": ("模型", "Checkpoint"),
+    "region_model": ("区域模型", "Region model"),
+    "regions": ("{count} 个区域", "{count} regions"),
+    "grid_regions": ("{backbone}，{side} × {side} 格", "{backbone}, {side} × {side} grid cells"),
+    "detector": ("VinVL 检测器，{classes} 类物体", "VinVL detector, {classes} classes"),
+    "tasks": ("会做", "Can do"),
+    "parameters": ("{captioner} M + 区域模型 {regions} M 参数", "{captioner} M + {regions} M parameters"),
+    "data": ("数据", "Data"),
+    "data_mini": (
+        "Flickr8k-CN（Li 等，ICMR 2016）：6,000 张照片，每张五句人写的中文；骨干网络从 ImageNet 权重开始。",
+        "Flickr8k-CN (Li et al., ICMR 2016): 6,000 photos with five Chinese sentences each, written by people; "
+        "the backbone started from ImageNet weights.",
+    ),
+    "data_card": ("见模型卡：{link}", "see the model card: {link}"),
+    "limits": ("局限", "Limits"),
+    "limits_mini": (
+        "只学过人、狗、运动和户外；其他题材会说错，而且说得很肯定。数量和颜色常错，男女也会认错。不要用在句子对错要紧的地方。",
+        "It knows people, dogs, sports and outdoors, and is wrong and sure of itself elsewhere. Counts and colours are "
+        "often wrong, and so is whom it calls a man or a woman. Not for any use where a sentence matters.",
+    ),
+    "limits_card": (
+        "句子和答案会错；不要用在对错要紧的地方。",
+        "Sentences and answers can be wrong; not for any use where they matter.",
+    ),
+    "weights": ("权重许可", "Weights"),
+    "weights_mini": ("仅供研究（照片的许可如此）；代码 Apache-2.0", "research use only, as the photos are; code: Apache-2.0"),
+    "weights_card": ("见模型卡；代码 Apache-2.0", "see the model card; code: Apache-2.0"),
+    "uploads": ("上传", "Uploads"),
+    "uploads_limits": (
+        "每个文件 {megabytes} MB、{megapixels} 百万像素以内；照片只在内存里看，一小时内删除。",
+        "Files up to {megabytes} MB and {megapixels} megapixels; deleted within an hour or so, used for nothing else.",
+    ),
+    "privacy": ("隐私", "Privacy"),
+    "privacy_note": ("这个页面不向别处发送任何东西。", "This page sends nothing anywhere else."),
+    "credits": ("示例照片", "Sample photos"),
+    "seconds": ("{seconds} 秒", "{seconds} s"),
+    # what can go wrong
+    "no_photo": ("先放一张照片。", "Give a photo first."),
+    "no_photos": ("先放几张照片。", "Give some photos first."),
+    "too_many_bytes": (
+        "文件有 {megabytes} MB，最多 {limit} MB。请缩小后再试。",
+        "The file has {megabytes} MB; the limit is {limit} MB. Scale it down first.",
+    ),
+    "too_many_pixels": (
+        "照片有 {width} × {height} 像素，最多 {limit} 百万像素。请缩小后再试。",
+        "The photo has {width} × {height} pixels; the limit is {limit} megapixels. Scale it down first.",
+    ),
+    "not_a_photo": (
+        "这个文件不是能读的照片。请存成 JPEG、PNG 或 WebP。",
+        "This file is not a photo we can read. Save it as JPEG, PNG or WebP.",
+    ),
+    "damaged": ("照片文件已损坏。请重新下载或复制。", "The photo's file is damaged. Download or copy it again."),
+    "too_small": (
+        "照片只有 {width} × {height} 像素，太小了。",
+        "The photo has only {width} × {height} pixels: too small.",
+    ),
+    "bad_zip": ("这个 zip 打不开。请重新打包。", "This zip cannot be opened. Pack it again."),
+    "zip_names": (
+        "这个 zip 里有不安全的文件名（如 ../）。请重新打包。",
+        "This zip has unsafe file names (such as ../). Pack it again.",
+    ),
+    "zip_too_big": (
+        "这个 zip 解开后太大（最多 {limit} MB，压缩比不超过 {ratio}）。",
+        "This zip is too large when opened (up to {limit} MB, and packed no more than {ratio} to 1).",
+    ),
+    "zip_encrypted": ("这个 zip 有密码。请不加密打包。", "This zip has a password. Pack it without one."),
+    "too_many_photos": ("最多 {limit} 张照片。", "Up to {limit} photos at a time."),
+    "no_question": ("先写一个问题。", "Write a question first."),
+    "no_sentence": ("先写一句话。", "Write a sentence first."),
+    "too_long": ("有 {length} 个字，最多 {limit} 个。", "{length} characters; the limit is {limit}."),
+    "too_many_sentences": ("有 {count} 句，最多 {limit} 句。", "{count} sentences; the limit is {limit}."),
+    "out_of_range": (
+        "{name} 要在 {low} 和 {high} 之间。",
+        "{name} must be a number from {low} to {high}.",
+    ),
+    "no_head": (
+        "这个模型没有学过这个任务（没有 {task}/）。换一个学过的模型：MODEL_ID=…",
+        "This checkpoint was not trained to do this (it has no {task}/ head). Name one that was: MODEL_ID=…",
+    ),
+    "no_links": (
+        "请上传文件本身，不要给网址。",
+        "Send the file itself: this server fetches nothing from addresses.",
+    ),
+    "unexpected": (
+        "出错了，不是你的问题。请再试一次。",
+        "Something went wrong here, not with you. Please try again.",
+    ),
+}
+
+
+class UserError(gr.Error):
+    """A mistake told to the person who made it; `key` is of `WORDS`, `values` fill its text."""
+
+    def __init__(self, key: str, **values):
+        self.key, self.values = key, values
+        chinese, english = (text.format(**values) for text in WORDS[key])
+        super().__init__(f"{english} / {chinese}", print_exception=False)
+
+
+def say(key: str, **values) -> Markup:
+    """Both languages as HTML, values escaped; the page shows the one that was chosen (style.css)."""
+    chinese, english = (Markup(text).format(**values) for text in WORDS[key])
+    return Markup('<span class="zh" lang="zh-CN">{}</span><span class="en" lang="en">{}</span>').format(
+        chinese, english
+    )
+
+
+i18n = gr.I18n(
+    zh={key: chinese for key, (chinese, _) in WORDS.items()},
+    en={key: english for key, (_, english) in WORDS.items()},
+)

@@ -1,0 +1,450 @@
+"""The demo's functions, its API as programs call it, and what it does with everything that people should not send."""
+
+import base64
+import io
+import json
+import re
+import socket
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+from test_pipeline import with_heads  # noqa: F401  (a fixture)
+
+from modeling_mengzi_oscar import MengziOscarPipeline
+
+gradio = pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
+gradio_client = pytest.importorskip("gradio_client")
+import httpx  # noqa: E402  (gradio brings them)
+import uploads  # noqa: E402
+import views  # noqa: E402
+import words  # noqa: E402
+from app import Pages, build, launch_options, told  # noqa: E402
+from engine import Engine, Together  # noqa: E402
+from gradio_client import Client, handle_file  # noqa: E402
+
+ENDPOINTS = {"/caption", "/match", "/rank", "/ask", "/batch"}
+NASTY = "<img src=x onerror=alert(1)><script>alert(1)</script>${alert(1)}{{7*7}}"
+
+
+@pytest.fixture(scope="module")
+def engine(with_heads):  # noqa: F811
+    return Engine(str(with_heads))
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    """The demo, started once; nothing that it does may look for another machine."""
+    looked_for, look_up = [], socket.getaddrinfo
+
+    def watched(host, *arguments, **options):
+        if host not in ("127.0.0.1", "localhost", "::1", "0.0.0.0", None):
+            looked_for.append(host)
+            raise OSError("the tests have no network")
+        return look_up(host, *arguments, **options)
+
+    socket.getaddrinfo = watched
+    demo = build(engine).queue(max_size=64)
+    _, address, _ = demo.launch(**launch_options(), prevent_thread_lock=True, quiet=True)
+    yield address
+    demo.close()
+    socket.getaddrinfo = look_up
+    assert not looked_for
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
+
+
+def noise(width=48, height=36, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(photo, kind="PNG", **options) -> bytes:
+    content = io.BytesIO()
+    photo.save(content, format=kind, **options)
+    return content.getvalue()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+@pytest.fixture
+def photo(tmp_path):
+    (tmp_path / "photo.png").write_bytes(encoded(noise()))
+    return handle_file(tmp_path / "photo.png")
+
+
+def refused(client, endpoint, *inputs) -> str:
+    """The message that a caller gets; it must tell nothing of files and code."""
+    with pytest.raises((gradio_client.exceptions.AppError, ValueError)) as caught:
+        client.predict(*inputs, api_name=endpoint)
+    message = str(caught.value)
+    assert not re.search(r'Traceback|File "|site-packages|\.py\b|verbose error', message), message
+    return message
+
+
+# what it answers
+
+
+def test_endpoints_are_named_and_described(client, url):
+    found = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(found) == ENDPOINTS
+    described = httpx.get(f"{url}/gradio_api/openapi.json").json()["paths"]
+    assert all(any(path.endswith(name) for path in described) for name in ENDPOINTS)
+
+
+def test_caption_is_the_pipelines(client, photo, with_heads):  # noqa: F811
+    result = client.predict(photo, 3, 12, 0, api_name="/caption")
+    expected = MengziOscarPipeline.from_pretrained(with_heads).caption(noise(), num_beams=3, max_length=12)
+    assert [one["caption"] for one in result["captions"]] == [one["caption"] for one in expected["captions"]]
+    assert [one["score"] for one in result["captions"]] == pytest.approx(
+        [one["score"] for one in expected["captions"]], abs=1e-3
+    )
+    assert result["size"] == [48, 36]
+    assert len(result["regions"]) == 9
+    for mine, theirs in zip(result["captions"], expected["captions"], strict=True):
+        tokens = [token.removeprefix("##") for token in theirs["tokens"]]
+        assert "".join(word["word"] for word in mine["words"]) == "".join(tokens)
+        total = sum(np.array(word["region_weights"]) * count_tokens(word["word"], tokens) for word in mine["words"])
+        if all(len(token) == 1 for token in tokens):  # then a word's weights are the mean of whole tokens
+            assert total == pytest.approx(np.sum(theirs["region_weights"], axis=0), abs=5e-3)
+
+
+def count_tokens(word, tokens):
+    return len(word) if all(len(token) == 1 for token in tokens) else 1
+
+
+def test_temperature_draws_different_sentences(client, photo):
+    drawn = client.predict(photo, 6, 12, 1.5, api_name="/caption")["captions"]
+    scores = [one["score"] for one in drawn]
+    assert scores == sorted(scores, reverse=True)
+    assert len({one["caption"] for one in drawn}) == len(drawn) <= 6
+
+
+def test_match_rank_and_ask_are_the_pipelines(client, photo, with_heads):  # noqa: F811
+    pipeline = MengziOscarPipeline.from_pretrained(with_heads)
+    sentences = ["一只狗在草地上跑", "猫", "两个人骑马"]
+    matches = client.predict(photo, sentences, api_name="/match")["matches"]
+    expected = sorted(pipeline.match(noise(), sentences), key=lambda match: -match["probability"])
+    assert [match["text"] for match in matches] == [match["text"] for match in expected]
+    assert [match["probability"] for match in matches] == pytest.approx(
+        [match["probability"] for match in expected], abs=1e-3
+    )
+    answers = client.predict(photo, "有只狗？", api_name="/ask")["answers"]
+    assert [answer["answer"] for answer in answers] == [one["answer"] for one in pipeline.ask(noise(), "有只狗？")]
+    ranked = client.predict("一只狗", [photo], True, api_name="/rank")["matches"]
+    assert {match["photo"] for match in ranked} > {"photo.png", "cat", "photographer"}
+    [mine] = [match["probability"] for match in ranked if match["photo"] == "photo.png"]
+    assert mine == pytest.approx(pipeline.match(noise(), ["一只狗"])[0]["probability"], abs=1e-3)
+
+
+def test_batch_goes_on_after_a_broken_photo(client, tmp_path):
+    (tmp_path / "一.png").write_bytes(encoded(noise()))
+    (tmp_path / "broken.jpg").write_bytes(encoded(noise(), "JPEG")[:200])
+    inside = {f"folder/{i}.png": encoded(noise(seed=i)) for i in range(9)} | {"notes.txt": b"no photo"}
+    (tmp_path / "more.zip").write_bytes(zipped(inside | {"__MACOSX/._0.png": b"", "same/0.png": encoded(noise())}))
+    files = [handle_file(tmp_path / name) for name in ("一.png", "broken.jpg", "more.zip")]
+    rows = client.predict(files, api_name="/batch")["rows"]
+    assert [row["file"] for row in rows][1:4] == ["broken.jpg", "folder/0.png", "folder/1.png"]
+    assert len(rows) == 12
+    assert "damaged" in rows[1]["error"]
+    assert all(row["caption"] for row in rows if "error" not in row)
+    assert rows[0]["caption"] == rows[2]["caption"] == rows[-1]["caption"]  # one photo, three names
+
+
+def test_calls_share_a_forward_and_each_gets_its_own(engine):
+    """Ten people at once: fewer forwards than people, the same captions as alone."""
+    forwards, run = [], engine.caption_together.run
+    photos = [noise(seed=seed) for seed in range(10)]
+    alone = [engine.caption(photo, 3, 12)["caption"] for photo in photos]
+
+    def counted(items, settings):
+        forwards.append(len(items))
+        return run(items, settings)
+
+    engine.caption_together.run = counted
+    try:
+        with engine.turn, ThreadPoolExecutor(10) as pool:
+            calls = [pool.submit(engine.caption, photo, 3, 12) for photo in photos]
+            while len(engine.caption_together.waiting) < 10:
+                pass
+            engine.turn.release()
+            together = [call.result()["caption"] for call in calls]
+            engine.turn.acquire()
+    finally:
+        engine.caption_together.run = run
+    assert together == alone
+    assert forwards == [8, 2]
+
+
+def test_a_failing_call_does_not_fail_others_settings():
+    def run(items, settings):
+        if settings["bad"]:
+            raise RuntimeError("no")
+        return [2 * item for item in items]
+
+    turn = threading.Lock()
+    together = Together(run, turn)
+    with turn, ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(together, i, bad=i == 2) for i in range(4)]
+        while len(together.waiting) < 4:
+            pass
+        turn.release()
+        assert [call.result() for i, call in enumerate(calls) if i != 2] == [0, 2, 6]
+        with pytest.raises(RuntimeError):
+            calls[2].result()
+        turn.acquire()
+
+
+def test_a_missing_head_is_told(tiny_checkpoint):
+    bare = Engine(str(tiny_checkpoint))
+    assert bare.describe()["tasks"] == ["caption"]
+    for call in (lambda: bare.ask(noise(), "猫？"), lambda: bare.match(noise(), ["猫"]), lambda: bare.rank("猫", [])):
+        with pytest.raises(words.UserError, match="not trained to do this"):
+            call()
+    page = json.dumps(build(bare).get_config_file(), default=str)
+    assert page.count("没有学过这个任务") == 3  # both halves of the match tab, and ask
+
+
+# what people should not send
+
+
+def bomb():
+    """A PNG that says 30,000 x 30,000 pixels."""
+    content = bytearray(encoded(noise()))
+    content[16:24] = (30_000).to_bytes(4, "big") * 2
+    return bytes(content)
+
+
+BAD_PHOTOS = {
+    "empty.jpg": (b"", "not a photo"),
+    "svg.jpg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "not a photo"),
+    "page.png": (b"<html><script>alert(1)</script></html>", "not a photo"),
+    "code.jpg": (b"import os; os.system('id')", "not a photo"),
+    "truncated.jpg": (encoded(noise(400, 300), "JPEG")[:3000], "damaged"),
+    "truncated.png": (encoded(noise(400, 300))[:3000], "damaged"),
+    "bomb.png": (bomb(), "pixels"),
+    "line.png": (encoded(noise(500, 1)), "too small"),
+    "many.png": (encoded(Image.new("L", (8000, 7000))), "megapixels"),
+    "eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a photo"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PHOTOS)
+def test_bad_photos(client, tmp_path, name):
+    content, message = BAD_PHOTOS[name]
+    (tmp_path / name).write_bytes(content)
+    photo = handle_file(tmp_path / name)
+    assert message in refused(client, "/caption", photo, 3, 12, 0)
+    assert message in client.predict([photo], api_name="/batch")["rows"][0]["error"]
+
+
+ODD_PHOTOS = {
+    "animated.gif": encoded(noise(), "GIF", save_all=True, append_images=[noise(seed=1)]),
+    "deep.png": encoded(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50)),
+    "clear.webp": encoded(noise().convert("RGBA"), "WEBP"),
+    "cmyk.jpg": encoded(noise().convert("CMYK"), "JPEG"),
+    "turned.jpg": encoded(noise(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
+    "photo.svg": encoded(noise()),  # a photo whatever its name says
+}
+
+
+@pytest.mark.parametrize("name", ODD_PHOTOS)
+def test_odd_photos_are_read(client, tmp_path, name):
+    (tmp_path / name).write_bytes(ODD_PHOTOS[name])
+    result = client.predict(handle_file(tmp_path / name), 2, 8, 0, api_name="/caption")
+    assert result["caption"]
+    assert result["size"] == ([36, 48] if name == "turned.jpg" else [40, 30] if name == "deep.png" else [48, 36])
+
+
+def encrypted():
+    content = bytearray(zipped({"a.png": encoded(noise())}))
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(content)
+
+
+def overlong():
+    return zipped({f"{i}{'x' * 200}.txt": b"" for i in range(5000)})
+
+
+BAD_ZIPS = {
+    "up.zip": (lambda: zipped({"../../evil.png": encoded(noise())}), "unsafe file names"),
+    "root.zip": (lambda: zipped({"/etc/evil.png": encoded(noise())}), "unsafe file names"),
+    "windows.zip": (lambda: zipped({"..\\evil.png": encoded(noise())}), "unsafe file names"),
+    "drive.zip": (lambda: zipped({"C:evil.png": encoded(noise())}), "unsafe file names"),
+    "bomb.zip": (lambda: zipped({"a.png": bytes(30 * 2**20)}), "too large when opened"),
+    "locked.zip": (encrypted, "password"),
+    "text.zip": (lambda: b"not a zip at all", "cannot be opened"),
+    "cut.zip": (lambda: zipped({"a.png": encoded(noise())})[:-30], "cannot be opened"),
+    "crowd.zip": (lambda: zipped({f"{i}.png": b"" for i in range(101)}), "Up to 100 photos"),
+    "names.zip": (overlong, "Up to 100 photos"),
+    "nothing.zip": (lambda: zipped({"notes.txt": b"hello"}), "some photos first"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ZIPS)
+def test_bad_zips(client, tmp_path, name):
+    make, message = BAD_ZIPS[name]
+    (tmp_path / name).write_bytes(make())
+    before = set(tmp_path.parent.rglob("evil*"))
+    assert message in refused(client, "/batch", [handle_file(tmp_path / name)])
+    assert set(tmp_path.parent.rglob("evil*")) == before
+
+
+def test_a_zip_that_lies_about_its_sizes(tmp_path):
+    """Says 10 bytes, holds megabytes: no more than what it says is ever read."""
+    content = bytearray(zipped({"a.png": bytes(2**20)}))
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        at = content.index(signature) + offset
+        content[at : at + 4] = (10).to_bytes(4, "little")
+    (tmp_path / "lies.zip").write_bytes(content)
+    [(name, read)] = uploads.photos_in([("lies.zip", str(tmp_path / "lies.zip"))])
+    with pytest.raises(words.UserError, match="damaged|not a photo"):
+        read()
+
+
+BAD_TEXTS = [
+    ("/ask", ["{photo}", "人" * 10_000], "10000 characters; the limit is 200"),
+    ("/ask", ["{photo}", "  "], "Write a question"),
+    ("/ask", [None, "几个人？"], "Give a photo"),
+    ("/match", ["{photo}", ["猫"] * 21], "21 sentences; the limit is 20"),
+    ("/match", ["{photo}", ["人" * 201]], "201 characters"),
+    ("/match", ["{photo}", []], "Write a sentence"),
+    ("/match", ["{photo}", {"a": [1]}], "Write a sentence"),
+    ("/rank", ["", [], True], "Write a sentence"),
+    ("/caption", [None, 5, 20, 0], "Give a photo"),
+    ("/caption", ["{photo}", 1000, 20, 0], "num_beams must be a number from 1 to 10"),
+    ("/caption", ["{photo}", 5, 20, -1], "temperature must be"),
+    ("/caption", ["{photo}", "many", 20, 0], "num_beams must be"),
+    ("/caption", ["{photo}", 5, [20], 0], "max_length must be"),
+    ("/batch", [[]], "some photos"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "inputs", "message"), BAD_TEXTS)
+def test_bad_texts_and_numbers(client, photo, endpoint, inputs, message):
+    assert message in refused(client, endpoint, *[photo if given == "{photo}" else given for given in inputs])
+
+
+def test_odd_questions_are_answered(client, photo):
+    for question in (NASTY[:200], "\u202e\u0000\ufeff😀", "' OR 1=1 --", "[MASK][CLS][SEP]"):
+        assert len(client.predict(photo, question, api_name="/ask")["answers"]) == 5
+
+
+def test_nothing_is_shown_unescaped(engine, tmp_path):
+    (tmp_path / "photo.png").write_bytes(encoded(noise()))
+    pages = Pages(engine)
+
+    def upload(name):
+        return gradio.FileData(path=str(tmp_path / "photo.png"), orig_name=name)
+
+    shown = [
+        told(pages.show_match)(upload("a.png"), NASTY),
+        told(pages.show_answers)(upload("a.png"), NASTY),
+        told(pages.show_rank)("猫", gradio.data_classes.ListFiles(root=[upload(NASTY + ".png")]), False),
+        *told(pages.show_batch)(gradio.data_classes.ListFiles(root=[upload(NASTY + ".png")])),
+    ]
+    for page in shown:
+        assert "<script" not in page
+        assert "<img src=x" not in page
+    assert "&lt;script&gt;" in shown[0]
+    assert "&lt;script&gt;" in shown[-1]
+
+
+def test_formulas_in_file_names_stay_text():
+    rows = [{"file": "=HYPERLINK(1).jpg", "caption": "一只狗", "score": 0.5}]
+    page = views.batch(rows, 1)
+    content = re.search(r"data:text/csv;charset=utf-8;base64,([\w+/=]+)", page)[1]
+    table = base64.b64decode(content).decode("utf-8-sig")
+    assert table.splitlines()[1] == "'=HYPERLINK(1).jpg,一只狗,0.5,"
+
+
+def test_files_of_the_server_stay_there(client, url, with_heads):  # noqa: F811
+    wanted = ["/etc/passwd", "../../etc/passwd", str(REPOSITORY / "space/app.py"), str(with_heads / "config.json")]
+    for path in [*wanted, "..%2f..%2fetc%2fpasswd", "file:///etc/passwd", "C:/Windows/win.ini"]:
+        answer = httpx.get(f"{url}/gradio_api/file={path}")
+        assert answer.status_code in (400, 403, 404), path
+        assert "root:" not in answer.text
+        assert "import" not in answer.text
+    for path in wanted:
+        stolen = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        assert "root:" not in refused(client, "/caption", stolen, 3, 12, 0)
+        assert "root:" not in refused(client, "/batch", [stolen])
+
+
+def test_addresses_are_not_fetched(client, url):
+    for address in ("http://example.com/photo.jpg", "https://169.254.169.254/latest", f"{url}/theme.css"):
+        link = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
+        assert "fetches nothing" in refused(client, "/caption", link, 3, 12, 0)
+
+
+def test_uploads_have_a_limit_and_no_say_in_their_path(url):
+    large = httpx.post(f"{url}/gradio_api/upload", files={"files": ("a.png", bytes(uploads.MAX_BYTES + 1))})
+    assert large.status_code == 413
+    named = httpx.post(f"{url}/gradio_api/upload", files={"files": ("../../../evil.png", encoded(noise()))})
+    assert ".." not in named.json()[0]
+
+
+def test_broken_requests(url):
+    for body in ({"data": []}, {"data": [1, 2, 3, 4, 5, 6, 7]}, {"data": "x"}, {"data": [{"path": {}}, 1, 2, 3]}, {}):
+        answer = httpx.post(f"{url}/gradio_api/call/caption", json=body)
+        text = answer.text
+        if answer.status_code == 200 and "event_id" in text:
+            text = httpx.get(f"{url}/gradio_api/call/caption/{answer.json()['event_id']}").text
+        assert not re.search(r"Traceback|site-packages", text), text
+
+
+def test_a_photo_inside_the_request(client):
+    """As MCP clients send it: a data: address."""
+    address = "data:image/png;base64," + base64.b64encode(encoded(noise())).decode()
+    inside = {"path": None, "url": address, "meta": {"_type": "gradio.FileData"}}
+    upload = gradio.FileData.model_construct(**inside)
+    assert uploads.open_upload(upload).size == (48, 36)
+    upload.url = "data:image/png;base64,???"
+    with pytest.raises(words.UserError, match="damaged"):
+        uploads.open_upload(upload)
+
+
+# texts and files of the Space
+
+
+def test_every_text_has_both_languages_and_is_used():
+    sources = "".join((REPOSITORY / "space" / name).read_text("utf-8") for name in ("app.py", "views.html"))
+    raised = "".join((REPOSITORY / "space" / name).read_text("utf-8") for name in ("uploads.py", "engine.py", "app.py"))
+    for key, (chinese, english) in words.WORDS.items():
+        assert re.findall(r"{\w*}", chinese) == sorted(re.findall(r"{\w*}", english), key=chinese.find), key
+        assert re.search(r"[\u4e00-\u9fff{]", chinese), key
+        assert not re.search(r"[\u4e00-\u9fff]", english.replace("图里有几个人？", "")), key
+    used = set(re.findall(r'(?:say|i18n|empty|label)\("(\w+)"', sources)) | set(re.findall(r'UserError\("(\w+)"', raised))
+    assert used <= set(words.WORDS)
+
+
+def test_the_space_is_complete():
+    yaml = pytest.importorskip("yaml")
+    page = (REPOSITORY / "space" / "README.md").read_text("utf-8")
+    header = yaml.safe_load(page.split("---")[1])
+    assert {"title", "sdk", "sdk_version", "python_version", "app_file", "license", "tags"} <= set(header)
+    assert header["sdk"] == "gradio"
+    assert (REPOSITORY / "space" / header["app_file"]).exists()
+    assert header["sdk_version"] == "6.31.0"
+    listed = (REPOSITORY / "space" / "requirements.txt").read_text("utf-8")
+    metadata = (REPOSITORY / "setup.cfg").read_text("utf-8")
+    needed = re.search(r"install_requires =\n(.*?)\n\n", metadata, flags=re.DOTALL)[1]
+    for line in re.findall(r"^ +(\w[^#\n]*)$", needed, flags=re.MULTILINE):
+        assert line.replace(" ", "") in listed.replace(" ", ""), line
+
+
+def test_gpu_or_not(engine):
+    assert engine.pipeline.captioner.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
