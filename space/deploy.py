@@ -1,8 +1,8 @@
 """Puts the demo on the Hub as a Space: its files, the library beside them, and the checkpoint it shows.
 
-    python space/deploy.py me/mengzi-oscar                                    # with the bundled mini
-    python space/deploy.py me/mengzi-oscar --model me/mengzi-oscar-caption    # a checkpoint of the Hub, pinned
-    python space/deploy.py me/mengzi-oscar --output space-repo                # only write the folder, to look at it
+python space/deploy.py me/mengzi-oscar                                    # with the bundled mini
+python space/deploy.py me/mengzi-oscar --model me/mengzi-oscar-caption    # a checkpoint of the Hub, pinned
+python space/deploy.py me/mengzi-oscar --output space-repo                # only write the folder, to look at it
 """
 
 import argparse

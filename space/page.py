@@ -1,4 +1,4 @@
-"""The look: theme, style sheet, and the script that has to run before gradio's own."""
+"""The look: theme, and the style sheet and script that have to be there before gradio's own."""
 
 from pathlib import Path
 
@@ -15,8 +15,6 @@ FONTS = [  # of the reader's system only: nothing is fetched
     "Noto Sans SC",
     "sans-serif",
 ]
-css_paths = [HERE / "style.css"]
-
 THEME = gr.themes.Base(
     primary_hue="teal",
     neutral_hue="stone",
@@ -59,10 +57,15 @@ THEME = gr.themes.Base(
 )
 
 
-class _PageScript:
-    """Puts page.js at the top of the page. Gradio's own `head` comes after the browser was asked for its language."""
+class _PageHead:
+    """Puts style.css and page.js at the top of the page.
 
-    script = b"<head><script>" + (HERE / "page.js").read_bytes() + b"</script>"
+    Gradio's own `head` comes after the browser was asked for its language, and its `css` after the first paint.
+    """
+
+    head = b"<head><style>%b</style><script>%b</script>" % tuple(
+        (HERE / name).read_bytes() for name in ("style.css", "page.js")
+    )
 
     def __init__(self, app):
         self.app = app
@@ -71,14 +74,14 @@ class _PageScript:
         if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] != "/":
             return await self.app(scope, receive, send)
 
-        async def send_with_script(message):
+        async def send_with_head(message):
             if message["type"] == "http.response.start":
                 message["headers"] = [pair for pair in message["headers"] if pair[0].lower() != b"content-length"]
             elif message["type"] == "http.response.body":
-                message["body"] = message["body"].replace(b"<head>", self.script, 1)
+                message["body"] = message["body"].replace(b"<head>", self.head, 1)
             await send(message)
 
-        await self.app(scope, receive, send_with_script)
+        await self.app(scope, receive, send_with_head)
 
 
-PageScript = Middleware(_PageScript)
+PageHead = Middleware(_PageHead)

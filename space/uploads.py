@@ -136,30 +136,27 @@ def check_directory(path) -> None:
         raise UserError("too_many_photos", limit=MAX_PHOTOS)
 
 
-def open_upload(upload) -> Image.Image:
-    """A photo as gradio hands it over.
+def open_upload(upload: dict | None) -> Image.Image:
+    """A photo as gradio hands it over; it has made sure that the path is of something uploaded.
 
     Raises:
         UserError: none was given, and as `read_photo`.
     """
-    if upload is None:
+    if upload and upload.get("path"):
+        return read_photo(upload["path"])
+    head, _, content = ((upload or {}).get("url") or "").partition(",")
+    if not head.startswith("data:"):  # an address with the photo in it, "data:image/png;base64,..."
         raise UserError("no_photo")
-    if upload.path is None:  # an address with the photo in it, "data:image/png;base64,..."
-        head, _, content = (upload.url or "").partition(",")
-        if not head.startswith("data:"):
-            raise UserError("no_photo")
-        try:
-            return read_photo(base64.b64decode(content, validate=True))
-        except binascii.Error:
-            raise UserError("damaged") from None
-    return read_photo(upload.path)
+    try:
+        return read_photo(base64.b64decode(content, validate=True))
+    except binascii.Error:
+        raise UserError("damaged") from None
 
 
 def uploaded(files) -> list[tuple[str, str]]:
     """(name, path) of files as gradio hands them over. A name is only ever shown."""
-    if files is None:
-        return []
-    return [(file.orig_name or Path(file.path).name, file.path) for file in getattr(files, "root", [files])]
+    files = files if isinstance(files, list) else [files] if files else []
+    return [(file.get("orig_name") or Path(file["path"]).name, file["path"]) for file in files]
 
 
 def refuse_links(component) -> None:

@@ -94,7 +94,10 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "Sentences and answers can be wrong; not for any use where they matter.",
     ),
     "weights": ("权重许可", "Weights"),
-    "weights_mini": ("仅供研究（照片的许可如此）；代码 Apache-2.0", "research use only, as the photos are; code: Apache-2.0"),
+    "weights_mini": (
+        "仅供研究（照片的许可如此）；代码 Apache-2.0",
+        "research use only, as the photos are; code: Apache-2.0",
+    ),
     "weights_card": ("见模型卡；代码 Apache-2.0", "see the model card; code: Apache-2.0"),
     "uploads": ("上传", "Uploads"),
     "uploads_limits": (

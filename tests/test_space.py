@@ -24,8 +24,9 @@ import httpx  # noqa: E402  (gradio brings them)
 import uploads  # noqa: E402
 import views  # noqa: E402
 import words  # noqa: E402
-from app import Pages, build, launch_options, told  # noqa: E402
+from app import build, launch_options  # noqa: E402
 from engine import Engine, Together  # noqa: E402
+from functions import Pages, told  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 
 ENDPOINTS = {"/caption", "/match", "/rank", "/ask", "/batch"}
@@ -256,7 +257,9 @@ ODD_PHOTOS = {
     "deep.png": encoded(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50)),
     "clear.webp": encoded(noise().convert("RGBA"), "WEBP"),
     "cmyk.jpg": encoded(noise().convert("CMYK"), "JPEG"),
-    "turned.jpg": encoded(noise(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
+    "turned.jpg": encoded(
+        noise(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    ),
     "photo.svg": encoded(noise()),  # a photo whatever its name says
 }
 
@@ -348,13 +351,13 @@ def test_nothing_is_shown_unescaped(engine, tmp_path):
     pages = Pages(engine)
 
     def upload(name):
-        return gradio.FileData(path=str(tmp_path / "photo.png"), orig_name=name)
+        return {"path": str(tmp_path / "photo.png"), "orig_name": name}
 
     shown = [
         told(pages.show_match)(upload("a.png"), NASTY),
         told(pages.show_answers)(upload("a.png"), NASTY),
-        told(pages.show_rank)("猫", gradio.data_classes.ListFiles(root=[upload(NASTY + ".png")]), False),
-        *told(pages.show_batch)(gradio.data_classes.ListFiles(root=[upload(NASTY + ".png")])),
+        told(pages.show_rank)("猫", [upload(NASTY + ".png")], False),
+        *told(pages.show_batch)([upload(NASTY + ".png")]),
     ]
     for page in shown:
         assert "<script" not in page
@@ -410,11 +413,9 @@ def test_a_photo_inside_the_request(client):
     """As MCP clients send it: a data: address."""
     address = "data:image/png;base64," + base64.b64encode(encoded(noise())).decode()
     inside = {"path": None, "url": address, "meta": {"_type": "gradio.FileData"}}
-    upload = gradio.FileData.model_construct(**inside)
-    assert uploads.open_upload(upload).size == (48, 36)
-    upload.url = "data:image/png;base64,???"
-    with pytest.raises(words.UserError, match="damaged"):
-        uploads.open_upload(upload)
+    assert client.predict(inside, 2, 8, 0, api_name="/caption")["size"] == [48, 36]
+    inside["url"] = "data:image/png;base64,???"
+    assert "damaged" in refused(client, "/caption", inside, 2, 8, 0)
 
 
 # texts and files of the Space
@@ -427,7 +428,9 @@ def test_every_text_has_both_languages_and_is_used():
         assert re.findall(r"{\w*}", chinese) == sorted(re.findall(r"{\w*}", english), key=chinese.find), key
         assert re.search(r"[\u4e00-\u9fff{]", chinese), key
         assert not re.search(r"[\u4e00-\u9fff]", english.replace("图里有几个人？", "")), key
-    used = set(re.findall(r'(?:say|i18n|empty|label)\("(\w+)"', sources)) | set(re.findall(r'UserError\("(\w+)"', raised))
+    used = set(re.findall(r'(?:say|i18n|empty|label)\("(\w+)"', sources)) | set(
+        re.findall(r'UserError\("(\w+)"', raised)
+    )
     assert used <= set(words.WORDS)
 
 
