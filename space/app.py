@@ -8,16 +8,17 @@ import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", str(int(os.path.isdir(os.environ.get("MODEL_ID") or "."))))  # all is here
 
-import gradio as gr  # noqa: E402  (reads the lines above)
-from engine import MAX_BATCH, MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE, MAX_TEXT, QUESTIONS, Engine  # noqa: E402
-from functions import Pages, guarded, quiet, samples, told  # noqa: E402
-from page import THEME, PageHead  # noqa: E402
-from uploads import MAX_BYTES, MAX_PHOTOS, refuse_links  # noqa: E402
-from views import views as view  # noqa: E402
-from words import UserError, i18n  # noqa: E402
+import gradio as gr
+from engine import MAX_BATCH, MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE, MAX_TEXT, QUESTIONS, Engine
+from functions import Pages, guarded, quiet, samples, told
+from page import THEME, PageHead
+from uploads import MAX_BYTES, MAX_PHOTOS, refuse_links
+from views import views as view
+from words import UserError, i18n
 
-from modeling_mengzi_oscar.cli import BUNDLED  # noqa: E402
+from modeling_mengzi_oscar.cli import BUNDLED
 
 SENTENCES = "一个男人拿着照相机\n一个人骑着摩托车\n一只狗在草地上奔跑"
 
@@ -177,7 +178,7 @@ def launch_options() -> dict:
         "i18n": i18n,
         "app_kwargs": {"middleware": [PageHead]},
         "max_file_size": MAX_BYTES,
-        "show_error": True,
+        "show_error": False,  # our own messages are shown; others may tell of files and code
         "ssr_mode": False,
         "footer_links": ["api"],
         "mcp_server": importlib.util.find_spec("mcp") is not None,

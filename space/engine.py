@@ -1,4 +1,4 @@
-"""What the pages and the API do: photos and words in, plain dicts out. The layout is in app.py, the looks in views.html."""
+"""What the pages and the API do: photos and words in, plain dicts out."""
 
 import threading
 import time

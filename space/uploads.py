@@ -3,12 +3,14 @@
 import base64
 import binascii
 import io
+import os
 import struct
 import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from gradio.utils import get_upload_folder
 from PIL import Image
 from words import UserError
 
@@ -137,13 +139,13 @@ def check_directory(path) -> None:
 
 
 def open_upload(upload: dict | None) -> Image.Image:
-    """A photo as gradio hands it over; it has made sure that the path is of something uploaded.
+    """A photo as gradio hands it over.
 
     Raises:
         UserError: none was given, and as `read_photo`.
     """
     if upload and upload.get("path"):
-        return read_photo(upload["path"])
+        return read_photo(checked_path(upload["path"]))
     head, _, content = ((upload or {}).get("url") or "").partition(",")
     if not head.startswith("data:"):  # an address with the photo in it, "data:image/png;base64,..."
         raise UserError("no_photo")
@@ -156,7 +158,14 @@ def open_upload(upload: dict | None) -> Image.Image:
 def uploaded(files) -> list[tuple[str, str]]:
     """(name, path) of files as gradio hands them over. A name is only ever shown."""
     files = files if isinstance(files, list) else [files] if files else []
-    return [(file.get("orig_name") or Path(file["path"]).name, file["path"]) for file in files]
+    return [(file.get("orig_name") or Path(file["path"]).name, checked_path(file["path"])) for file in files]
+
+
+def checked_path(path: str) -> str:
+    """Only what was uploaded is opened. Gradio checks this too, but not where a caller leaves out a photo's `meta`."""
+    if not os.path.realpath(path).startswith(os.path.realpath(get_upload_folder()) + os.sep):
+        raise UserError("not_uploaded")
+    return path
 
 
 def refuse_links(component) -> None:

@@ -1,4 +1,4 @@
-"""Every text of the pages and of their messages, in Chinese and in English, and the mistakes that are told to people."""
+"""Every text of the pages and messages, in Chinese and in English, and the mistakes that are told to people."""
 
 import gradio as gr
 from markupsafe import Markup
@@ -36,10 +36,6 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "match_sentences": ("一张照片，几句话", "One photo, many sentences"),
     "match_photos": ("一句话，几张照片", "One sentence, many photos"),
     "sentences": ("句子（每行一句）", "Sentences (one a line, in Chinese)"),
-    "sentences_value": (
-        "一个男人拿着照相机\n一个人骑着摩托车\n一只狗在草地上奔跑",
-        "一个男人拿着照相机\n一个人骑着摩托车\n一只狗在草地上奔跑",
-    ),
     "match_button": ("匹配", "Match"),
     "match_empty": ("哪句话说的是这张照片？按概率排好。", "Which sentence is about the photo? Ranked by probability."),
     "sentence": ("句子", "Sentence (in Chinese)"),
@@ -155,6 +151,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "请上传文件本身，不要给网址。",
         "Send the file itself: this server fetches nothing from addresses.",
     ),
+    "not_uploaded": ("请上传文件本身。", "Upload the file itself."),
     "unexpected": (
         "出错了，不是你的问题。请再试一次。",
         "Something went wrong here, not with you. Please try again.",

@@ -6,8 +6,11 @@ import json
 import re
 import socket
 import threading
+import traceback
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from modeling_mengzi_oscar import MengziOscarPipeline
 gradio = pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
 gradio_client = pytest.importorskip("gradio_client")
 import httpx  # noqa: E402  (gradio brings them)
+import skimage  # noqa: E402
 import uploads  # noqa: E402
 import views  # noqa: E402
 import words  # noqa: E402
@@ -28,7 +32,9 @@ from app import build, launch_options  # noqa: E402
 from engine import Engine, Together  # noqa: E402
 from functions import Pages, told  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
 
+META = {"_type": "gradio.FileData"}
 ENDPOINTS = {"/caption", "/match", "/rank", "/ask", "/batch"}
 NASTY = "<img src=x onerror=alert(1)><script>alert(1)</script>${alert(1)}{{7*7}}"
 
@@ -42,19 +48,20 @@ def engine(with_heads):  # noqa: F811
 def url(engine):
     """The demo, started once; nothing that it does may look for another machine."""
     looked_for, look_up = [], socket.getaddrinfo
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # app.py sets it before anything is imported
 
     def watched(host, *arguments, **options):
         if host not in ("127.0.0.1", "localhost", "::1", "0.0.0.0", None):
-            looked_for.append(host)
+            looked_for.append((host, "".join(traceback.format_stack()[-14:-1])))
             raise OSError("the tests have no network")
         return look_up(host, *arguments, **options)
 
     socket.getaddrinfo = watched
     demo = build(engine).queue(max_size=64)
     _, address, _ = demo.launch(**launch_options(), prevent_thread_lock=True, quiet=True)
-    yield address
+    yield address.rstrip("/")
     demo.close()
-    socket.getaddrinfo = look_up
+    socket.getaddrinfo, constants.HF_HUB_OFFLINE = look_up, offline
     assert not looked_for
 
 
@@ -87,6 +94,14 @@ def photo(tmp_path):
     return handle_file(tmp_path / "photo.png")
 
 
+def raw(url, endpoint, data) -> str:
+    """What the server answers to a request as it stands: gradio_client would upload the files that it names."""
+    answer = httpx.post(f"{url}/gradio_api/call{endpoint}", json=data)
+    if answer.status_code != 200:
+        return answer.text
+    return httpx.get(f"{url}/gradio_api/call{endpoint}/{answer.json()['event_id']}", timeout=60).text
+
+
 def refused(client, endpoint, *inputs) -> str:
     """The message that a caller gets; it must tell nothing of files and code."""
     with pytest.raises((gradio_client.exceptions.AppError, ValueError)) as caught:
@@ -102,8 +117,7 @@ def refused(client, endpoint, *inputs) -> str:
 def test_endpoints_are_named_and_described(client, url):
     found = client.view_api(return_format="dict")["named_endpoints"]
     assert set(found) == ENDPOINTS
-    described = httpx.get(f"{url}/gradio_api/openapi.json").json()["paths"]
-    assert all(any(path.endswith(name) for path in described) for name in ENDPOINTS)
+    assert all(client.view_api(print_info=False, return_format="str").count(name) for name in ENDPOINTS)
 
 
 def test_caption_is_the_pipelines(client, photo, with_heads):  # noqa: F811
@@ -153,7 +167,7 @@ def test_match_rank_and_ask_are_the_pipelines(client, photo, with_heads):  # noq
 
 def test_batch_goes_on_after_a_broken_photo(client, tmp_path):
     (tmp_path / "一.png").write_bytes(encoded(noise()))
-    (tmp_path / "broken.jpg").write_bytes(encoded(noise(), "JPEG")[:200])
+    (tmp_path / "broken.jpg").write_bytes(encoded(noise(300, 200), "JPEG")[:9000])
     inside = {f"folder/{i}.png": encoded(noise(seed=i)) for i in range(9)} | {"notes.txt": b"no photo"}
     (tmp_path / "more.zip").write_bytes(zipped(inside | {"__MACOSX/._0.png": b"", "same/0.png": encoded(noise())}))
     files = [handle_file(tmp_path / name) for name in ("一.png", "broken.jpg", "more.zip")]
@@ -215,7 +229,7 @@ def test_a_missing_head_is_told(tiny_checkpoint):
     for call in (lambda: bare.ask(noise(), "猫？"), lambda: bare.match(noise(), ["猫"]), lambda: bare.rank("猫", [])):
         with pytest.raises(words.UserError, match="not trained to do this"):
             call()
-    page = json.dumps(build(bare).get_config_file(), default=str)
+    page = json.dumps(build(bare).get_config_file(), default=str, ensure_ascii=False)
     assert page.count("没有学过这个任务") == 3  # both halves of the match tab, and ask
 
 
@@ -226,6 +240,7 @@ def bomb():
     """A PNG that says 30,000 x 30,000 pixels."""
     content = bytearray(encoded(noise()))
     content[16:24] = (30_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     return bytes(content)
 
 
@@ -252,6 +267,8 @@ def test_bad_photos(client, tmp_path, name):
     assert message in client.predict([photo], api_name="/batch")["rows"][0]["error"]
 
 
+TURNED = Image.Exif()
+TURNED[274] = 6  # orientation: a quarter to the right
 ODD_PHOTOS = {
     "animated.gif": encoded(noise(), "GIF", save_all=True, append_images=[noise(seed=1)]),
     "deep.png": encoded(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50)),
@@ -346,7 +363,8 @@ def test_odd_questions_are_answered(client, photo):
         assert len(client.predict(photo, question, api_name="/ask")["answers"]) == 5
 
 
-def test_nothing_is_shown_unescaped(engine, tmp_path):
+def test_nothing_is_shown_unescaped(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     (tmp_path / "photo.png").write_bytes(encoded(noise()))
     pages = Pages(engine)
 
@@ -381,16 +399,23 @@ def test_files_of_the_server_stay_there(client, url, with_heads):  # noqa: F811
         assert answer.status_code in (400, 403, 404), path
         assert "root:" not in answer.text
         assert "import" not in answer.text
-    for path in wanted:
-        stolen = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        assert "root:" not in refused(client, "/caption", stolen, 3, 12, 0)
-        assert "root:" not in refused(client, "/batch", [stolen])
+    picture = Path(skimage.__file__).parent / "data" / "chelsea.png"
+    for path in [*wanted, str(picture)]:
+        for file in ({"path": path, "meta": META}, {"path": path}, {"path": path, "url": "data:image/png;base64,AAAA"}):
+            for endpoint, data in (("/caption", [file, 3, 12, 0]), ("/batch", [[file]]), ("/ask", [file, "猫？"])):
+                answer = raw(url, endpoint, {"data": data})
+                assert "event: error" in answer
+                assert not re.search(r"root:|import|model_type|caption|answer|Traceback|site-packages", answer), answer
 
 
-def test_addresses_are_not_fetched(client, url):
-    for address in ("http://example.com/photo.jpg", "https://169.254.169.254/latest", f"{url}/theme.css"):
-        link = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
-        assert "fetches nothing" in refused(client, "/caption", link, 3, 12, 0)
+def test_addresses_are_not_fetched(url):
+    """By whatever way it is named; the fixture fails when anybody is looked for."""
+    for address in ("http://example.com/photo.jpg", "https://169.254.169.254/latest", "HTTPS://example.com/a.jpg"):
+        for file in ({"path": address, "url": address}, {"url": address}, {"path": "a.jpg", "url": address}):
+            for meta in ({}, {"meta": META}):
+                assert "event: error" in raw(url, "/caption", {"data": [file | meta, 3, 12, 0]})
+    link = {"path": "http://example.com/photo.jpg", "meta": META}
+    assert "fetches nothing" in raw(url, "/caption", {"data": [link, 3, 12, 0]})
 
 
 def test_uploads_have_a_limit_and_no_say_in_their_path(url):
@@ -402,20 +427,15 @@ def test_uploads_have_a_limit_and_no_say_in_their_path(url):
 
 def test_broken_requests(url):
     for body in ({"data": []}, {"data": [1, 2, 3, 4, 5, 6, 7]}, {"data": "x"}, {"data": [{"path": {}}, 1, 2, 3]}, {}):
-        answer = httpx.post(f"{url}/gradio_api/call/caption", json=body)
-        text = answer.text
-        if answer.status_code == 200 and "event_id" in text:
-            text = httpx.get(f"{url}/gradio_api/call/caption/{answer.json()['event_id']}").text
-        assert not re.search(r"Traceback|site-packages", text), text
+        assert not re.search(r"Traceback|site-packages|object at|complete", raw(url, "/caption", body))
 
 
-def test_a_photo_inside_the_request(client):
+def test_a_photo_inside_the_request(url):
     """As MCP clients send it: a data: address."""
     address = "data:image/png;base64," + base64.b64encode(encoded(noise())).decode()
-    inside = {"path": None, "url": address, "meta": {"_type": "gradio.FileData"}}
-    assert client.predict(inside, 2, 8, 0, api_name="/caption")["size"] == [48, 36]
-    inside["url"] = "data:image/png;base64,???"
-    assert "damaged" in refused(client, "/caption", inside, 2, 8, 0)
+    assert '"size": [48, 36]' in raw(url, "/caption", {"data": [{"path": None, "url": address}, 2, 8, 0]})
+    broken = {"path": None, "url": "data:image/png;base64,???"}
+    assert "damaged" in raw(url, "/caption", {"data": [broken, 2, 8, 0]})
 
 
 # texts and files of the Space
@@ -423,14 +443,14 @@ def test_a_photo_inside_the_request(client):
 
 def test_every_text_has_both_languages_and_is_used():
     sources = "".join((REPOSITORY / "space" / name).read_text("utf-8") for name in ("app.py", "views.html"))
-    raised = "".join((REPOSITORY / "space" / name).read_text("utf-8") for name in ("uploads.py", "engine.py", "app.py"))
+    raised = "".join(
+        (REPOSITORY / "space" / f"{name}.py").read_text("utf-8") for name in ("uploads", "engine", "functions")
+    )
     for key, (chinese, english) in words.WORDS.items():
         assert re.findall(r"{\w*}", chinese) == sorted(re.findall(r"{\w*}", english), key=chinese.find), key
         assert re.search(r"[\u4e00-\u9fff{]", chinese), key
         assert not re.search(r"[\u4e00-\u9fff]", english.replace("图里有几个人？", "")), key
-    used = set(re.findall(r'(?:say|i18n|empty|label)\("(\w+)"', sources)) | set(
-        re.findall(r'UserError\("(\w+)"', raised)
-    )
+    used = set(re.findall(r'(?:say|i18n|empty)\("(\w+)"[,)]', sources)) | set(re.findall(r'UserError\("(\w+)"', raised))
     assert used <= set(words.WORDS)
 
 
