@@ -1,0 +1,313 @@
+"""The demo in a real Chromium, as people use it: the app runs as `make space` runs it, in a process of its own.
+
+python -m pytest tests/test_space_browser.py
+SPACE_PICTURES=1 python -m pytest tests/test_space_browser.py -k pictures     # docs/img/ again
+"""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from noto_cjk import otc_path
+from PIL import Image
+from test_pipeline import with_heads  # noqa: F401  (a fixture)
+
+from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.samples import MORE_SAMPLES, sample_photos
+
+pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
+playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[test]"')
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("needs a Chromium: apt-get install chromium", allow_module_level=True)
+
+WATCHED = """
+import os, runpy, socket, sys
+look_up = socket.getaddrinfo
+def watched(host, *arguments, **options):
+    if host not in ("127.0.0.1", "localhost", "::1", "0.0.0.0", None):
+        print("LOOKED FOR", host, flush=True)
+        raise OSError("the tests have no network")
+    return look_up(host, *arguments, **options)
+socket.getaddrinfo = watched
+sys.path.insert(0, "space")
+runpy.run_path("space/app.py", run_name="__main__")
+"""  # the app, telling of every name that it asks the network for
+
+
+def start_app(model, folder):
+    """(process, address) of a running demo; its output goes to app.log in the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRADIO_"))}
+    environment |= {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(REPOSITORY), "MODEL_ID": str(model)}
+    environment |= {"GRADIO_TEMP_DIR": str(folder / "uploads"), "PYTHONUNBUFFERED": "1"}
+    with open(folder / "app.log", "w") as log:
+        call = [sys.executable, "-c", WATCHED]
+        process = subprocess.Popen(call, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    for _ in range(1200):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+            return process, f"http://127.0.0.1:{port}/"
+        except OSError:
+            assert process.poll() is None, (folder / "app.log").read_text("utf-8")
+            time.sleep(0.2)
+    raise TimeoutError((folder / "app.log").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def address(with_heads, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("app")
+    process, address = start_app(with_heads, folder)
+    yield address
+    process.terminate()
+    process.wait(20)
+    log = (folder / "app.log").read_text("utf-8")
+    assert "LOOKED FOR" not in log
+    assert "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium with the Chinese font that the library draws with."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "fonts").mkdir()
+    (home / "fonts" / "chinese.ttc").symlink_to(otc_path("sans"))
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with playwright.sync_playwright() as play:
+        environment = os.environ | {"XDG_DATA_HOME": str(home)}
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags, env=environment)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """A function that opens the demo; at the end nothing may have gone wrong on the page or been fetched elsewhere."""
+    contexts, wrong = [], []
+
+    def visit(locale="zh-CN", width=1280, height=860, theme="light", address=address, query=""):
+        size = {"width": width, "height": height}
+        context = browser.new_context(locale=locale, viewport=size, color_scheme=theme, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(f"dialog {dialog.message}"))
+        page.on(
+            "request", lambda request: request.url.startswith((address, "data:", "blob:")) or wrong.append(request.url)
+        )
+        page.goto(address + query)
+        page.wait_for_selector("#photo input[type=file]", state="attached")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return sample_photos(MORE_SAMPLES)["photographer"][0]
+
+
+def give(page, photo):
+    page.set_input_files("#photo input[type=file]", photo)
+    page.wait_for_selector(".card.caption")
+
+
+def tab(page, name):
+    page.locator("#tabs").get_by_role("tab", name=name, exact=True).first.click()
+
+
+def test_a_photo_gets_a_caption_and_its_words_light_up_regions(visit, photo):
+    page = visit()
+    assert page.locator("#caption .empty").is_visible()
+    give(page, photo)
+    assert page.locator(".beam").count() == 5
+    assert page.locator(".seen rect").count() == 9  # every region
+    assert page.locator("rect.top").count() == 0
+    word = page.locator(".words:not([hidden]) .word").first
+    word.click()
+    assert page.locator("rect.top").count() == 3
+    weights = json.loads(word.get_attribute("data-weights"))
+    heaviest = max(range(9), key=weights.__getitem__)
+    assert "top" in page.locator(".seen rect").nth(heaviest).get_attribute("class")
+    page.wait_for_function("getComputedStyle(document.querySelector('.seen canvas')).opacity == 1")
+    page.locator(".seen rect").nth(heaviest).hover()
+    assert page.locator(".tip").inner_text() == f"{100 * weights[heaviest]:.1f} %"
+    word.click()  # again: off
+    assert page.locator("rect.top").count() == 0
+    other = page.locator(".beam").nth(1)
+    other.click()
+    assert page.locator(".words:not([hidden])").get_attribute("data-caption") == other.locator(".text").inner_text()
+
+
+def test_copy_and_share(visit, photo):
+    page = visit()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    give(page, photo)
+    caption = page.locator(".words:not([hidden])").get_attribute("data-caption")
+    page.locator("[data-copy]").click()
+    page.wait_for_selector(".done:not([hidden])")
+    assert page.evaluate("navigator.clipboard.readText()") == caption
+    page.evaluate("navigator.share = undefined")
+    page.locator("[data-share]").click()
+    page.wait_for_function(f"navigator.clipboard.readText().then(text => text.endsWith({json.dumps(page.url)}))")
+
+
+def test_language_of_the_browser_then_the_switch(visit, photo):
+    page = visit("en-US")
+    assert page.locator("h1 .en").is_visible()
+    assert page.get_by_text("Drop, paste or pick a photo").is_visible()
+    tab(page, "Batch")
+    assert page.get_by_text("Click to Upload").is_visible()  # gradio's own words
+    page.get_by_role("button", name="中文").click()
+    page.wait_for_selector("html[lang=zh-CN]")
+    page.get_by_role("tab", name="看图说话").wait_for()
+    assert page.locator("h1 .zh").is_visible()
+    assert not page.locator("h1 .en").is_visible()
+    page.reload()  # it stays
+    page.get_by_role("tab", name="看图说话").wait_for()
+    assert visit("en-US", query="?lang=zh").get_by_role("tab", name="批量").is_visible()
+    assert visit("zh-TW").get_by_role("tab", name="批量").is_visible()
+    assert visit("fr").get_by_role("tab", name="Batch").is_visible()
+
+
+def test_match_both_ways(visit, photo):
+    page = visit()
+    give(page, photo)
+    tab(page, "图文匹配")
+    nasty = "<img src=x onerror=alert(1)>${alert(2)}{{7*7}}"
+    page.fill("#sentences textarea", f"一只狗\n两个人骑马\n{nasty}")
+    page.click("#match-button")
+    page.wait_for_selector("#matches .ranked")
+    texts = page.locator("#matches .text").all_inner_texts()
+    assert sorted(texts) == sorted(["一只狗", "两个人骑马", nasty])  # as text, to the letter
+    page.get_by_role("tab", name="一句话，几张照片").click()
+    assert not page.locator("#photo").is_visible()
+    page.click("#rank-button")
+    page.wait_for_selector("#ranking .wall")
+    assert page.locator("#ranking .wall img").count() == 8
+    assert page.locator("#ranking .percent").count() == 8
+
+
+def test_ask_by_suggestion_and_by_hand(visit, photo):
+    page = visit()
+    give(page, photo)
+    tab(page, "看图问答")
+    page.locator("#suggestions button").first.click()
+    page.wait_for_selector("#answers .ranked")
+    assert (
+        page.locator("#answers .asked").inner_text() == page.locator("#suggestions button").first.inner_text().strip()
+    )
+    assert page.locator("#answers li").count() == 5
+    page.fill("#question textarea, #question input", "有只狗？")
+    page.click("#ask-button")
+    page.wait_for_function("document.querySelector('#answers .asked')?.innerText === '有只狗？'")
+
+
+def test_batch_and_its_files(visit, photo, tmp_path):
+    page = visit()
+    tab(page, "批量")
+    (tmp_path / "坏.jpg").write_bytes(b"no photo")
+    page.set_input_files("#files input[type=file]", [photo, tmp_path / "坏.jpg"])
+    page.wait_for_selector("#files .file-preview")
+    page.click("#batch-button")
+    page.wait_for_function("document.querySelectorAll('#table tbody tr').length === 2")
+    assert page.locator("#table .bad").inner_text().count("不是能读的照片") == 1
+    rows = {}
+    for kind in ("CSV", "JSON"):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=kind).click()
+        rows[kind] = Path(download.value.path()).read_text("utf-8-sig")
+    [first, second] = json.loads(rows["JSON"])
+    assert first["file"] == "camera.png"
+    assert second["file"] == "坏.jpg"
+    assert f"camera.png,{first['caption']},{first['score']}" in rows["CSV"]
+
+
+def test_mistakes_are_told(visit, photo, tmp_path):
+    page = visit()
+    page.locator("#write").click()  # nothing given: nothing happens
+    tab(page, "看图问答")
+    page.fill("#question textarea, #question input", "有只狗？")
+    page.click("#ask-button")
+    page.wait_for_selector("#answers .error")
+    assert page.locator("#answers .error").inner_text() == "先放一张照片。"
+    tab(page, "看图说话")
+    (tmp_path / "page.jpg").write_bytes(b"<html><script>alert(1)</script></html>")
+    page.set_input_files("#photo input[type=file]", tmp_path / "page.jpg")
+    page.wait_for_selector("#caption .error")
+    assert "不是能读的照片" in page.locator("#caption .error").inner_text()
+    page.set_input_files("#photo input[type=file]", photo)  # and it goes on
+    page.wait_for_selector(".card.caption")
+
+
+def test_on_a_phone(visit, photo):
+    page = visit(width=390, height=844)
+    give(page, photo)
+    page.locator(".words:not([hidden]) .word").first.click()
+    for name in ("看图说话", "图文匹配", "看图问答", "批量", "关于"):
+        tab(page, name)
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    assert page.locator("#tabs").get_by_role("tab", name="关于").is_visible()
+
+
+def test_light_and_dark(visit):
+    page = visit(theme="dark")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("[data-set-theme]").click()
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(map(int, dark[4:-1].split(","))) < 150 < 600 < sum(map(int, light[4:-1].split(",")))
+    page.reload()
+    page.wait_for_selector("#photo input[type=file]", state="attached")
+    page.wait_for_function("!document.body.classList.contains('dark')")  # the choice stays
+
+
+PICTURES = {  # file -> what is opened and shown
+    "space_wide.webp": ({}, "看图说话"),
+    "space_dark.webp": ({"theme": "dark"}, "看图说话"),
+    "space_english.webp": ({"locale": "en-US"}, "Caption"),
+    "space_phone.webp": ({"width": 390, "height": 1180}, "看图说话"),
+    "space_match.webp": ({"height": 700}, "图文匹配"),
+    "space_ask.webp": ({"height": 700}, "看图问答"),
+}
+
+
+@pytest.mark.skipif("SPACE_PICTURES" not in os.environ, reason="draws docs/img/ again: SPACE_PICTURES=1")
+def test_pictures(visit, photo, tmp_path):
+    """What the pages of the documentation show, with the bundled checkpoint."""
+    process, address = start_app(os.environ.get("MODEL_ID") or BUNDLED, tmp_path)
+    try:
+        for name, (options, shown) in PICTURES.items():
+            page = visit(address=address, **options)
+            give(page, photo)
+            page.locator(".words:not([hidden]) .word").last.click()
+            if "match" in name:
+                tab(page, shown)
+                page.click("#match-button")
+                page.wait_for_selector("#matches .ranked")
+            if "ask" in name:
+                tab(page, shown)
+                page.locator("#suggestions button").nth(1).click()
+                page.wait_for_selector("#answers .ranked")
+            page.mouse.move(0, 0)
+            page.wait_for_timeout(600)
+            picture = Image.open(io.BytesIO(page.screenshot()))
+            picture.save(REPOSITORY / "docs" / "img" / name, quality=85, method=6)
+    finally:
+        process.terminate()
+        process.wait(20)
