@@ -56,7 +56,7 @@
           heat[row * size + column] = Math.max(heat[row * size + column], share);
     });
     const context = canvas.getContext("2d"), pixels = context.createImageData(size, size);
-    heat.forEach((share, i) => { pixels.data[4 * i + 3] = 180 * (1 - Math.sqrt(share)); });
+    heat.forEach((share, i) => { pixels.data[4 * i + 3] = 160 * (1 - Math.sqrt(share)); });
     context.putImageData(pixels, 0, 0);
     weights.map((weight, i) => [weight, i]).sort((a, b) => b[0] - a[0]).slice(0, 3)
       .forEach(([, i]) => rects[i].classList.add("top"));

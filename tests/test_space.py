@@ -1,5 +1,7 @@
 """The demo's functions, its API as programs call it, and what it does with everything that people should not send."""
 
+import ast
+import asyncio
 import base64
 import io
 import json
@@ -23,6 +25,8 @@ from modeling_mengzi_oscar import MengziOscarPipeline
 
 gradio = pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
 gradio_client = pytest.importorskip("gradio_client")
+import deploy  # noqa: E402
+import engine as engine_module  # noqa: E402
 import httpx  # noqa: E402  (gradio brings them)
 import skimage  # noqa: E402
 import uploads  # noqa: E402
@@ -163,6 +167,25 @@ def test_match_rank_and_ask_are_the_pipelines(client, photo, with_heads):  # noq
     assert {match["photo"] for match in ranked} > {"photo.png", "cat", "photographer"}
     [mine] = [match["probability"] for match in ranked if match["photo"] == "photo.png"]
     assert mine == pytest.approx(pipeline.match(noise(), ["一只狗"])[0]["probability"], abs=1e-3)
+
+
+def test_the_endpoints_are_mcp_tools(url):
+    session = pytest.importorskip("mcp", reason='MCP needs gradio[mcp]: pip install -e ".[space]"').ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def talk():
+        async with streamablehttp_client(f"{url}/gradio_api/mcp/") as (read, write, _), session(read, write) as tools:
+            await tools.initialize()
+            listed = {tool.name: tool for tool in (await tools.list_tools()).tools}
+            photo = "data:image/png;base64," + base64.b64encode(encoded(noise())).decode()
+            answered = await tools.call_tool("ask", {"photo": photo, "question": "有只狗？"})
+            return listed, answered
+
+    listed, answered = asyncio.run(talk())
+    assert set(listed) == {name.strip("/") for name in ENDPOINTS}
+    assert listed["ask"].description.startswith("The five likeliest answers")
+    assert "图里有几个人" in json.dumps(listed["ask"].inputSchema, ensure_ascii=False)
+    assert len(ast.literal_eval(answered.content[0].text)["answers"]) == 5  # gradio writes Python's notation here
 
 
 def test_batch_goes_on_after_a_broken_photo(client, tmp_path):
@@ -384,6 +407,20 @@ def test_nothing_is_shown_unescaped(engine, tmp_path, monkeypatch):
     assert "&lt;script&gt;" in shown[-1]
 
 
+def test_what_a_detector_says_of_a_region_is_on_the_page(engine):
+    """Label, score and attributes, as `VinVLModel.describe` gives them; the grid has none of these."""
+    region = {
+        "box": [1.0, 2.0, 30.0, 20.0],
+        "label": '"><b>',
+        "score": 0.913,
+        "attributes": [{"label": "白", "score": 0.5}],
+    }
+    result = engine.caption(noise(), 2, 8) | {"regions": [engine_module.shortened(region)]}
+    page = views.views.caption(result, "data:,")
+    assert 'data-label="&#34;&gt;&lt;b&gt;" data-score="0.913" data-attributes="白 0.50"' in page
+    assert 'x="1.0" y="2.0" width="29.0" height="18.0"' in page
+
+
 def test_formulas_in_file_names_stay_text():
     rows = [{"file": "=HYPERLINK(1).jpg", "caption": "一只狗", "score": 0.5}]
     page = views.batch(rows, 1)
@@ -467,6 +504,20 @@ def test_the_space_is_complete():
     needed = re.search(r"install_requires =\n(.*?)\n\n", metadata, flags=re.DOTALL)[1]
     for line in re.findall(r"^ +(\w[^#\n]*)$", needed, flags=re.MULTILINE):
         assert line.replace(" ", "") in listed.replace(" ", ""), line
+
+
+def test_deploy_writes_a_space_that_holds_everything(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    deploy.main(["me/space", "--output", str(tmp_path / "repo")])
+    written = {str(path.relative_to(tmp_path / "repo")) for path in (tmp_path / "repo").rglob("*") if path.is_file()}
+    assert {"app.py", "page.js", "views.html", "style.css", "requirements.txt", "README.md"} <= written
+    assert "modeling_mengzi_oscar/pipeline_mengzi_oscar.py" in written
+    assert "checkpoints/mengzi-oscar-mini/region_model/model.safetensors" in written
+    deploy.assemble(tmp_path / "pinned", [("me/captioner", "config.json,model.safetensors", "a" * 40)])
+    header = yaml.safe_load((tmp_path / "pinned" / "README.md").read_text("utf-8").split("---")[1])
+    assert header["models"] == ["me/captioner"]
+    assert header["preload_from_hub"] == [f"me/captioner config.json,model.safetensors {'a' * 40}"]
+    assert not (tmp_path / "pinned" / "checkpoints").exists()
 
 
 def test_gpu_or_not(engine):
