@@ -115,15 +115,29 @@
     else if ("share" in button.dataset) share(text(), card);
   });
 
-  // Hovering a region: what the region model says of it, and its weight for the clicked word.
+  // Hovering: what the region model says of the smallest region there, and its weight for the clicked word.
+  function regionAt(figure, event) {
+    const box = figure.getBoundingClientRect();
+    const [, , width, height] = figure.querySelector("svg").getAttribute("viewBox").split(" ");
+    const x = ((event.clientX - box.left) / box.width) * width, y = ((event.clientY - box.top) / box.height) * height;
+    const sides = (rect) => ["x", "y", "width", "height"].map((name) => Number(rect.getAttribute(name)));
+    const area = (rect) => sides(rect)[2] * sides(rect)[3];
+    return [...figure.querySelectorAll("rect")]
+      .filter((rect) => { const [left, top, w, h] = sides(rect); return left <= x && x < left + w && top <= y && y < top + h; })
+      .sort((a, b) => area(a) - area(b))[0];
+  }
+
   document.addEventListener("pointermove", (event) => {
     const figure = event.target.closest?.(".seen");
     document.querySelectorAll(".seen .tip").forEach((tip) => { if (tip.parentElement !== figure) tip.hidden = true; });
-    if (!figure) return;
-    const tip = figure.querySelector(".tip"), { label, score, attributes, weight } = event.target.dataset;
+    document.querySelectorAll(".seen rect.named").forEach((rect) => rect.classList.remove("named"));
+    const rect = figure && regionAt(figure, event);
+    if (!rect) return;
+    const tip = figure.querySelector(".tip"), { label, score, attributes, weight } = rect.dataset;
     const lines = [label && `${label} ${Number(score).toFixed(2)}`, attributes, weight && `${(100 * weight).toFixed(1)} %`];
     tip.textContent = lines.filter(Boolean).join("\n");
     tip.hidden = !tip.textContent;
+    rect.classList.toggle("named", Boolean(label));
     const box = figure.getBoundingClientRect();
     tip.style.left = Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth - 4) + "px";
     tip.style.top = Math.min(event.clientY - box.top + 16, box.height - tip.offsetHeight - 4) + "px";

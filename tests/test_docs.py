@@ -24,7 +24,7 @@ def test_links(page):
 def test_named_files_exist(page):
     """Files named in code style, as `train/caption.py`; what the pages mark as planned is left out."""
     lines = [line for line in page.read_text(encoding="utf-8").splitlines() if "(planned)" not in line]
-    rooms = "modeling_mengzi_oscar|datasets_scripts|metrics|train|benchmarks|docs|tests|checkpoints"
+    rooms = "modeling_mengzi_oscar|datasets_scripts|metrics|train|space|benchmarks|docs|tests|checkpoints"
     for path in re.findall(rf"(?<![\w/.-])((?:{rooms})/[\w./-]+\.(?:py|md|yaml))", "\n".join(lines)):
         assert (REPOSITORY / path).exists(), f"{page.name} names {path}"
 

@@ -27,6 +27,8 @@ from modeling_mengzi_oscar.samples import MORE_SAMPLES, sample_photos
 pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
 playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[test]"')
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+import views  # noqa: E402
+
 if CHROMIUM is None:
     pytest.skip("needs a Chromium: apt-get install chromium", allow_module_level=True)
 
@@ -55,7 +57,7 @@ def start_app(model, folder):
     with open(folder / "app.log", "w") as log:
         call = [sys.executable, "-c", WATCHED]
         process = subprocess.Popen(call, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    for _ in range(1200):
+    for _ in range(3000):  # a busy machine starts it slowly
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
             return process, f"http://127.0.0.1:{port}/"
@@ -152,6 +154,29 @@ def test_a_photo_gets_a_caption_and_its_words_light_up_regions(visit, photo):
     other = page.locator(".beam").nth(1)
     other.click()
     assert page.locator(".words:not([hidden])").get_attribute("data-caption") == other.locator(".text").inner_text()
+
+
+def test_hovering_tells_what_a_detector_saw(browser):
+    """The page's own files around a result with two overlapping boxes: the smaller one is meant."""
+    regions = [
+        {"box": [10, 10, 90, 90], "label": "狗", "score": 0.9, "attributes": [{"label": "白色", "score": 0.8}]},
+        {"box": [0, 0, 100, 100], "label": "草地", "score": 0.7, "attributes": []},
+    ]
+    caption = {"caption": "狗", "score": 0.5, "words": [{"word": "狗", "region_weights": [0.75, 0.25]}]}
+    result = {"caption": "狗", "captions": [caption], "tags": ["狗"], "regions": regions, "size": [100, 100]}
+    card = views.views.caption(result | {"seconds": 0.1}, views.picture(Image.new("RGB", (100, 100), "green")))
+    style, script = ((REPOSITORY / "space" / name).read_text("utf-8") for name in ("style.css", "page.js"))
+    page = browser.new_page()
+    page.set_content(f"<style>{style}</style><script>{script}</script><body>{card}</body>")
+    figure = page.locator(".seen")
+    size = figure.bounding_box()["width"]
+    figure.hover(position={"x": size / 2, "y": size / 2})
+    assert page.locator(".tip").inner_text() == "狗 0.90\n白色 0.80"
+    assert page.locator("rect.named").get_attribute("data-label") == "狗"
+    page.locator(".word").click()
+    figure.hover(position={"x": size * 0.05, "y": size * 0.05})
+    assert page.locator(".tip").inner_text() == "草地 0.70\n25.0 %"
+    page.close()
 
 
 def test_copy_and_share(visit, photo):
@@ -266,11 +291,14 @@ def test_on_a_phone(visit, photo):
     assert page.locator("#tabs").get_by_role("tab", name="关于").is_visible()
 
 
+BACKGROUND = "getComputedStyle(document.querySelector('gradio-app')).backgroundColor"
+
+
 def test_light_and_dark(visit):
     page = visit(theme="dark")
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    dark = page.evaluate(BACKGROUND)
     page.locator("[data-set-theme]").click()
-    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    light = page.evaluate(BACKGROUND)
     assert sum(map(int, dark[4:-1].split(","))) < 150 < 600 < sum(map(int, light[4:-1].split(",")))
     page.reload()
     page.wait_for_selector("#photo input[type=file]", state="attached")
