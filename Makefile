@@ -14,7 +14,7 @@ demo: .venv/demo ## caption six sample photos with the bundled checkpoint, write
 	$(BIN)/mengzi-oscar caption --samples --picture demo.png
 
 space: .venv/space ## the demo in a browser, offline, on http://127.0.0.1:7860
-	HF_HUB_OFFLINE=1 $(BIN)/python space/app.py
+	$(BIN)/python space/app.py
 
 test: .venv/test ## install what tests need and run the whole test suite
 	$(BIN)/python -m pytest -q

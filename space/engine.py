@@ -85,7 +85,9 @@ class Engine:
             if PreTrainedConfig.get_config_dict(name, subfolder=task, revision=revision)[0]
         ]
         self.turn = threading.Lock()  # one forward at a time: more would only share the same cores
-        self.caption_together = Together(GPU(self._captions), self.turn)
+        self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
+        self.run_match, self.run_ask = GPU(self.pipeline.match), GPU(self.pipeline.ask)
+        self.caption_together = Together(self.run_captions, self.turn)
         jieba.setLogLevel("ERROR")
         jieba.initialize()
 
@@ -120,7 +122,7 @@ class Engine:
             check_length(sentence)
         start = time.perf_counter()
         with self.turn:
-            matches = GPU(self.pipeline.match)(photo, sentences)
+            matches = self.run_match(photo, sentences)
         return ranked(matches, start)
 
     def rank(self, sentence: str, photos: list[tuple[str, object]]) -> dict:
@@ -134,7 +136,7 @@ class Engine:
         start, matches = time.perf_counter(), []
         for index, (name, photo) in enumerate(photos):
             with self.turn:  # let others in between
-                [match] = GPU(self.pipeline.match)(photo, [sentence.strip()])
+                [match] = self.run_match(photo, [sentence.strip()])
             matches.append({"photo": name, "index": index, "probability": match["probability"]})
         return ranked(matches, start)
 
@@ -146,7 +148,7 @@ class Engine:
         check_length(question)
         start = time.perf_counter()
         with self.turn:
-            answers = GPU(self.pipeline.ask)(photo, question.strip())
+            answers = self.run_ask(photo, question.strip())
         return {"answers": rounded(answers), "seconds": round(time.perf_counter() - start, 3)}
 
     def batch(self, photos: list[tuple[str, object]]):
@@ -164,7 +166,7 @@ class Engine:
             good = [row for row in rows if "photo" in row]
             if good:
                 with self.turn:  # let others in between
-                    results = GPU(self._captions)([row["photo"] for row in good], BATCH_SETTINGS)
+                    results = self.run_captions([row["photo"] for row in good], BATCH_SETTINGS)
                 for row, result in zip(good, results, strict=True):
                     row |= {"caption": result["caption"], "score": result["captions"][0]["score"]}
             yield rows
@@ -172,7 +174,7 @@ class Engine:
     def suggestions(self, photo) -> list[str]:
         """Questions worth asking about this photo: of what the region model sees in it, then what fits any photo."""
         with self.turn:
-            tags = GPU(self._tags)(photo)
+            tags = self.run_tags(photo)
         things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个")]
         return [f"{thing}是什么颜色的？" for thing in things[:2]] + list(QUESTIONS)
 

@@ -136,6 +136,9 @@ class Pages(Functions):
                 yield views.batch(rows, len(found))
         except UserError as error:
             yield views.views.error(error)
+        except Exception:
+            logging.exception("show_batch failed")
+            yield views.views.error(UserError("unexpected"))
 
     def suggest(self, photo):
         questions = QUESTIONS if photo is None else self.engine.suggestions(open_upload(photo))
