@@ -103,7 +103,7 @@ def visit(browser, address):
         context = browser.new_context(locale=locale, viewport=size, color_scheme=theme, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(f"dialog {dialog.message}"))
         page.on(
@@ -318,9 +318,12 @@ PICTURES = {  # file -> what is opened and shown
 @pytest.mark.skipif("SPACE_PICTURES" not in os.environ, reason="draws docs/img/ again: SPACE_PICTURES=1")
 def test_pictures(visit, photo, tmp_path):
     """What the pages of the documentation show, with the bundled checkpoint."""
-    process, address = start_app(os.environ.get("MODEL_ID") or BUNDLED, tmp_path)
+    process, address = start_app(BUNDLED, tmp_path)
     try:
         for name, (options, shown) in PICTURES.items():
+            task = name.removeprefix("space_").removesuffix(".webp")
+            if task in ("match", "ask") and not (BUNDLED / task).is_dir():
+                continue  # nothing to show without the head
             page = visit(address=address, **options)
             give(page, photo)
             page.locator(".words:not([hidden]) .word").last.click()
