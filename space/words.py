@@ -97,7 +97,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "weights_card": ("见模型卡；代码 Apache-2.0", "see the model card; code: Apache-2.0"),
     "uploads": ("上传", "Uploads"),
     "uploads_limits": (
-        "每个文件 {megabytes} MB、{megapixels} 百万像素以内；照片只在内存里看，一小时内删除。",
+        "每个文件 {megabytes} MB、{megapixels} 百万像素以内；一小时左右后删除，不作他用。",
         "Files up to {megabytes} MB and {megapixels} megapixels; deleted within an hour or so, used for nothing else.",
     ),
     "privacy": ("隐私", "Privacy"),
