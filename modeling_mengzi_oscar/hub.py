@@ -128,6 +128,25 @@ def assemble(folder, card=None, region_model_type=None) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def add_head(folder, head, task, note=None) -> None:
+    """Puts a head that a training saved as a repo of its own into `folder`/<task>, where the pipeline looks for it.
+
+    Args:
+        folder: of the captioner, a repo. head: folder of the head. task: "ask" or "match".
+        note: text of a section of README.md; one of an earlier time is replaced.
+    """
+    folder, head = Path(folder), Path(head)
+    shutil.rmtree(folder / task, ignore_errors=True)
+    (folder / task).mkdir()
+    for name in ("config.json", "model.safetensors", "processor_config.json", *TOKENIZER_FILES):
+        shutil.copyfile(head / name, folder / task / name)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    if note is not None:
+        card = re.sub(rf"\n## {task}/\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL).rstrip()
+        card += f"\n\n## {task}/\n\n{note}\n"
+    assemble(folder, card)
+
+
 def is_captioner_of_photos(config: dict) -> bool:
     return bool(config.get("region_model")) and "MengziOscarForImageCaptioning" in (config.get("architectures") or [])
 
