@@ -1,0 +1,174 @@
+"""What retrieval learns from: sentences with their own image and a wrong one, or every image of a batch against every
+sentence."""
+
+import numpy as np
+import torch
+from collators import PairCollator, SeededRows, tag_words
+from torch import nn
+
+from modeling_mengzi_oscar.matching import EncodedTexts, log_odds, match_logits, prepare_images
+from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
+from modeling_mengzi_oscar.processing_mengzi_oscar import pad_regions, pad_rows
+
+
+class ImageRows(SeededRows):
+    """One item per image: `region_features` (R, D), and `tags` (words) where labels are given.
+
+    Args:
+        rows: a split with image_id and captions. captions: of an image, the first so many; 0 = all.
+        stores: region stores; training draws one of them for every image, else the first is read.
+        labels: texts of the stores' tag or class ids; None = no tags.
+    """
+
+    def __init__(self, rows, stores, labels=None, captions=0, training=False, seed=0):
+        super().__init__(seed)
+        self.image_ids, self.stores, self.labels, self.training = rows["image_id"][:], stores, labels, training
+        self.captions = [texts[: captions or None] for texts in rows["captions"]]
+        self.owners = np.repeat(np.arange(len(self.captions)), [len(texts) for texts in self.captions])  # of each text
+        self.texts = [text for texts in self.captions for text in texts]
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    def __getitem__(self, index):
+        return self.image(index)
+
+    def image(self, index, draws=None):
+        store = draws.choice(self.stores) if draws and self.training else self.stores[0]
+        regions = store[self.image_ids[index]]
+        item = {"region_features": regions["region_features"]}
+        return item | ({"tags": tag_words(regions, self.labels)} if self.labels is not None else {})
+
+
+class OwnAndWrongRows(ImageRows):
+    """One item per sentence: with its image ("own", label 1), and a pair that does not belong together ("wrong", 0).
+
+    As Oscar's RetrievalDataset: the wrong image is drawn evenly from all others; then the image keeps its place and one
+    of the wrong image's sentences comes in, or the sentence stays and the image with its tags is replaced, each with
+    probability 1/2. `hard_negatives` (images, texts) are scores of an earlier stage: the wrong text or image is then
+    drawn from the `hard_top` that it likes best.
+    """
+
+    def __init__(self, *args, hard_negatives=None, hard_top=20, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.hard_negatives, self.hard_top = hard_negatives, hard_top
+        if hard_negatives is not None and hard_negatives.shape != (len(self.image_ids), len(self.texts)):
+            raise ValueError(
+                f"the hard negatives are scores of {hard_negatives.shape[0]} images and {hard_negatives.shape[1]} "
+                f"texts, the training split has {len(self.image_ids)} and {len(self.texts)}"
+            )
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        draws, image = self.draws(index), int(self.owners[index])
+        wrong_image, wrong_text = image, self.texts[index]
+        if self.hard_negatives is not None:
+            wrong_image, wrong_text = self.hard_pair(index, draws)
+        else:
+            other, number = draw_wrong(draws, image, [len(texts) for texts in self.captions])
+            if number is None:
+                wrong_image = other
+            else:
+                wrong_text = self.captions[other][number]
+        return {
+            "own": {"text": self.texts[index], "labels": 1} | self.image(image, draws),
+            "wrong": {"text": wrong_text, "labels": 0} | self.image(wrong_image, draws),
+        }
+
+    def hard_pair(self, index, draws):
+        image = int(self.owners[index])
+        if draws.random() <= 0.5:
+            scores, own = np.array(self.hard_negatives[image], np.float32), self.owners == image
+            return image, self.texts[draws.choice(best_of_others(scores, own, self.hard_top))]
+        scores, own = np.array(self.hard_negatives[:, index], np.float32), np.arange(len(self.image_ids)) == image
+        return draws.choice(best_of_others(scores, own, self.hard_top)), self.texts[index]
+
+
+def draw_wrong(draws, image, counts):
+    """(wrong image, number of its caption, or None where the image itself is to be shown), in the original's order."""
+    other = draws.randrange(len(counts) - 1)
+    other += other >= image
+    return other, draws.randint(0, counts[other] - 1) if draws.random() <= 0.5 else None
+
+
+def best_of_others(scores, own, top) -> list[int]:
+    scores[own] = -np.inf
+    return np.argsort(-scores, kind="stable")[: min(top, len(scores) - int(own.sum()))].tolist()
+
+
+class OwnAndWrongCollator(PairCollator):
+    """Items of `OwnAndWrongRows` -> tensors of twice as many pairs, the own ones first, as Oscar's batches."""
+
+    def __call__(self, items):
+        return super().__call__([item["own"] for item in items] + [item["wrong"] for item in items])
+
+
+class InBatchRows(ImageRows):
+    """One item per image, with one of its sentences drawn."""
+
+    def __getitem__(self, index):
+        draws = self.draws(index)
+        return {"text": draws.choice(self.captions[index])} | self.image(index, draws)
+
+
+class InBatchCollator:
+    """Items of `InBatchRows` -> all images of the batch with all its sentences, for `InBatchMatcher`.
+
+    Without tags the sentences are the same for every image: grouped by length, (1, n, T), hardly padded. With tags
+    every image has rows of its own (I, n, T).
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, items):
+        regions = pad_regions([item["region_features"] for item in items], self.processor.max_regions)
+        batch = {name: torch.from_numpy(array) for name, array in regions.items()}
+        if batch["region_attention_mask"].all():
+            del batch["region_attention_mask"]
+        texts = EncodedTexts(self.processor, [item["text"] for item in items])
+        if "tags" in items[0]:
+            groups = [self.with_tags(texts, items)]
+        else:
+            groups = [{"numbers": torch.from_numpy(n)} | group for n, group in texts.batches([], len(items))]
+        return batch | {"texts": groups, "labels": torch.arange(len(items))}
+
+    def with_tags(self, texts, items):
+        rows = []
+        for item in items:
+            tag_ids = self.processor._ids(" ".join(self.processor._first_tags(item["tags"])))
+            ids = [self.processor._ids(other["text"]) for other in items]
+            rows += [self.processor.lay_out(row, tag_ids, "pair", self.processor.max_length) for row in ids]
+        group = {name: pad_rows([row[name] for row in rows], 0) for name in rows[0]}
+        group = {name: torch.from_numpy(array).unflatten(0, (len(items), -1)) for name, array in group.items()}
+        return {"numbers": torch.arange(len(texts))} | group
+
+
+class InBatchMatcher(MengziOscarPreTrainedModel):
+    """A matcher that learns from all I x I pairs of a batch: each image finds its sentence, each sentence its image.
+
+    The loss: cross entropy over the log-odds of every row and of every column (halved), and the published loss of pairs
+    (own ones and wrong ones weigh the same), which gives the probabilities their meaning.
+    """
+
+    def __init__(self, matcher):
+        super().__init__(matcher.config)
+        self.matcher = matcher
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass  # the matcher comes as it is
+
+    def forward(self, region_features, texts, labels, region_attention_mask=None):
+        images = prepare_images(self.matcher, region_features, region_attention_mask)
+        scores, numbers = [], torch.cat([group["numbers"] for group in texts])
+        for group in texts:
+            tensors = {name: tensor for name, tensor in group.items() if name != "numbers"}
+            scores.append(log_odds(match_logits(self.matcher, images, **tensors)))
+        scores = torch.cat(scores, dim=1)[:, numbers.argsort()]  # (I, I)
+        choice = nn.functional.cross_entropy(scores, labels) + nn.functional.cross_entropy(scores.T, labels)
+        own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+        pairs = nn.functional.softplus(-scores[own]).mean() + nn.functional.softplus(scores[~own]).mean()
+        return {"loss": (choice + pairs) / 2, "scores": scores}

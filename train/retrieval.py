@@ -1,0 +1,122 @@
+"""Fine-tunes a matcher of photos and sentences, or scores every photo with every sentence.
+
+    accelerate launch train/retrieval.py --do_train --recipe train/recipes/retrieval_coco.yaml \\
+        --model_name_or_path mengzi-oscar --data_dir coco_ir --features stores/coco --output_dir outputs/coco_ir
+    python train/retrieval.py --do_predict --recipe train/recipes/retrieval_aic_icc.yaml --data_dir aic_icc \\
+        --model_name_or_path outputs/coco_ir/best --features stores/aic_icc --output_dir outputs/aic_icc_scores
+
+Objectives: "pairs", as published: every sentence once with its image and once in a pair that is wrong on either side;
+"contrast": all images of a batch against all its sentences, each to find its own. Both go on from the last checkpoint;
+so does scoring, whose matrix grows in <output_dir>/scores.npy.
+
+--do_predict writes scores.npy (log-odds, images x texts), matches.jsonl (the ten best of every image and text, with
+probability), scores.json and eval.json (recall, the latter as the original writes it). A first stage makes it quick:
+--first_stage names a stored matrix, or a model with two towers such as Chinese-CLIP; --shortlist how many of its best
+are scored.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from arguments import RunArguments, load_splits, open_stores, parse_arguments
+from matching_rows import (
+    ImageRows,
+    InBatchCollator,
+    InBatchMatcher,
+    InBatchRows,
+    OwnAndWrongCollator,
+    OwnAndWrongRows,
+)
+from trainer import OscarTrainer
+from transformers import TrainingArguments
+from write_matches import candidates_of, evaluate_recall, predict
+
+from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarProcessor
+from modeling_mengzi_oscar.extraction import label_texts
+from modeling_mengzi_oscar.hub import save_checkpoint
+from modeling_mengzi_oscar.matching import Matcher
+from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+
+
+@dataclass
+class RetrievalArguments(RunArguments):
+    objective: str = field(default="pairs", metadata={"help": "what is learnt", "choices": ["pairs", "contrast"]})
+    max_seq_length: int = field(default=70, metadata={"help": "tokens of sentence and tags"})
+    num_captions_per_img_train: int = field(default=5, metadata={"help": "sentences of a training image; 0 = all"})
+    num_captions_per_img_val: int = field(default=0, metadata={"help": "of an evaluated image, or of its candidates"})
+    cross_image_eval: bool = field(default=False, metadata={"help": "all pairs, also where candidates are listed"})
+    hard_negatives: str | None = field(
+        default=None, metadata={"help": "pairs: .npy of scores (training images, their texts) to draw wrong ones from"}
+    )
+    hard_top: int = field(default=20, metadata={"help": "pairs: from so many of the best"})
+    first_stage: str | None = field(default=None, metadata={"help": "predict: .npy of scores, or a two-tower model"})
+    shortlist: int = field(default=100, metadata={"help": "predict: best of the first stage, per image and per text"})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "keep the first so many layers"})
+    regions_read_text: bool | None = field(default=None, metadata={"help": "instead of the checkpoint's"})
+    results_pt: bool = field(default=False, metadata={"help": "predict: also the original's results.pt"})
+
+
+def main(arguments=None):
+    options, training = parse_arguments(RetrievalArguments, TrainingArguments, description=__doc__, arguments=arguments)
+
+    # 1. Model
+    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    processor.layout, processor.max_length = "pair", options.max_seq_length
+    processor.max_regions = options.max_img_seq_length
+    names = ("num_hidden_layers", "regions_read_text")
+    settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.drop_out is not None:
+        settings["hidden_dropout_prob"] = options.drop_out
+    matcher = MengziOscarForImageTextRetrieval.from_pretrained(
+        options.model_name_or_path, dtype="float32", attn_implementation="sdpa", **settings
+    )
+
+    # 2. Data
+    splits, common = load_splits(options), {"stores": open_stores(options), "seed": training.seed}
+    if options.add_od_labels:
+        common["labels"] = common["stores"][0].labels
+        if common["labels"] is None:
+            common["labels"] = label_texts(load_region_model(options.model_name_or_path)[0], "zh")
+
+    # 3. Scores only
+    if training.do_predict:
+        dtype = torch.bfloat16 if training.bf16_full_eval else torch.float32
+        engine = Matcher(matcher.to(training.device, dtype), processor)
+        predict(engine, splits[options.test_split], common, options, training)
+        return
+
+    # 4. What the objective learns from
+    common_train = common | {"captions": options.num_captions_per_img_train}
+    if options.objective == "contrast":
+        model, collator, rows_class, more = InBatchMatcher(matcher), InBatchCollator(processor), InBatchRows, {}
+    else:
+        model, collator, rows_class, more = matcher, OwnAndWrongCollator(processor), OwnAndWrongRows, {}
+        if options.hard_negatives:
+            scores = np.load(options.hard_negatives, mmap_mode="r")
+            more = {"hard_negatives": scores, "hard_top": options.hard_top}
+    validation = splits["minival" if "minival" in splits else "validation"]
+    validation = validation.select(range(min(len(validation), options.max_eval_rows or len(validation))))
+    images = ImageRows(validation, **common, captions=options.num_captions_per_img_val)
+    candidates = candidates_of(validation, images, options)
+
+    # 5. Evaluation: the validation images find their sentences, and the other way round
+    engine, paths = Matcher(matcher, processor), validation["image"] if "image" in validation.column_names else None
+
+    # 6. Train
+    OscarTrainer(
+        model=model,
+        args=training,
+        options=options,
+        task="retrieval",
+        best_metric="image_to_text_r1",
+        data_collator=collator,
+        train_dataset=rows_class(splits["train"], **common_train, **more, training=True),
+        eval_dataset=rows_class(validation, **common_train),
+        evaluate_task=lambda _: evaluate_recall(engine, images, candidates, paths),
+        save=lambda folder, card: save_checkpoint(folder, matcher, processor, card=card, task="retrieval"),
+    ).run()
+
+
+if __name__ == "__main__":
+    main()

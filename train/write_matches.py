@@ -1,0 +1,146 @@
+"""Images and sentences of a split, scored against one another: recall, the best matches, files for evaluators."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from matching_rows import ImageRows
+from report import write_beside
+from trainer import in_order, share_of
+from transformers import AutoModel, AutoProcessor
+
+from metrics.retrieval_recall.recall import retrieval_recall
+from modeling_mengzi_oscar.matching import encoder_scores, score_matrix, shortlist
+
+BEST = 10  # matches written per image and per text
+
+
+def candidates_of(rows, images, options):
+    """Numbers of the texts listed for each image, where the data list some and all pairs were not asked for."""
+    if options.cross_image_eval or "candidates" not in rows.column_names or not any(rows["candidates"]):
+        return None
+    first = dict(zip(images.image_ids, np.searchsorted(images.owners, np.arange(len(images))).tolist(), strict=True))
+    counts = dict(zip(images.image_ids, map(len, images.captions), strict=True))
+    kept = options.num_captions_per_img_val or None
+    return [
+        [
+            first[pair["image_id"]] + pair["caption"]
+            for pair in pairs[:kept]
+            if pair["caption"] < counts[pair["image_id"]]
+        ]
+        for pairs in rows["candidates"]
+    ]
+
+
+def recall(scores, owners, candidates=None) -> dict:
+    """Recall both ways; texts that the data list for each image say nothing about finding images."""
+    results = retrieval_recall(scores, owners)
+    if candidates is None:
+        return results
+    return {name: value for name, value in results.items() if not name.startswith(("text_to_image", "mean_recall"))}
+
+
+def evaluate_recall(engine, images, candidates, photos=None):
+    """Scores, and samples for the report: an image, the text that the engine likes best, one of its own texts."""
+    texts, rows = engine.encode(images.texts), []
+    for index in share_of(len(images)):
+        chosen = None if candidates is None else candidates[index]
+        row = np.full(len(texts), -np.inf, dtype=np.float32)
+        row[slice(None) if chosen is None else chosen] = engine.row(images[index], texts, chosen).cpu()
+        rows.append((index, row))
+    scores = np.stack(in_order(rows))
+    samples = [
+        {
+            "image_id": image_id,
+            "image": photo and photo["path"],
+            "lines": [images.texts[text], images.captions[index][0]],
+        }
+        for index, (image_id, photo, text) in enumerate(
+            zip(images.image_ids, photos or [None] * len(images), scores.argmax(axis=1), strict=True)
+        )
+    ]
+    return recall(scores, images.owners, candidates), samples
+
+
+def predict(engine, rows, common, options, training):
+    """Scores, matches and recall of a split, into the output folder; goes on where a killed run stopped."""
+    rows = rows.select(range(min(len(rows), options.max_eval_rows or len(rows))))
+    images = ImageRows(rows, **common, captions=options.num_captions_per_img_val)
+    folder, state = Path(training.output_dir), PartialState()
+    listed = pairs = candidates_of(rows, images, options)
+    if options.first_stage:
+        listed, pairs = None, shortlist(first_stage(options, rows, images, training), options.shortlist)
+    path = folder / "scores.npy"
+    score_matrix(engine, images, images.texts, path, pairs, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    scores = np.load(path, mmap_mode="r")
+    results = recall(scores, images.owners, listed)
+    original = {
+        f"{short}_retrieval": {f"R@{k}": results[f"{name}_r{k}"] for k in (1, 5, 10)}
+        for short, name in (("i2t", "image_to_text"), ("t2i", "text_to_image"))
+        if f"{name}_r1" in results
+    }
+    results |= {"split": options.test_split, "pairs": len(images) * len(images.texts)}
+    results["pairs_scored"] = results["pairs"] if pairs is None else sum(map(len, pairs))
+    write_beside(folder / "eval.json", json.dumps(original, indent=2))
+    write_beside(folder / "scores.json", json.dumps(results, indent=2))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best_matches(engine, scores, images)]
+    write_beside(folder / "matches.jsonl", "".join(lines))
+    if options.results_pt:
+        torch.save(original_results(engine, scores, pairs), folder / "results.pt")
+    print(json.dumps(results, indent=2))
+
+
+def first_stage(options, rows, images, training):
+    """A stored matrix, or the cosines of a two-tower model.
+
+    Raises:
+        SystemExit: the matrix is of other images and texts, or the data have no photos to look at.
+    """
+    if options.first_stage.endswith(".npy"):
+        scores = np.load(options.first_stage, mmap_mode="r")
+        if scores.shape != (len(images), len(images.texts)):
+            raise SystemExit(
+                f"{options.first_stage} is {scores.shape[0]} x {scores.shape[1]}, the split has {len(images)} images "
+                f"and {len(images.texts)} texts"
+            )
+        return scores
+    if "image" not in rows.column_names:
+        raise SystemExit(f"--first_stage {options.first_stage} needs the photos, which this data set does not carry")
+    model = AutoModel.from_pretrained(options.first_stage).to(training.device)
+    processor = AutoProcessor.from_pretrained(options.first_stage)
+    return encoder_scores(model, processor, [photo["path"] for photo in rows["image"]], images.texts)
+
+
+def best_matches(engine, scores, images):
+    """A row per image with its best texts, then a row per text with its best images; pairs not scored stay out."""
+    for image, image_id in enumerate(images.image_ids):
+        found = [
+            {"text": images.texts[text], "probability": probability, "own": bool(images.owners[text] == image)}
+            for text, probability in best(engine, scores[image])
+        ]
+        yield {"image_id": image_id, "texts": found}
+    for text, sentence in enumerate(images.texts):
+        found = [
+            {"image_id": images.image_ids[image], "probability": probability, "own": bool(images.owners[text] == image)}
+            for image, probability in best(engine, scores[:, text])
+        ]
+        yield {"text": sentence, "images": found}
+
+
+def best(engine, scores):
+    """(number, probability) of the best that were scored."""
+    scores = np.asarray(scores, np.float32)
+    order = np.argsort(-scores, kind="stable")[:BEST]
+    order = order[np.isfinite(scores[order])]
+    return zip(order.tolist(), np.round(engine.probabilities(scores[order]), 6).tolist(), strict=True)
+
+
+def original_results(engine, scores, pairs):
+    """{index: score} as Oscar's results.pt: image x texts + text, or image x candidates + place in the list."""
+    rows = [scores[i] if pairs is None else scores[i][pairs[i]] for i in range(len(scores))]
+    return dict(enumerate(engine.probabilities(np.concatenate(rows)).tolist()))
