@@ -17,6 +17,7 @@ A matrix on disk is filled row by row, an image a row, by any number of processe
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 from .processing_mengzi_oscar import pad_rows
 
 NOT_SCORED = -np.inf
-ROWS_PER_FLUSH = 32  # images; a killed run repeats that many at most
+SECONDS_PER_FLUSH = 10  # a killed run repeats that much at most
 
 
 @dataclass
@@ -320,55 +321,67 @@ def score_matrix(matcher, images, texts, path, candidates=None, rank=0, num_rank
         The matrix, memory-mapped, or None where other processes still have rows to do.
 
     Raises:
-        ValueError: `path` belongs to other images, texts, candidates or weights.
+        ValueError: `path` belongs to other images, texts, candidates or weights. To start again delete it and the
+            files whose names begin with its name.
     """
     path, texts = Path(path), matcher.encode(texts)
-    partial, rows_path = path.with_name(path.name + ".partial"), path.with_name(path.name + ".rows")
-    about = fingerprint(matcher, images, texts, candidates)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    create(path.with_name(path.name + ".json"), lambda file: file.write(json.dumps(about, indent=2).encode()))
-    there = json.loads(path.with_name(path.name + ".json").read_text("utf-8"))
-    if there != about:
-        changed = ", ".join(name for name in about if there.get(name) != about[name])
-        raise ValueError(f"{path} was made from something else ({changed} differ): name another file, or delete it")
-    if not path.exists():
-        shape = (len(images), len(texts))
-        create(rows_path, lambda file: np.save(file, np.zeros(len(images), dtype=np.uint8)))
-        create(partial, lambda file: save_filled(file, shape))
-    try:
-        matrix, done = np.load(partial, mmap_mode="r+"), np.load(rows_path, mmap_mode="r+")
-    except FileNotFoundError:  # finished, perhaps by another process just now
+    opened = open_partial(path, fingerprint(matcher, images, texts, candidates))
+    if opened is None:
         return np.load(path, mmap_mode="r")
+    matrix, done = opened
+    sizes = {index: len(texts) if candidates is None else len(candidates[index]) for index in range(len(images))}
     share = range(rank, len(images), num_ranks)
-    pairs = [len(texts) if candidates is None else len(candidates[index]) for index in share]
-    waiting, left = [], [index for index in share if not done[index]]
-    count = dict(zip(share, pairs, strict=True))
-    with tqdm(
-        total=sum(pairs),
-        initial=sum(pairs) - sum(count[index] for index in left),
-        unit="pair",
-        unit_scale=True,
-        desc=path.name,
-        disable=rank != 0 or sum(pairs) < 1000,
-    ) as progress:
-        for index in left:
-            chosen = None if candidates is None else candidates[index]
-            matrix[index, slice(None) if chosen is None else chosen] = matcher.row(images[index], texts, chosen).cpu()
-            waiting.append(index)
-            progress.update(count[index])
-            if len(waiting) == ROWS_PER_FLUSH or index == left[-1]:
-                matrix.flush()  # the scores reach the disk before the note that they did
-                done[waiting] = 1
-                done.flush()
-                waiting = []
+    left = [index for index in share if not done[index]]
+    total, waiting, flushed = sum(sizes[index] for index in share), [], time.monotonic()
+    progress = tqdm(total=total, unit="pair", unit_scale=True, desc=path.name, disable=rank != 0 or total < 1000)
+    progress.update(total - sum(sizes[index] for index in left))
+    for index in left:
+        chosen = None if candidates is None else candidates[index]
+        matrix[index, slice(None) if chosen is None else chosen] = matcher.row(images[index], texts, chosen).cpu()
+        waiting.append(index)
+        progress.update(sizes[index])
+        if time.monotonic() - flushed > SECONDS_PER_FLUSH or index == left[-1]:
+            matrix.flush()  # the scores reach the disk before the note that they did
+            done[waiting] = 1
+            done.flush()
+            waiting, flushed = [], time.monotonic()
+    progress.close()
     if not done.all():
         return None
     try:
-        os.replace(partial, path)
-        rows_path.unlink()
+        os.replace(names(path)["partial"], path)
+        names(path)["rows"].unlink()
     except FileNotFoundError:  # another process was quicker
         pass
     return np.load(path, mmap_mode="r")
+
+
+def names(path) -> dict[str, Path]:
+    """The files beside a matrix: it while it grows, its rows that are done, what it was made from."""
+    return {kind: path.with_name(f"{path.name}.{kind}") for kind in ("partial", "rows", "json")}
+
+
+def open_partial(path, about):
+    """The growing matrix and which of its rows are done, both mapped for writing; None where the matrix is whole.
+
+    Raises:
+        ValueError: it is about something else.
+    """
+    files = names(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    create(files["json"], lambda file: file.write(json.dumps(about, indent=2).encode()))
+    there = json.loads(files["json"].read_text("utf-8"))
+    if there != about:
+        changed = ", ".join(name for name in about if there.get(name) != about[name])
+        remedy = f"name another file, or delete it and {files['json'].name}"
+        raise ValueError(f"{path} was made from something else ({changed} differ): {remedy}")
+    if not path.exists():
+        create(files["rows"], lambda file: np.save(file, np.zeros(about["shape"][0], dtype=np.uint8)))
+        create(files["partial"], lambda file: save_filled(file, tuple(about["shape"])))
+    try:
+        return np.load(files["partial"], mmap_mode="r+"), np.load(files["rows"], mmap_mode="r+")
+    except FileNotFoundError:  # whole, perhaps by another process just now
+        return None
 
 
 def create(path, write):

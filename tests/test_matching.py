@@ -186,7 +186,7 @@ sys.path[:0] = [{tests!r}, {repository!r}]
 import modeling_mengzi_oscar.matching as matching
 from transformers import BertTokenizer
 from test_matching import TEXTS, make_images, make_matcher
-matching.ROWS_PER_FLUSH = 1
+matching.SECONDS_PER_FLUSH = 0
 matcher, row = make_matcher(BertTokenizer.from_pretrained({folder!r})), None
 row = matcher.row
 def slow(*arguments):
