@@ -105,6 +105,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "configuration_mengzi_oscar.py",
         "generation_config.json",
         "generation_mengzi_oscar.py",
+        "matching.py",
         "model.safetensors",
         "modeling_grid_regions.py",
         "modeling_mengzi_oscar.py",
