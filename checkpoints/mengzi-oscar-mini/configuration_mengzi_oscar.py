@@ -1,4 +1,4 @@
-"""Configuration of Mengzi-Oscar: BERT's fields, the fields of Oscar's released config.json, and three of our own.
+"""Configuration of Mengzi-Oscar: BERT's fields, the fields of Oscar's released config.json, and four of our own.
 
 The Oscar fields keep their original names and their defaults when absent, so an original config.json reads as it is.
 """
@@ -25,6 +25,8 @@ class MengziOscarConfig(BertConfig):
         tag_position_offset: position of the first tag in captioning (the `max_seq_a_length` of the training).
         mask_token_id: the id that asks for a word.
         region_model: Hub id with revision or subfolder of the region model this checkpoint was trained with.
+        regions_read_text: retrieval and question answering: regions attend to the text, as published. False: they
+            attend to one another only, so that their states serve every text of an image (matching.py).
     """
 
     model_type = "mengzi_oscar"
@@ -49,6 +51,7 @@ class MengziOscarConfig(BertConfig):
     drop_worst_after: int = 0
     tag_position_offset: int = 40
     region_model: str | None = None
+    regions_read_text: bool = True
 
 
 if not __name__.startswith("transformers_modules"):  # as code of a Hub repo it must not stand in for other repos

@@ -139,6 +139,8 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (B, T, H)
         if region_features is not None:
             attention_mask = join_masks(attention_mask, region_attention_mask, hidden_states, region_features)
+            if not self.config.regions_read_text and attention_mask.dim() == 2:
+                attention_mask = hide_text_from_regions(attention_mask, hidden_states.shape[1])
             hidden_states = torch.cat([hidden_states, self.embed_regions(region_features)], dim=1)  # (B, T + R, H)
         length = hidden_states.shape[1]
         if past_key_values is not None:
@@ -204,6 +206,12 @@ def join_masks(attention_mask, region_attention_mask, text, regions):
     if region_attention_mask is None:
         region_attention_mask = torch.ones(regions.shape[:2], dtype=torch.long, device=regions.device)
     return torch.cat([attention_mask, region_attention_mask.to(attention_mask)], dim=1)
+
+
+def hide_text_from_regions(attention_mask, text_length: int) -> torch.BoolTensor:
+    """Joint mask (B, S) -> who sees whom (B, S, S), rows = queries: text sees everything, regions see regions."""
+    is_text = torch.arange(attention_mask.shape[1], device=attention_mask.device) < text_length
+    return attention_mask.bool()[:, None, :] & (is_text[:, None] | ~is_text[None, :])
 
 
 class MengziOscarLMHead(nn.Module):

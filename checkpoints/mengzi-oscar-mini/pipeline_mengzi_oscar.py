@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import Pipeline, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from .matching import Matcher
 from .modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
     MengziOscarForImageTextRetrieval,
@@ -105,9 +106,11 @@ class MengziOscarPipeline:
         """
         if isinstance(photo, list):
             return [self.ask(one, question, top) for one in photo]
-        model, inputs = self._pair("ask", photo, [question])
+        model, processor = self._head("ask")
+        image = self._image(photo)
+        inputs = processor(text=[question], tags=[image["tags"]], regions=[image["region_features"]], layout="pair")
         with torch.inference_mode():
-            logits = model(**inputs).logits[0].float()
+            logits = model(**inputs.to(model.device)).logits[0].float()
         several_may_be_right = model.config.loss_type == "bce"
         probabilities = logits.sigmoid() if several_may_be_right else logits.softmax(dim=-1)
         best = probabilities.topk(min(top, len(probabilities)))
@@ -124,24 +127,28 @@ class MengziOscarPipeline:
         Raises:
             CheckpointError: the checkpoint has no `match/` head. PhotoError: the photo cannot be read.
         """
-        if isinstance(photo, list):
-            return [self.match(one, texts, batch_size) for one in photo]
-        model, inputs = self._pair("match", photo, texts)
-        scores = model.score(inputs, batch_size).tolist()
-        return [{"text": text, "probability": score} for text, score in zip(texts, scores, strict=True)]
+        photos = photo if isinstance(photo, list) else [photo]
+        model, processor = self._head("match")
+        matcher = Matcher(model, processor, batch_size)
+        encoded, results = matcher.encode(texts), []
+        for one in photos:
+            probabilities = matcher.probabilities(matcher.row(self._image(one), encoded).cpu())
+            rows = zip(texts, probabilities.tolist(), strict=True)
+            results.append([{"text": text, "probability": probability} for text, probability in rows])
+        return results if isinstance(photo, list) else results[0]
 
-    def _pair(self, task, photo, texts):
-        """The head of a task, and its inputs: every text with the tags and regions of one photo."""
+    def _head(self, task):
+        """Model and processor of "ask" or "match"."""
         if task not in self._heads:
             if self._load_head is None:
                 raise CheckpointError(f"there is no {task}/ head: load the checkpoint with MengziOscarPipeline")
             self._heads[task] = self._load_head(task)
-        model, processor = self._heads[task]
+        return self._heads[task]
+
+    def _image(self, photo):
+        """The regions (R, D) and tags of one photo."""
         regions, tags = self._look([open_photo(photo)])
-        row = regions.region_features[0][regions.region_attention_mask[0].bool()]
-        copies = len(texts)
-        inputs = processor(text=list(texts), tags=tags * copies, regions=[row] * copies, layout="pair")
-        return model, inputs.to(model.device)
+        return {"region_features": regions.region_features[0][regions.region_attention_mask[0].bool()], "tags": tags[0]}
 
     @torch.inference_mode()
     def _look(self, photos):

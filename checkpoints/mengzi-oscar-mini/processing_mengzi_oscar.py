@@ -108,29 +108,11 @@ class MengziOscarProcessor(ProcessorMixin):
         return words.split()[: self.max_tags] if isinstance(words, str) else list(words)[: self.max_tags]
 
     def _encode_text(self, texts, tags, layout, max_length):
-        """[CLS] text [SEP] tags [SEP], types 0 and 1, positions by the layout."""
-        rows = []
-        for index, text in enumerate(texts):
-            text_ids = self._ids(text)
-            tag_ids = self._ids(tags[index]) if tags is not None else []
-            if layout == "caption":
-                text_ids = text_ids[: min(self.tag_position_offset, max_length) - 2]
-                tag_ids = tag_ids[: max_length - self.tag_position_offset - 1]
-            elif tag_ids:
-                text_ids, tag_ids = truncate_pair(text_ids, tag_ids, max_length - 3)
-            else:
-                text_ids = text_ids[: max_length - 2]
-            text_ids = [self.tokenizer.cls_token_id, *text_ids, self.tokenizer.sep_token_id]
-            tag_ids = [*tag_ids, self.tokenizer.sep_token_id] if tag_ids else []
-            tag_start = self.tag_position_offset if layout == "caption" else len(text_ids)
-            rows.append(
-                {
-                    "input_ids": text_ids + tag_ids,
-                    "attention_mask": [1] * (len(text_ids) + len(tag_ids)),
-                    "token_type_ids": [0] * len(text_ids) + [1] * len(tag_ids),
-                    "position_ids": [*range(len(text_ids)), *range(tag_start, tag_start + len(tag_ids))],
-                }
-            )
+        """[CLS] text [SEP] tags [SEP] of every image, padded."""
+        tag_ids = [self._ids(words) for words in tags] if tags is not None else [[]] * len(texts)
+        rows = [
+            self.lay_out(self._ids(text), ids, layout, max_length) for text, ids in zip(texts, tag_ids, strict=True)
+        ]
         padding = {"input_ids": self.tokenizer.pad_token_id}
         return {name: pad_rows([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
 
@@ -139,6 +121,25 @@ class MengziOscarProcessor(ProcessorMixin):
         room = (max_length or self.max_length) - self.tag_position_offset - 1
         ids = self._ids(" ".join(self._first_tags(tags)))[:room]
         return [*ids, self.tokenizer.sep_token_id] if ids else []
+
+    def lay_out(self, text_ids, tag_ids, layout, max_length) -> dict[str, list[int]]:
+        """Token ids -> one row: [CLS] text [SEP] tags [SEP], types 0 and 1, positions by the layout."""
+        if layout == "caption":
+            text_ids = text_ids[: min(self.tag_position_offset, max_length) - 2]
+            tag_ids = tag_ids[: max_length - self.tag_position_offset - 1]
+        elif tag_ids:
+            text_ids, tag_ids = truncate_pair(text_ids, tag_ids, max_length - 3)
+        else:
+            text_ids = text_ids[: max_length - 2]
+        text_ids = [self.tokenizer.cls_token_id, *text_ids, self.tokenizer.sep_token_id]
+        tag_ids = [*tag_ids, self.tokenizer.sep_token_id] if tag_ids else []
+        tag_start = self.tag_position_offset if layout == "caption" else len(text_ids)
+        return {
+            "input_ids": text_ids + tag_ids,
+            "attention_mask": [1] * (len(text_ids) + len(tag_ids)),
+            "token_type_ids": [0] * len(text_ids) + [1] * len(tag_ids),
+            "position_ids": [*range(len(text_ids)), *range(tag_start, tag_start + len(tag_ids))],
+        }
 
     def _encode_tags(self, tags, max_length):
         rows = [self.tag_ids(words, max_length) for words in tags]

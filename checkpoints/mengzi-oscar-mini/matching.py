@@ -1,0 +1,480 @@
+"""N photos x M sentences -> scores: which sentence belongs to which photo, without computing anything twice.
+
+The original scores one pair per row, 70 text and 70 region slots whatever their content. Here
+
+* the regions of an image are embedded once; where a checkpoint lets regions ignore the text (`regions_read_text:
+  false`), they go through all layers once, and every text only reads their keys and values;
+* texts stand in order of length and meet an image in batches of one length: no padding, no mask; equal texts once;
+* the last layer is computed for the first position, which is all that the classifier reads.
+
+Scores are those of `MengziOscarForImageTextRetrieval.score` (tests/test_matching.py), as log-odds: with two classes the
+difference of the logits, whose sigmoid is the probability; log-odds keep their order in float16 where probabilities
+near 0 and 1 would become equal. With one label (the original's regression) the raw output.
+
+A matrix on disk is filled row by row, an image a row, by any number of processes, and goes on after a kill.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .processing_mengzi_oscar import pad_rows
+
+NOT_SCORED = -np.inf
+SECONDS_PER_FLUSH = 10  # a killed run repeats that much at most
+
+
+@dataclass
+class PreparedImages:
+    """What texts need of I images. `mask` (I, R) is None where every region is real."""
+
+    states: torch.Tensor | None  # (I, R, H) embedded regions, where regions read the text
+    keys_values: list[tuple[torch.Tensor, torch.Tensor]] | None  # per layer 2 x (I, heads, R, d), where they do not
+    mask: torch.BoolTensor | None
+
+
+def prepare_images(model, region_features, region_attention_mask=None) -> PreparedImages:
+    """(I, R, D), (I, R; None = every region is real) -> what `match_logits` needs of the images."""
+    bert = model.bert
+    states = bert.embed_regions(region_features)  # (I, R, H)
+    mask = None if region_attention_mask is None else region_attention_mask.bool()
+    if model.config.regions_read_text:
+        return PreparedImages(states, None, mask)
+    bias = bert._attention_bias(mask, states) if mask is not None else None
+    keys_values = []
+    for number, layer in enumerate(bert.encoder.layer, start=1):
+        attention = layer.attention.self
+        heads = (*states.shape[:2], attention.num_attention_heads, attention.attention_head_size)
+        keys, values = (part(states).view(heads).transpose(1, 2) for part in (attention.key, attention.value))
+        keys_values.append((keys, values))
+        if number < len(bert.encoder.layer):
+            states = layer(states, bias)
+    return PreparedImages(None, keys_values, mask)
+
+
+def match_logits(model, images: PreparedImages, input_ids, token_type_ids, position_ids, attention_mask=None):
+    """Logits (I, n, num_labels) of I images with n texts each.
+
+    Args:
+        images: of `prepare_images`.
+        input_ids, token_type_ids, position_ids: (I, n, T), or (1, n, T) for the same texts with every image.
+        attention_mask: the same shape; None where no text is padded.
+    """
+    shape = input_ids.shape
+    tensors = (tensor.flatten(0, 1) for tensor in (input_ids, token_type_ids, position_ids))
+    text = model.bert.embeddings(*tensors).view(*shape, -1)  # (I or 1, n, T, H)
+    mask = None if attention_mask is None else attention_mask.bool()
+    read = read_together if images.keys_values is None else read_regions
+    first = read(model.bert, images, text, mask)  # (I, n, H)
+    pooled = model.bert.pooler(first.flatten(0, 1)[:, None])
+    return model.classifier(model.dropout(pooled)).view(*first.shape[:2], -1)
+
+
+def read_together(bert, images, text, text_mask):
+    """Text and regions read one another, as published: the first position of each pair after all layers (I, n, H)."""
+    (number, regions, width), texts = images.states.shape, text.shape[1]
+    states = torch.cat(
+        [text.expand(number, -1, -1, -1), images.states[:, None].expand(-1, texts, -1, -1)], dim=2
+    ).flatten(0, 1)  # (I * n, T + R, H)
+    mask = bias = None
+    if text_mask is not None or images.mask is not None:
+        text_mask = text.new_ones(text.shape[:3], dtype=torch.bool) if text_mask is None else text_mask
+        regions_mask = images.mask
+        if regions_mask is None:
+            regions_mask = text.new_ones((number, regions), dtype=torch.bool)
+        parts = [text_mask.expand(number, -1, -1), regions_mask[:, None].expand(-1, texts, -1)]
+        mask = torch.cat(parts, dim=2).flatten(0, 1)
+        bias = bert._attention_bias(mask, states)
+    *layers, last = bert.encoder.layer
+    for layer in layers:
+        states = layer(states, bias)
+    return first_position(last, states, mask).view(number, texts, width)
+
+
+def first_position(layer, states, mask=None):
+    """A BERT layer for the first position only: (B, S, H), (B, S) -> (B, H). It reads all positions."""
+    attention = layer.attention.self
+    heads = (attention.num_attention_heads, attention.attention_head_size)
+    query, key, value = (
+        part(positions).unflatten(-1, heads).transpose(1, 2)  # (B, heads, S or 1, d)
+        for part, positions in (
+            (attention.query, states[:, :1]),
+            (attention.key, states),
+            (attention.value, states),
+        )
+    )
+    dropout = attention.dropout.p if layer.training else 0.0
+    mask = None if mask is None else mask[:, None, None]
+    read = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=attention.scaling)
+    return layer.feed_forward_chunk(layer.attention.output(read.transpose(1, 2).flatten(2), states[:, :1]))[:, 0]
+
+
+def read_regions(bert, images, text, text_mask):
+    """Texts read themselves and the keys and values of the regions: first positions (I, n, H).
+
+    Keys and values of an image serve all its texts without a copy: the queries of n texts stand in one row.
+    """
+    number = images.keys_values[0][0].shape[0]
+    states = text.expand(number, -1, -1, -1)  # (I, n, T, H)
+    layers = list(zip(bert.encoder.layer, images.keys_values, strict=True))
+    for layer, (region_keys, region_values) in layers:
+        attention = layer.attention.self
+        heads = (attention.num_attention_heads, attention.attention_head_size)
+        asking = states[:, :, :1] if layer is layers[-1][0] else states  # (I, n, Q, H), Q = T or 1
+        query, key, value = (
+            part(positions).unflatten(-1, heads).permute(0, 3, 1, 2, 4)  # (I, heads, n, T or Q, d)
+            for part, positions in ((attention.query, asking), (attention.key, states), (attention.value, states))
+        )
+        of_text = query @ key.transpose(-1, -2)  # (I, heads, n, Q, T)
+        of_regions = (query.flatten(2, 3) @ region_keys.transpose(-1, -2)).unflatten(2, query.shape[2:4])
+        if text_mask is not None:
+            of_text = of_text.masked_fill(~text_mask[:, None, :, None], torch.finfo(of_text.dtype).min)
+        if images.mask is not None:
+            of_regions = of_regions.masked_fill(~images.mask[:, None, None, None], torch.finfo(of_regions.dtype).min)
+        weights = (torch.cat([of_text, of_regions], dim=-1) * attention.scaling).softmax(dim=-1)
+        of_text, of_regions = attention.dropout(weights).split([key.shape[3], region_keys.shape[2]], dim=-1)
+        read = of_text @ value + (of_regions.flatten(2, 3) @ region_values).unflatten(2, query.shape[2:4])
+        read = read.permute(0, 2, 3, 1, 4).flatten(3)  # (I, n, Q, H)
+        states = layer.feed_forward_chunk(layer.attention.output(read, asking))
+    return states[:, :, 0]
+
+
+def log_odds(logits) -> torch.FloatTensor:
+    """(..., 2) -> how much more a match is likely than none; (..., 1), regression -> the raw score."""
+    logits = logits.float()
+    return logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 else logits[..., 0]
+
+
+class EncodedTexts:
+    """M texts as token ids, ready to be laid out with the tags of any image.
+
+    Args:
+        share_equal: equal texts stand in one row and are scored once; `row_of` (M,) says in which.
+    """
+
+    def __init__(self, processor, texts: Sequence[str], share_equal: bool = False):
+        self.processor = processor
+        self.row_of = np.arange(len(texts))
+        if share_equal:
+            rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+            self.row_of, texts = np.array([rows[text] for text in texts], dtype=np.int64), rows
+        rows = processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+        rows = [row[: processor.max_length] for row in rows]
+        self.lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        self.ids = pad_rows(rows, 0) if rows else np.zeros((0, 0), dtype=np.int64)
+        self.order = np.argsort(self.lengths, kind="stable")
+
+    def __len__(self):
+        return len(self.row_of)
+
+    def batches(self, tag_ids: list[int], batch_size: int, chosen=None) -> Iterator[tuple[np.ndarray, dict]]:
+        """Numbers of rows (n,) and their tensors (1, n, T) with one image's tags, by length.
+
+        A batch ends where it is full, and where the length changes unless it is still small: then it is padded.
+
+        Args:
+            chosen: numbers of the rows wanted; None = all.
+        """
+        order = self.order if chosen is None else np.asarray(chosen)[np.argsort(self.lengths[chosen], kind="stable")]
+        start = 0
+        for end in range(1, len(order) + 1):
+            full = end - start == batch_size
+            longer = end < len(order) and self.lengths[order[end]] != self.lengths[order[start]]
+            if full or end == len(order) or (longer and end - start >= batch_size // 4):
+                yield order[start:end], self._tensors(order[start:end], tag_ids)
+                start = end
+
+    def _tensors(self, numbers, tag_ids):
+        ids, lengths = self.ids[numbers], self.lengths[numbers]
+        # The layout depends on the length alone: it is asked for once per length, with token k of the text standing as
+        # k - length, below every real id.
+        layouts = {
+            int(n): self.processor.lay_out(list(range(-n, 0)), tag_ids, "pair", self.processor.max_length)
+            for n in np.unique(lengths).tolist()
+        }
+        padded = {
+            name: pad_rows([layout[name] for layout in layouts.values()], 0)[
+                np.searchsorted(list(layouts), lengths)  # (n, T)
+            ]
+            for name in ("input_ids", "token_type_ids", "position_ids", "attention_mask")
+        }
+        row, slot = np.nonzero(padded["input_ids"] < 0)
+        padded["input_ids"][row, slot] = ids[row, padded["input_ids"][row, slot] + lengths[row]]
+        if len(layouts) == 1:
+            del padded["attention_mask"]
+        return {name: torch.from_numpy(values)[None] for name, values in padded.items()}
+
+
+class StoredImages(Sequence):
+    """Images of a `RegionFeatureStore` in a given order: {"region_features": (R, D), "tags": words}.
+
+    Args:
+        tags: {image id: words or one string}; None where the checkpoint reads no tags.
+
+    Raises:
+        KeyError: names an image that has no tags.
+    """
+
+    def __init__(self, store, image_ids: Sequence[str], tags=None):
+        self.store, self.image_ids, self.tags = store, list(image_ids), tags
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    def __getitem__(self, index):
+        image_id = self.image_ids[index]
+        tags = ()
+        if self.tags is not None:
+            if image_id not in self.tags:
+                raise KeyError(f"image {image_id!r} has no tags (give it an empty list if that is right)")
+            tags = self.tags[image_id]
+        return {"region_features": self.store[image_id]["region_features"], "tags": tags}
+
+
+class Matcher:
+    """Scores every text with an image; `Matcher(model, processor).scores(images, texts)`.
+
+    Args:
+        model: `MengziOscarForImageTextRetrieval`, on its device and in its dtype.
+        processor: of the same checkpoint: `max_length`, `max_regions` and `max_tags` hold here too.
+        batch_size: pairs in one pass.
+    """
+
+    def __init__(self, model, processor, batch_size: int | None = None):
+        self.model, self.processor = model.eval(), processor
+        self.batch_size = batch_size or (32 if model.device.type == "cpu" else 512)
+        self._kept = (None, ())  # batches of all texts without tags: the same for every image
+
+    def encode(self, texts) -> EncodedTexts:
+        return texts if isinstance(texts, EncodedTexts) else EncodedTexts(self.processor, texts, share_equal=True)
+
+    @torch.inference_mode()
+    def row(self, image, texts: EncodedTexts, chosen=None) -> torch.FloatTensor:
+        """Log-odds (n,) of one image with the texts, on the model's device.
+
+        Args:
+            image: {"region_features": (R, D), "tags": words or one string, may be missing}.
+            chosen: numbers of the texts wanted; None = all.
+        """
+        device = self.model.device
+        features = torch.as_tensor(image["region_features"])[: self.processor.max_regions]
+        prepared = prepare_images(self.model, features[None].to(device, self.model.dtype))
+        result = torch.empty(len(texts.lengths), device=device)
+        rows = None if chosen is None else np.unique(texts.row_of[chosen])
+        for numbers, batch in self._batches(texts, self._tag_ids(image), rows):
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            result[numbers] = log_odds(match_logits(self.model, prepared, **batch))[0]
+        wanted = texts.row_of if chosen is None else texts.row_of[chosen]
+        return result[torch.from_numpy(wanted).to(device)]
+
+    def probabilities(self, scores) -> np.ndarray:
+        """Log-odds -> probabilities of a match; raw scores (one label) stay what they are. float32."""
+        scores = torch.as_tensor(np.asarray(scores, dtype=np.float32))
+        return (scores.sigmoid() if self.model.config.num_labels == 2 else scores).numpy()
+
+    def scores(self, images, texts, candidates=None) -> np.ndarray:
+        """Log-odds (N, M) float32, in memory; -inf for pairs that `candidates` (per image text numbers) leaves out."""
+        texts = self.encode(texts)
+        matrix = np.full((len(images), len(texts)), NOT_SCORED, dtype=np.float32)
+        for index in range(len(images)):
+            chosen = slice(None) if candidates is None else candidates[index]
+            matrix[index, chosen] = self.row(images[index], texts, None if candidates is None else chosen).cpu()
+        return matrix
+
+    def _tag_ids(self, image):
+        words = " ".join(self.processor._first_tags(image.get("tags") or ()))
+        return self.processor._ids(words) if words else []
+
+    def _batches(self, texts, tag_ids, rows):
+        if tag_ids or rows is not None:
+            return texts.batches(tag_ids, self.batch_size, rows)
+        if self._kept[0] is not texts:
+            device = self.model.device
+            batches = [
+                (torch.from_numpy(numbers).to(device), {name: tensor.to(device) for name, tensor in batch.items()})
+                for numbers, batch in texts.batches([], self.batch_size)
+            ]
+            self._kept = (texts, batches)
+        return self._kept[1]
+
+
+def score_matrix(matcher, images, texts, path, candidates=None, rank=0, num_ranks=1) -> np.ndarray | None:
+    """All pairs into a float16 .npy file of log-odds (N, M); goes on where a killed run stopped.
+
+    While it grows it is `<path>.partial`, with `<path>.rows` saying which images are done and `<path>.json` what it
+    was made from; whole, it is renamed to `path`. Processes may start at any time and share the rows by `rank`.
+
+    Args:
+        images: a sequence of {"region_features", "tags"}, as `StoredImages`. texts: M strings.
+        candidates: per image the numbers of the texts to score (`shortlist`); the others are -inf. None = all.
+
+    Returns:
+        The matrix, memory-mapped, or None where other processes still have rows to do.
+
+    Raises:
+        ValueError: `path` belongs to other images, texts, candidates or weights. To start again delete it and the
+            files whose names begin with its name.
+    """
+    path, texts = Path(path), matcher.encode(texts)
+    opened = open_partial(path, fingerprint(matcher, images, texts, candidates))
+    if opened is None:
+        return np.load(path, mmap_mode="r")
+    matrix, done = opened
+    sizes = {index: len(texts) if candidates is None else len(candidates[index]) for index in range(len(images))}
+    share = range(rank, len(images), num_ranks)
+    left = [index for index in share if not done[index]]
+    total, waiting, flushed = sum(sizes[index] for index in share), [], time.monotonic()
+    progress = tqdm(total=total, unit="pair", unit_scale=True, desc=path.name, disable=rank != 0 or total < 1000)
+    progress.update(total - sum(sizes[index] for index in left))
+    for index in left:
+        chosen = None if candidates is None else candidates[index]
+        matrix[index, slice(None) if chosen is None else chosen] = matcher.row(images[index], texts, chosen).cpu()
+        waiting.append(index)
+        progress.update(sizes[index])
+        if time.monotonic() - flushed > SECONDS_PER_FLUSH or index == left[-1]:
+            matrix.flush()  # the scores reach the disk before the note that they did
+            done[waiting] = 1
+            done.flush()
+            waiting, flushed = [], time.monotonic()
+    progress.close()
+    if not done.all():
+        return None
+    try:
+        os.replace(names(path)["partial"], path)
+        names(path)["rows"].unlink()
+    except FileNotFoundError:  # another process was quicker
+        pass
+    return np.load(path, mmap_mode="r")
+
+
+def names(path) -> dict[str, Path]:
+    """The files beside a matrix: it while it grows, its rows that are done, what it was made from."""
+    return {kind: path.with_name(f"{path.name}.{kind}") for kind in ("partial", "rows", "json")}
+
+
+def open_partial(path, about):
+    """The growing matrix and which of its rows are done, both mapped for writing; None where the matrix is whole.
+
+    Raises:
+        ValueError: it is about something else.
+    """
+    files = names(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    create(files["json"], lambda file: file.write(json.dumps(about, indent=2).encode()))
+    there = json.loads(files["json"].read_text("utf-8"))
+    if there != about:
+        changed = ", ".join(name for name in about if there.get(name) != about[name])
+        remedy = f"name another file, or delete it and {files['json'].name}"
+        raise ValueError(f"{path} was made from something else ({changed} differ): {remedy}")
+    if not path.exists():
+        create(files["rows"], lambda file: np.save(file, np.zeros(about["shape"][0], dtype=np.uint8)))
+        create(files["partial"], lambda file: save_filled(file, tuple(about["shape"])))
+    try:
+        return np.load(files["partial"], mmap_mode="r+"), np.load(files["rows"], mmap_mode="r+")
+    except FileNotFoundError:  # whole, perhaps by another process just now
+        return None
+
+
+def create(path, write):
+    """A file that is whole or not there; one that is there already stays, also when another process makes it now."""
+    if path.exists():
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+def save_filled(file, shape):
+    """A float16 .npy of `NOT_SCORED`, row by row: the whole may be larger than memory."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    row = np.full(shape[1], NOT_SCORED, dtype=np.float16).tobytes()
+    for _ in range(shape[0]):
+        file.write(row)
+
+
+def fingerprint(matcher, images, texts, candidates=None) -> dict[str, str]:
+    """Hashes of everything that the scores depend on, except rounding (batch size, dtype, device)."""
+    digests = {name: hashlib.blake2b(digest_size=16) for name in ("images", "texts", "weights", "candidates")}
+    for index in range(len(images)):
+        image = images[index]
+        digests["images"].update(np.ascontiguousarray(image["region_features"]).tobytes())
+        digests["images"].update(repr(matcher._tag_ids(image)).encode())
+    digests["texts"].update(texts.lengths.tobytes() + texts.ids.tobytes() + texts.row_of.tobytes())
+    for name, tensor in matcher.model.state_dict().items():
+        digests["weights"].update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    for chosen in candidates if candidates is not None else ():
+        digests["candidates"].update(repr(list(chosen)).encode())
+    settings = [matcher.processor.max_length, matcher.processor.max_regions, matcher.model.config.regions_read_text]
+    result = {name: digest.hexdigest() for name, digest in digests.items()}
+    return result | {"shape": [len(images), len(texts)], "settings": settings, "values": "log-odds of a match"}
+
+
+def shortlist(first_stage, top: int, columns: int = 1024) -> list[np.ndarray]:
+    """Pairs worth a second look: per image (row) the numbers of the texts, ascending.
+
+    A pair is in when its text is among the `top` of its image or its image among the `top` of its text, so that both
+    directions of retrieval have their candidates.
+
+    Args:
+        first_stage: (N, M) scores of a cheaper model, higher = better; may be memory-mapped.
+        columns: texts read at a time.
+    """
+    images, texts = first_stage.shape
+    per_image, per_text = min(top, texts), min(top, images)
+    chosen = [set(np.argpartition(-np.asarray(row, np.float32), per_image - 1)[:per_image]) for row in first_stage]
+    for start in range(0, texts, columns):
+        block = np.asarray(first_stage[:, start : start + columns], np.float32)
+        best = np.argpartition(-block, per_text - 1, axis=0)[:per_text]  # (top, columns)
+        for offset, rows in enumerate(best.T):
+            for row in rows:
+                chosen[row].add(start + offset)
+    return [np.array(sorted(numbers), dtype=np.int64) for numbers in chosen]
+
+
+@torch.inference_mode()
+def encoder_scores(model, processor, photos, texts, batch_size: int = 64) -> np.ndarray:
+    """First stage: cosines (N, M) of a model with two towers, e.g. Chinese-CLIP, from `AutoModel` and `AutoProcessor`.
+
+    Any model of transformers with `get_image_features` and `get_text_features` will do.
+
+    Args:
+        photos: paths, PIL images or arrays, opened batch by batch. texts: strings.
+    """
+    from .photos import open_photo
+
+    def encode(rows, make):
+        parts = []
+        for start in tqdm(range(0, len(rows), batch_size), desc="first stage", disable=len(rows) < 500):
+            features = make(rows[start : start + batch_size])
+            features = getattr(features, "pooler_output", features)
+            parts.append(nn.functional.normalize(features.float(), dim=-1).cpu())
+        return torch.cat(parts)
+
+    def image_features(batch):
+        inputs = processor(images=[open_photo(photo) for photo in batch], return_tensors="pt")
+        return model.get_image_features(pixel_values=inputs["pixel_values"].to(model.device, model.dtype))
+
+    def text_features(batch):
+        inputs = processor(text=list(batch), padding=True, truncation=True, return_tensors="pt").to(model.device)
+        return model.get_text_features(**inputs)
+
+    model.eval()
+    return (encode(photos, image_features) @ encode(texts, text_features).T).numpy()
