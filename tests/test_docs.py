@@ -1,15 +1,23 @@
 """What the pages say exists: links, files of the tree, make targets, flags of quoted commands."""
 
+import contextlib
+import io
 import re
 import subprocess
 
 import caption
 import extract_features
+import gqa
+import make_questions
+import pretrain
 import pytest
+import retrieval
 import start_mini
-from conftest import REPOSITORY
+import vqa
+from conftest import REPOSITORY, shared_path
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SCRIPTS = (caption, extract_features, gqa, make_questions, pretrain, retrieval, start_mini, vqa)
+PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -36,18 +44,47 @@ def test_make_targets():
         assert f"make {target}" in listed
 
 
-def test_flags_of_quoted_commands(capsys):
-    known = {}
-    for script in (caption, extract_features, start_mini):
-        with pytest.raises(SystemExit):
+@pytest.fixture(scope="module")
+def helps():
+    """What every training script prints for --help, by its path."""
+    texts = {}
+    for script in SCRIPTS:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
             script.main(["--help"])
-        known[f"train/{script.__name__}.py"] = capsys.readouterr().out + " --recipe"
+        texts[f"train/{script.__name__}.py"] = printed.getvalue() + " --recipe"
+    return texts
+
+
+def test_flags_of_quoted_commands(helps):
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
-    for script, help_text in known.items():
+    for script, help_text in helps.items():
         commands = re.findall(rf"{re.escape(script)}([^\n`]*)", text)
-        assert commands
+        assert commands, f"no page shows {script}"
         for flag in re.findall(r"--[a-z_]+", " ".join(commands)):
             assert re.search(rf"{flag}\b", help_text), f"{script} has no {flag}"
+
+
+def test_every_published_flag_has_a_place(helps):
+    """Each flag of the original page is a flag here, or docs/recipes.md says what became of it."""
+    published = shared_path("reference/published_commands.txt").read_text(encoding="utf-8")
+    flags = set(re.findall(r"--([a-z_]+)", published)) - {"nproc_per_node", "config"}  # torch's and the detector's own
+    here = " ".join(helps.values())
+    page = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert len(flags) > 40
+    nowhere = {flag for flag in flags if not re.search(rf"--{flag}\b", here) and not re.search(rf"\b{flag}\b", page)}
+    assert not nowhere
+
+
+def test_both_readmes_are_alike():
+    """The same commands, code, links, pictures and numbers in both languages."""
+    english, chinese = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md"))
+    for pattern in (r"^\$ [^#\n]*[^#\s]", r"^(?:python|accelerate|make) [^#\n]*[^#\s]", r"```python\n.*?```", r"^#+ "):
+        found = [re.findall(pattern, text, flags=re.MULTILINE | re.DOTALL) for text in (english, chinese)]
+        assert found[0] == found[1]
+    links = [re.findall(r"\]\(((?!README)[^)]+)\)", text) for text in (english, chinese)]
+    assert links[0] == links[1]
+    numbers = [sorted(re.findall(r"\d+\.\d+", text)) for text in (english, chinese)]
+    assert set(numbers[0]) == set(numbers[1])
 
 
 def test_no_paths_of_one_machine():

@@ -1,16 +1,19 @@
 """The documented sequence of commands on six drawn photos: start, extract, train, go on, tune on pixels, caption."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import caption as caption_script
+import datasets
 import extract_features
 import pytest
 import start_mini
 import torch
 from arguments import load_splits, open_stores, parse_arguments
+from builders import build
 from caption import CaptionArguments
 from conftest import REPOSITORY
 from PIL import Image
@@ -168,6 +171,43 @@ def test_objectives_leave_a_best_folder_and_what_people_look_at(data_dir, start,
     row = json.loads(line)
     assert row["image_id"] == "photo5"
     assert 0 < row["conf"] <= 1
+
+
+@pytest.mark.parametrize("recipe", ["caption_coco", "caption_aic_icc", "caption_scst"])
+def test_published_recipes_run_an_epoch(recipe, data, tiny_checkpoint, tmp_path, monkeypatch):
+    """On files in the original layout, with the fixtures' images as regions; then the published inference."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    name = "aic_icc" if recipe == "caption_aic_icc" else "coco_caption-oscar"
+    folder = data(name)
+    if name == "coco_caption-oscar":
+        shutil.copy(folder / "test.yaml", folder / "val.yaml")
+    splits = build(name, folder)
+    with RegionFeatureStore.writer(tmp_path / "store", labels=["", "狗", "猫"]) as writer:
+        for image_id in {image_id for split in splits.values() for image_id in split["image_id"]}:
+            regions = {
+                "region_features": torch.randn(5, 262).numpy(),
+                "class_ids": torch.tensor([1, 2, 0, 1, 2]).numpy(),
+            }
+            writer.add(image_id, regions)
+    common = {"features": tmp_path / "store", "dataset": name.partition("-")[0]}
+    common |= {"per_device_train_batch_size": 4, "dataloader_num_workers": 0, "num_beams": 2, "max_gen_length": 6}
+    start = {"model_name_or_path": tiny_checkpoint, "num_train_epochs": 1, "sc_train_sample_n": 2}
+    steps = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    command = flags(folder, tmp_path, tmp_path / "run", **common, **start, **steps)
+    caption_script.main(["--do_train", "--recipe", str(REPOSITORY / f"train/recipes/{recipe}.yaml"), *command])
+    config = json.loads((tmp_path / "run" / "best" / "config.json").read_text())
+    if recipe != "caption_scst":
+        assert (config["label_smoothing"], config["drop_worst_ratio"], config["drop_worst_after"]) == (0.1, 0.2, 20000)
+    assert config["tie_weights"]
+    assert config["freeze_embedding"]
+    predict = {"model_name_or_path": tmp_path / "run" / "best", "test_split": "validation"}
+    command = flags(folder, tmp_path, tmp_path / "predicted", **common, **predict)
+    recipe = ["--recipe", str(REPOSITORY / "train" / "recipes" / "caption_predict.yaml")]
+    config = [] if name == "coco_caption-oscar" else ["--dataset_config", "default"]
+    caption_script.main([*recipe, *command, *config])
+    assert (tmp_path / "predicted" / "captions.jsonl").read_text(encoding="utf-8").count("\n") == len(
+        splits["validation"]
+    )
 
 
 def test_early_stopping(data_dir, start, tmp_path):

@@ -81,6 +81,17 @@ def load_splits(options, **settings):
     return splits
 
 
+def split_of(splits, name):
+    """One of `load_splits`.
+
+    Raises:
+        SystemExit: there is none of that name.
+    """
+    if name not in splits:
+        raise SystemExit(f"--dataset has no split {name!r}; it has {', '.join(splits)}")
+    return splits[name]
+
+
 def open_stores(options) -> list[RegionFeatureStore]:
     """The stores of `--features`.
 

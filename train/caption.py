@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from arguments import RunArguments, load_splits, open_stores, parse_arguments
+from arguments import RunArguments, load_splits, open_stores, parse_arguments, split_of
 from collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
 from from_pixels import CaptionerFromPixels
 from report import write_beside
@@ -106,7 +106,7 @@ def main(arguments=None):
 
     # 3. Captions only
     if training.do_predict:
-        rows = CaptionRows(splits[options.test_split], **common)
+        rows = CaptionRows(split_of(splits, options.test_split), **common)
         predictions = write_captions(model.to(training.device), rows, dense, training, options)
         if PartialState().is_main_process:
             results = {"split": options.test_split, "punctuation": "dropped"}
@@ -127,8 +127,8 @@ def main(arguments=None):
     if options.objective == "masked":
         collator, rows_class, validation_rows = MaskedCaptionCollator(processor), MaskedCaptionRows, MaskedCaptionRows
         draws = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
-    train = rows_class(splits["train"], **common, **draws, training=True)
-    validation = CaptionRows(splits["validation"], **common)
+    train = rows_class(split_of(splits, "train"), **common, **draws, training=True)
+    validation = CaptionRows(split_of(splits, "validation"), **common)
     if options.objective == "scst":
         trainer_class, collator = SelfCriticalTrainer, SelfCriticalCollator(processor)
         more = {"processor": processor, "references": train.references, "segment": options.sc_segment}
@@ -155,7 +155,7 @@ def main(arguments=None):
         best_metric="char_cider_d",
         data_collator=collator,
         train_dataset=train,
-        eval_dataset=validation_rows(splits["validation"], **common),
+        eval_dataset=validation_rows(split_of(splits, "validation"), **common),
         evaluate_task=evaluate_captions,
         save=lambda folder, card: save_checkpoint(
             folder, captioner, processor, region_model, image_processor, card=card

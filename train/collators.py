@@ -82,7 +82,8 @@ class CaptionRows(SeededRows):
         self.training, self.processor, self.corruption, self.crops = training, processor, corruption, crops
         tokenizer = self.tokenizer = processor.tokenizer
         self.image_ids, self.references = rows["image_id"], rows["captions"]
-        self.paths = [image["path"] for image in rows["image"]] if "image" in rows.column_names else None
+        images = rows["image"] if "image" in rows.column_names else [None] * len(rows)
+        self.paths = [image and image["path"] for image in images]
         cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
 
         def encode(sentences, start):

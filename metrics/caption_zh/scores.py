@@ -201,6 +201,8 @@ class CiderDReward:
         self.vectors = TfIdf(document_frequency, documents) if documents else TfIdf.of(self.counts)
 
     def __call__(self, words, photo: int) -> float:
+        if not self.references[photo]:  # nobody said anything of this photo
+            return 0.0
         words = tuple(words)
         counts = _ngram_counts(words)
         return self.vectors.similarities(words, counts, self.references[photo], self.counts[photo])[1]
