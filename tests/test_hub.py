@@ -199,6 +199,7 @@ def test_push_says_in_one_line_that_the_hub_is_not_there(tiny_checkpoint, capsys
 def test_shipped_files_import_only_what_the_readme_of_a_repo_may_ask_for(tiny_checkpoint):
     """Absolute imports are made by transformers before any code runs; ours must not be among them."""
     allowed = {"torch", "transformers", "numpy", "PIL", "safetensors", *sys.stdlib_module_names}
+    allowed |= {"tqdm"}  # transformers needs it itself
     for path in tiny_checkpoint.glob("*.py"):
         assert set(get_imports(path)) <= allowed, path.name
 
@@ -209,7 +210,7 @@ def test_dry_run_lists_what_would_be_sent(tiny_checkpoint, capsys, monkeypatch):
     *rows, last = capsys.readouterr().out.splitlines()
     assert [row.split()[1] for row in rows] == [str(name) for name in check_repo(tiny_checkpoint)]
     size = sum((tiny_checkpoint / name).stat().st_size for name in check_repo(tiny_checkpoint))
-    assert last.split() == [f"{size:,}", *["bytes", "in", "19", "files", "would", "go", "to", "private", "user/x"]]
+    assert last.split() == [f"{size:,}", *f"bytes in {len(rows)} files would go to private user/x".split()]
 
 
 def spoil_weights(folder):
