@@ -1,6 +1,7 @@
 """The documented sequence of commands on six drawn photos: start, extract, train, go on, tune on pixels, caption."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from arguments import load_splits, open_stores, parse_arguments
 from builders import build
 from caption import CaptionArguments
 from conftest import REPOSITORY
+from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from trainer import newest_checkpoint
@@ -74,18 +76,24 @@ def flags(data_dir, work, output, **settings):
 
 
 def test_three_steps_from_the_launcher_then_a_caption(data_dir, start, tmp_path):
-    """`accelerate launch` with the recipe, TensorBoard on; the folder it leaves captions a photo."""
+    """`accelerate launch` with the recipe, TensorBoard on; what it leaves captions a photo and is on the Hub."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "train/caption.py", "--do_train"]
     recipe = ["--recipe", "train/recipes/mini_stage1.yaml", "--features", str(start / "plain"), str(start / "flipped")]
     settings = {"max_steps": 3, "eval_steps": 3, "save_steps": 3, "report_to": "tensorboard", "logging_steps": 1}
     command += [*recipe, *flags(data_dir, start, tmp_path / "run", **settings)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    command += ["--push_to_hub", "--hub_model_id", "user/captions"]
+    with HubServer() as hub:
+        online = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | online)
     assert result.returncode == 0, result.stderr[-3000:]
     assert list(tmp_path.rglob("events.out.tfevents*"))
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
     logged = {key for entry in state["log_history"] for key in entry}
     assert {"loss", "eval_loss", "eval_char_cider_d", "eval_word_bleu_4", "eval_distinct"} <= logged
     best = tmp_path / "run" / "best"
+    [*_, (_, pushed)] = hub.repos["user/captions"]["commits"]
+    assert pushed["README.md"] == (best / "README.md").read_bytes()
+    assert pushed["model.safetensors"] == (best / "model.safetensors").read_bytes()
     weights = load_file(best / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float16}
     result = MengziOscarPipeline.from_pretrained(best).caption(str(data_dir / "images" / "photo0.jpg"))

@@ -69,7 +69,8 @@ class OscarTrainer(Trainer):
         if not any("eval_loss" in entry and entry["step"] == last for entry in self.state.log_history):
             self._determine_best_metric(self.evaluate(), None)
         if self.push_at_the_end and self.args.should_save:
-            print(push(self.best_folder, self.args.hub_model_id or Path(self.args.output_dir).name))
+            name = self.args.hub_model_id or Path(self.args.output_dir).name
+            print(push(self.best_folder, name, private=bool(self.args.hub_private_repo)))
 
     @property
     def best_folder(self):
