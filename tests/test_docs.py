@@ -9,6 +9,7 @@ import caption
 import extract_features
 import gqa
 import make_questions
+import nlvr2
 import pretrain
 import pytest
 import retrieval
@@ -16,7 +17,7 @@ import start_mini
 import vqa
 from conftest import REPOSITORY, shared_path
 
-SCRIPTS = (caption, extract_features, gqa, make_questions, pretrain, retrieval, start_mini, vqa)
+SCRIPTS = (caption, extract_features, gqa, make_questions, nlvr2, pretrain, retrieval, start_mini, vqa)
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

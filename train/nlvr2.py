@@ -1,0 +1,149 @@
+"""Fine-tunes on NLVR2 (is this sentence true of these two photos?), or judges sentences with a model that was.
+
+    accelerate launch train/nlvr2.py --do_train --recipe train/recipes/nlvr2.yaml --model_name_or_path mengzi-oscar \\
+        --data_dir datasets/nlvr2 --features stores/nlvr2 --output_dir outputs/nlvr2
+    python train/nlvr2.py --do_predict --model_name_or_path outputs/nlvr2/best --data_dir datasets/nlvr2 \\
+        --features stores/nlvr2 --output_dir outputs/judged
+
+The sentence stands once before the tags and regions of each photo; the two pooled states go to the classifier together
+(oscar/run_nlvr.py, pair mode). --do_predict writes predictions.jsonl with probabilities, and scores.json.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from arguments import RunArguments, load_splits, open_stores, parse_arguments, split_of
+from collators import PairCollator
+from report import write_beside
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from trainer import OscarTrainer, in_order, share_of
+from transformers import TrainingArguments, set_seed
+
+from modeling_mengzi_oscar import MengziOscarForVisualReasoning, MengziOscarProcessor
+from modeling_mengzi_oscar.hub import save_checkpoint
+
+
+@dataclass
+class ReasoningArguments(RunArguments):
+    dataset: str = field(default="nlvr2", metadata={"help": "builder, folder of Parquet or Hub id"})
+    classifier: str = field(default="mlp", metadata={"help": "head", "choices": ["linear", "mlp"]})
+    cls_hidden_scale: int = field(default=3, metadata={"help": "mlp: its middle is so many times the hidden size"})
+    max_seq_length: int = field(default=55, metadata={"help": "tokens of sentence and tags of one photo"})
+    max_img_seq_length: int = field(default=40, metadata={"help": "regions of an image"})
+
+
+class PhotoPairRows(Dataset):
+    """One item per sentence: what `PairCollator` takes of each of its photos, and the label."""
+
+    def __init__(self, rows, store):
+        self.rows, self.store = rows, store
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        photos = [
+            {"text": row["sentence"], "tags": tags, "region_features": self.store[image_id]["region_features"]}
+            for image_id, tags in zip(row["image_ids"], row["tags"], strict=True)
+        ]
+        return {"photos": photos, "labels": row["label"]}
+
+
+class PhotoPairCollator(PairCollator):
+    """Items of `PhotoPairRows` -> tensors (B, 2, ...) and `labels` (B,)."""
+
+    def __call__(self, items):
+        batch = super().__call__([photo for item in items for photo in item["photos"]])
+        batch = {name: tensor.unflatten(0, (len(items), -1)) for name, tensor in batch.items()}
+        return batch | {"labels": torch.tensor([item["labels"] for item in items])}
+
+
+@torch.inference_mode()
+def judge(model, rows, collator, training, options) -> list[dict]:
+    """{"sentence", "image_ids", "prediction", "probability" of it} of every row, by all processes, in order."""
+    model.eval()
+    mine, size = list(share_of(min(len(rows), options.max_eval_rows or len(rows)))), training.eval_batch_size
+    judged = []
+    for first in tqdm(range(0, len(mine), size), desc="sentences", leave=False, disable=training.disable_tqdm):
+        numbers = mine[first : first + size]
+        batch = {name: tensor.to(model.device) for name, tensor in collator([rows[n] for n in numbers]).items()}
+        del batch["labels"]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
+            best = model(**batch).logits.float().softmax(dim=-1).max(dim=-1)
+        for number, probability, label in zip(numbers, best.values.tolist(), best.indices.tolist(), strict=True):
+            row = {name: rows.rows[number][name] for name in ("sentence", "image_ids")}
+            judged.append((number, row | {"prediction": bool(label), "probability": probability}))
+    return in_order(judged)
+
+
+def accuracy(predictions, rows) -> float:
+    labels = rows.rows["label"][: len(predictions)]
+    hits = [row["prediction"] == bool(label) for row, label in zip(predictions, labels, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def main(arguments=None):
+    options, training = parse_arguments(ReasoningArguments, TrainingArguments, description=__doc__, arguments=arguments)
+
+    # 1. Model
+    settings = {} if training.do_predict else {"classifier": options.classifier, "num_choice": 2, "num_labels": 2}
+    if not training.do_predict:
+        settings |= {"cls_hidden_scale": options.cls_hidden_scale, "loss_type": "xe", "ignore_mismatched_sizes": True}
+    if options.drop_out is not None:
+        settings["hidden_dropout_prob"] = options.drop_out
+    set_seed(training.seed)  # a fresh head is random
+    model = MengziOscarForVisualReasoning.from_pretrained(options.model_name_or_path, dtype="float32", **settings)
+    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    processor.layout, processor.max_tags, processor.max_length = "pair", None, options.max_seq_length
+    processor.max_regions = options.max_img_seq_length
+    collator = PhotoPairCollator(processor)
+
+    # 2. Data
+    splits, store = load_splits(options), open_stores(options)[0]
+
+    # 3. Judge only
+    if training.do_predict:
+        rows = PhotoPairRows(split_of(splits, options.test_split), store)
+        predictions = judge(model.to(training.device), rows, collator, training, options)
+        if PartialState().is_main_process:
+            results = {"split": options.test_split, "accuracy": accuracy(predictions, rows)}
+            folder = Path(training.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in predictions]
+            write_beside(folder / "predictions.jsonl", "".join(lines))
+            write_beside(folder / "scores.json", json.dumps(results, indent=2))
+            print(json.dumps(results, indent=2))
+        return
+
+    # 4. Train
+    validation = PhotoPairRows(split_of(splits, "validation"), store)
+
+    def evaluate_sentences(model):
+        predictions = judge(model, validation, collator, training, options)
+        samples = [
+            {"image_id": " ".join(row["image_ids"]), "lines": [f"{row['prediction']}: {row['sentence']}"]}
+            for row in predictions
+        ]
+        return {"accuracy": accuracy(predictions, validation)}, samples
+
+    OscarTrainer(
+        model=model,
+        args=training,
+        options=options,
+        task="nlvr2",
+        best_metric="accuracy",
+        data_collator=collator,
+        train_dataset=PhotoPairRows(split_of(splits, "train"), store),
+        eval_dataset=validation,
+        evaluate_task=evaluate_sentences,
+        save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task="nlvr2"),
+    ).run()
+
+
+if __name__ == "__main__":
+    main()
