@@ -8,6 +8,7 @@ from pathlib import Path
 EXAMPLES = """examples:
   mengzi-oscar caption photo.jpg
   mengzi-oscar caption *.jpg --num-beams 3 --picture captions.png
+  mengzi-oscar caption photo.jpg --style detailed
   mengzi-oscar caption photo.jpg --json
   mengzi-oscar caption --samples --picture demo.png
   mengzi-oscar ask photo.jpg 有几个人？ --model a/checkpoint/with/an/ask/head
@@ -19,8 +20,8 @@ EXAMPLES = """examples:
 TASKS = ("caption", "retrieval", "vqa", "gqa", "nlvr2", "pretrain")
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "mengzi-oscar-mini"
 MINI_NOTICE = {
-    "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材的照片会说错。",
-    "en": "The mini model learnt from 6,000 photos of people, dogs, sports, outdoors; it misreads other subjects.",
+    "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材靠标签认出主要事物，其余多半是编的。",
+    "en": "The mini model learnt from 6,000 photos (people, dogs, sports, outdoors); else it may name the main thing.",
 }
 
 
@@ -43,7 +44,8 @@ def parser():
     add.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
     add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint of this repository)")
     add.add_argument("--num-beams", type=positive, default=5)
-    add.add_argument("--max-length", type=positive, default=20, help="tokens, with start and end (default 20)")
+    add.add_argument("--max-length", type=positive, help="tokens, with start and end (default 20; detailed: 30)")
+    add.add_argument("--style", choices=["short", "detailed"], help="where the checkpoint writes in both (the mini)")
     add.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
     add.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
     add = commands.add_parser("ask", help="answer a question about a photo (checkpoints with an ask/ head)")
@@ -133,9 +135,15 @@ def caption(options) -> int:
         pipeline = load_pipeline(options.model)
     except ValueError as error:
         return fail(str(error))
+    settings = {"num_beams": options.num_beams, "style": options.style}
+    if options.max_length:
+        settings["max_length"] = options.max_length
     results = []
     for name, (photo, _) in progress(opened.items()):
-        result = pipeline.caption(photo, num_beams=options.num_beams, max_length=options.max_length)
+        try:
+            result = pipeline.caption(photo, **settings)
+        except ValueError as error:  # a style that the checkpoint does not have
+            return fail(str(error))
         results.append(result)
         line = json.dumps({"photo": name} | result, ensure_ascii=False) if options.json else None
         print(line or f"{name}\t{result['caption']}\t{result['score']:.3f}", flush=True)

@@ -63,7 +63,7 @@ def test_tags():
         backbone="test_efficientnet", num_features=256, tag_labels=["狗", "猫", "人"], max_tags=2, tag_threshold=0.5
     )
     model = GridRegionModel(config)
-    ids, scores = model.rank_tags(torch.tensor([[-1.0, 3.0, 1.0], [-1.0, -2.0, 4.0]]))
+    ids, scores = model.rank_tags(torch.tensor([[0.3, 0.9, 0.7], [0.3, 0.1, 0.9]]))
     assert ids.tolist() == [[2, 3], [3, 0]]
     assert scores[1, 1] == 0
     output = model(torch.zeros(2, 3, 96, 96), torch.tensor([[9, 9]] * 2))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import add_class_tags
 import caption as caption_script
 import datasets
 import extract_features
@@ -25,6 +26,7 @@ from transformers import TrainingArguments
 from weight_averaging import WeightAverage
 
 from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
+from modeling_mengzi_oscar.photos import open_photo
 
 COLOURS = {"红": "red", "绿": "green", "蓝": "blue"}
 
@@ -147,6 +149,31 @@ def test_learns_the_colours(data_dir, start, tmp_path):
     photos = [str(data_dir / "images" / f"photo{number}.jpg") for number in range(3)]
     captions = [result["caption"] for result in pipeline.caption(photos)]
     assert [word in caption for word, caption in zip(COLOURS, captions, strict=True)] == [True] * 3, captions
+
+
+def test_stage_four_adds_tags_and_sentences_without_photos(data_dir, start, tmp_path):
+    """From a trained folder to one with tags of ImageNet and the detailed style; its regions stay what they are."""
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("COCO_train2014_1#0\t沙发上有一只猫\nCOCO_train2014_2#0\t一只猫和一只狗\n", encoding="utf-8")
+    common = ["--model", str(start / "start"), "--sentences", str(sentences), "--random_backbone"]
+    add_class_tags.main([*common, "--output", str(tmp_path / "start")])
+    before, after = (MengziOscarPipeline.from_pretrained(path) for path in (start / "start", tmp_path / "start"))
+    known, grown = (pipeline.processor.tokenizer.get_vocab() for pipeline in (before, after))
+    assert known.items() < grown.items()
+    assert {"猫", "沙", "殿"} <= grown.keys()
+    photo = str(data_dir / "images" / "photo0.jpg")
+    regions = [pipeline._look([open_photo(photo)])[0].region_features for pipeline in (before, after)]
+    assert torch.equal(*regions)
+
+    photos = str(data_dir / "images")
+    command = [photos, "--model", str(tmp_path / "start"), "--output", str(tmp_path / "store"), "--use_cpu"]
+    extract_features.main(command)
+    settings = {"model_name_or_path": tmp_path / "start", "features": tmp_path / "store", "max_steps": 2}
+    settings |= {"sentences": sentences, "eval_strategy": "steps", "eval_steps": 2}
+    recipe = ["--do_train", "--recipe", "train/recipes/mini_stage5.yaml"]
+    caption_script.main([*flags(data_dir, start, tmp_path / "run", **settings), *recipe])
+    pipeline = MengziOscarPipeline.from_pretrained(tmp_path / "run" / "best")
+    assert isinstance(pipeline.caption(photo, style="detailed")["caption"], str)
 
 
 def test_stores_hold_mirrored_photos(data_dir, start):

@@ -21,9 +21,11 @@ import torch
 from accelerate import PartialState
 from arguments import RunArguments, load_splits, open_stores, parse_arguments, split_of
 from collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
+from fluent_translations import keep_fluent
 from from_pixels import CaptionerFromPixels
 from report import write_beside
 from self_critical import SelfCriticalCollator, SelfCriticalTrainer
+from tag_sentences import PhotosAndTagSentences, read_sentences
 from trainer import OscarTrainer
 from transformers import TrainingArguments
 from write_captions import score, write_captions
@@ -53,12 +55,24 @@ class CaptionArguments(RunArguments):
     max_seq_length: int = field(default=70, metadata={"help": "tokens of sentence and tags, after pre-training"})
     max_seq_a_length: int = field(default=40, metadata={"help": "tokens of a sentence with [CLS] and [SEP]"})
     machine_captions: bool = field(default=False, metadata={"help": "one machine translation a photo, begun by [MT]"})
+    fluent_only: bool = field(default=False, metadata={"help": "of these the fluent, and people's long sentences"})
+    sentences: str | None = field(default=None, metadata={"help": "COCO-CN's: sentences without photos for the tags"})
+    sentences_only: bool = field(default=False, metadata={"help": "no photos: only such sentences"})
+    foreign_regions: float = field(default=0.6, metadata={"help": "share of them with the regions of a random photo"})
+    sentence_rounds: int = field(default=4, metadata={"help": "rows of such sentences per tag word and epoch"})
+    confirmed_tags: bool = field(default=False, metadata={"help": "in training only tags that a sentence contains"})
+    sentences_per_photo: int | None = field(default=None, metadata={"help": "dense: draw so many; default all"})
+    tag_dropout: float = field(default=0.0, metadata={"help": "share of the photos that go without their tags"})
     corruption: float = field(default=0.0, metadata={"help": "dense: share of written tokens replaced by random ones"})
     sc_train_sample_n: int = field(default=5, metadata={"help": "scst: samples of a photo"})
     sc_baseline_type: str = field(default="greedy", metadata={"help": "scst", "choices": ["greedy", "sample"]})
     sc_segment: str = field(default="char", metadata={"help": "scst: reward by", "choices": ["char", "jieba"]})
     num_beams: int = 5
     max_gen_length: int = field(default=20, metadata={"help": "tokens of a written caption with [CLS] and [SEP]"})
+    style: str | None = field(
+        default=None, metadata={"help": "of the written captions, where the checkpoint has several"}
+    )
+    references: str = field(default="captions", metadata={"help": "--do_predict: column to score against"})
 
 
 def main(arguments=None):
@@ -109,8 +123,8 @@ def main(arguments=None):
         rows = CaptionRows(split_of(splits, options.test_split), **common)
         predictions = write_captions(model.to(training.device), rows, dense, training, options)
         if PartialState().is_main_process:
-            results = {"split": options.test_split, "punctuation": "dropped"}
-            results |= score(predictions, rows.references[: len(predictions)])
+            results = {"split": options.test_split, "references": options.references, "punctuation": "dropped"}
+            results |= score(predictions, split_of(splits, options.test_split)[options.references][: len(predictions)])
             folder = Path(training.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in predictions]
@@ -121,13 +135,20 @@ def main(arguments=None):
 
     # 4. What the objective learns from
     trainer_class, more, collator, rows_class, validation_rows = OscarTrainer, {}, dense, CaptionRows, CaptionRows
-    draws = {"crops": options.crops, "corruption": options.corruption}
+    names = ("crops", "corruption", "tag_dropout", "confirmed_tags", "sentences_per_photo")
+    draws = {name: getattr(options, name) for name in names}
+    sentences = read_sentences(options.sentences) if options.sentences else []
     if options.machine_captions:
         draws["machine_start_id"] = processor.tokenizer.convert_tokens_to_ids("[MT]")
+    if options.fluent_only:
+        splits["train"] = keep_fluent(split_of(splits, "train"), sentences)
     if options.objective == "masked":
         collator, rows_class, validation_rows = MaskedCaptionCollator(processor), MaskedCaptionRows, MaskedCaptionRows
         draws = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
     train = rows_class(split_of(splits, "train"), **common, **draws, training=True)
+    if sentences:
+        shares = {"foreign_regions": options.foreign_regions, "sentences_only": options.sentences_only}
+        train = PhotosAndTagSentences(train, sentences, options.sentence_rounds, **shares)
     validation = CaptionRows(split_of(splits, "validation"), **common)
     if options.objective == "scst":
         trainer_class, collator = SelfCriticalTrainer, SelfCriticalCollator(processor)

@@ -59,6 +59,9 @@ class CaptionRows(SeededRows):
         image_processor: instead of stores: pixels. crops: of these: crop and brighten at random, beside mirroring.
         tag_labels: words whose presence in the sentences is the target of the region model's tag head.
         training: draw augmentations, one machine translation and `corruption`; else plain and human sentences only.
+        sentences_per_photo: in training so many of a photo's sentences are drawn; None = all.
+        tag_dropout: share of the photos that go without their tags.
+        confirmed_tags: in training only tags that a sentence of the photo, human or machine-translated, contains.
         machine_start_id: opens a machine-translated sentence in place of [CLS].
     """
 
@@ -72,6 +75,9 @@ class CaptionRows(SeededRows):
         tag_labels=(),
         training=False,
         crops=True,
+        sentences_per_photo=None,
+        tag_dropout=0.0,
+        confirmed_tags=False,
         machine_start_id=None,
         corruption=0.0,
         max_length=20,
@@ -80,20 +86,22 @@ class CaptionRows(SeededRows):
         super().__init__(seed)
         self.stores, self.labels, self.image_processor = stores, labels, image_processor
         self.training, self.processor, self.corruption, self.crops = training, processor, corruption, crops
-        tokenizer = self.tokenizer = processor.tokenizer
+        self.tokenizer, self.max_length = processor.tokenizer, max_length
+        self.sentences_per_photo, self.tag_dropout = sentences_per_photo, tag_dropout
         self.image_ids, self.references = rows["image_id"], rows["captions"]
         images = rows["image"] if "image" in rows.column_names else [None] * len(rows)
         self.paths = [image and image["path"] for image in images]
-        cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-
-        def encode(sentences, start):
-            ids = tokenizer(list(sentences), add_special_tokens=False)["input_ids"] if sentences else []
-            return [[start, *row[: max_length - 2], sep] for row in ids]
-
-        self.captions = [encode(sentences, cls) for sentences in self.references]
+        self.spoken = None
+        if training and confirmed_tags:
+            machine = rows["machine"] if "machine" in rows.column_names else [[]] * len(self.references)
+            self.spoken = [
+                "".join([*people, *(row["caption"] for row in translated)])
+                for people, translated in zip(self.references, machine, strict=True)
+            ]
+        self.captions = [self.encode(sentences, self.tokenizer.cls_token_id) for sentences in self.references]
         self.machine = [[] for _ in self.captions]
         if training and machine_start_id is not None:
-            self.machine = [encode([s["caption"] for s in row], machine_start_id) for row in rows["machine"]]
+            self.machine = [self.encode([s["caption"] for s in row], machine_start_id) for row in rows["machine"]]
         self.tag_labels = torch.tensor(
             [[any(word in s for s in sentences) for word in tag_labels] for sentences in self.references]
         ).float()
@@ -101,12 +109,19 @@ class CaptionRows(SeededRows):
     def __len__(self):
         return len(self.image_ids)
 
+    def encode(self, sentences, start):
+        """Texts -> token ids between `start` and [SEP]."""
+        ids = self.tokenizer(list(sentences), add_special_tokens=False)["input_ids"] if sentences else []
+        return [[start, *row[: self.max_length - 2], self.tokenizer.sep_token_id] for row in ids]
+
     def __getitem__(self, index):
         draws = self.draws(index)
         captions = list(self.captions[index])
+        if self.training and self.sentences_per_photo:
+            captions = draws.sample(captions, min(self.sentences_per_photo, len(captions)))
         if self.machine[index]:
             captions.append(draws.choice(self.machine[index]))
-        item = {"index": index, "captions": captions, "inputs": [self._corrupt(ids, draws) for ids in captions]}
+        item = {"index": index, "captions": captions, "inputs": [self.corrupt(ids, draws) for ids in captions]}
         if self.image_processor is not None:
             return item | self._pixels(index, draws) | {"tag_labels": self.tag_labels[index]}
         return item | self.regions(index, draws)
@@ -118,7 +133,10 @@ class CaptionRows(SeededRows):
         item = {"region_features": regions["region_features"][: self.processor.max_regions]}
         if self.labels is not None:
             words = tag_words(regions, self.labels)
-            item["tags"] = self.processor.tag_ids(words)
+            if self.spoken is not None:
+                words = [word for word in words if word in self.spoken[index]]
+            dropped = self.training and draws.random() < self.tag_dropout
+            item["tags"] = [] if dropped else self.processor.tag_ids(words)
         return item
 
     def _pixels(self, index, draws):
@@ -131,7 +149,7 @@ class CaptionRows(SeededRows):
         inputs = self.image_processor(photo, return_tensors="pt")
         return {name: values[0] for name, values in inputs.items()}
 
-    def _corrupt(self, ids, draws):
+    def corrupt(self, ids, draws):
         """Some written tokens are replaced, so that decoding can go on after a mistake; the labels stay right."""
         if not self.training or not self.corruption:
             return ids

@@ -26,9 +26,11 @@ def write_captions(model, rows, collator, training, options):
         with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
             if "pixel_values" in batch:
                 regions = model.region_model(batch.pop("pixel_values"), batch["original_sizes"])
-                batch |= {"region_features": regions.region_features}
+                encoded = rows.processor(tags=model.region_model.tags(regions), regions=regions)
+                batch = dict(encoded.to(model.device))
             written = captioner.generate(
                 **{name: batch[name] for name in CONTEXT if name in batch},
+                input_ids=rows.processor.begin(options.style, len(batch["region_features"])).to(model.device),
                 num_beams=options.num_beams,
                 max_length=options.max_gen_length,
                 return_dict_in_generate=True,

@@ -1,0 +1,98 @@
+"""Sentences without photos that teach a captioner to name what its tags say.
+
+A row belongs to one tag word: a sentence that contains it, or that contains a word of its group with the tag word put
+in its place ("在草地上奔跑的狗" -> "在草地上奔跑的狐狸"). So every word of the tags is learnt alike, also those that no
+sentence has. Its tags are the word and some other nouns of the sentence: what is learnt is to copy tags, in both
+registers. A row has no regions, or those of a photo that has nothing to do with it: on photos unlike the training
+photos the regions mislead, and the tag must win.
+"""
+
+from pathlib import Path
+
+import jieba.posseg
+from collators import SeededRows
+
+from modeling_mengzi_oscar.labels_imagenet_zh import GROUP_OF_WORD
+
+KINDS = "小大黑白花老"  # before a noun of one character: 小狗 is a 狗
+OTHER_NOUN = 0.4  # how often each other noun of the sentence is a tag, too
+WRONG_TAG = 0.15  # how often there is a tag that the sentence says nothing of
+OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has any, and not its group's
+
+
+def read_sentences(path) -> list[str]:
+    """COCO-CN's file: `<photo>#<number><TAB><sentence>` a line."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [line.split("\t", 1)[1].strip().rstrip("。") for line in lines if "\t" in line]
+
+
+def find_tag_words(sentence) -> tuple[list[tuple[int, int, str]], list[str]]:
+    """Where the words of the tags stand, (start, end, word), kinds included (小狗), and its nouns, as jieba cuts."""
+    found, nouns, start = [], [], 0
+    for token, flag in jieba.posseg.cut(sentence):
+        end = start + len(token)
+        word = token[1:] if len(token) == 2 and token[0] in KINDS and token not in GROUP_OF_WORD else token
+        if word in GROUP_OF_WORD:
+            found.append((end - len(word), end, word))
+        elif flag.startswith("n"):
+            nouns.append(token)
+        start = end
+    return found, nouns
+
+
+class PhotosAndTagSentences(SeededRows):
+    """The rows of a `CaptionRows`, then `rounds` rows for each tag word.
+
+    People's sentences of the photos are the short style, begun by [CLS], the others the detailed one, begun by [MT].
+    `foreign_regions`: share of the sentences that get regions, of a random photo. `sentences_only`: no photos.
+    """
+
+    def __init__(self, photos, sentences, rounds, foreign_regions=0.6, sentences_only=False):
+        super().__init__(photos.seed)
+        self.photos, self.rounds, self.foreign_regions = photos, rounds, foreign_regions
+        self.first = 0 if sentences_only else len(photos)
+        short = [sentence for captions in photos.references for sentence in captions]
+        tokenizer = photos.tokenizer
+        styles = {tokenizer.cls_token_id: short, tokenizer.convert_tokens_to_ids("[MT]"): sentences}
+        jieba.setLogLevel("WARNING")
+        self.places = {start: {} for start in styles}  # start token -> word or group -> [(sentence, start, end, nouns)]
+        for start, texts in styles.items():
+            for text in dict.fromkeys(texts):
+                found, nouns = find_tag_words(text)
+                for begin, end, word in found:
+                    for key in (word, GROUP_OF_WORD[word]):
+                        self.places[start].setdefault(key, []).append((text, begin, end, nouns))
+        spoken = {key for places in self.places.values() for key in places}
+        self.words = [word for word, group in GROUP_OF_WORD.items() if group in spoken]
+
+    def set_epoch(self, epoch):
+        super().set_epoch(epoch)
+        self.photos.set_epoch(epoch)
+
+    def __len__(self):
+        return self.first + self.rounds * len(self.words)
+
+    def __getitem__(self, index):
+        if index < self.first:
+            return self.photos[index]
+        draws, word = self.draws(index), self.words[(index - self.first) % len(self.words)]
+        start = draws.choice([start for start, places in self.places.items() if GROUP_OF_WORD[word] in places])
+        sentence, nouns = self.sentence(word, start, draws)
+        [ids] = self.photos.encode([sentence], start)
+        tags = [word, *(noun for noun in nouns if draws.random() < OTHER_NOUN)]
+        tags += draws.sample(self.words, draws.random() < WRONG_TAG)
+        regions = self.photos.regions(draws.randrange(len(self.photos)), draws)["region_features"]
+        return {
+            "captions": [ids],
+            "inputs": [self.photos.corrupt(ids, draws)],
+            "tags": self.photos.processor.tag_ids(draws.sample(tags, len(tags))),
+            "region_features": regions if draws.random() < self.foreign_regions else regions[:0],
+        }
+
+    def sentence(self, word, start, draws) -> tuple[str, list[str]]:
+        """A sentence of a style with the word in it, and its other nouns."""
+        places = self.places[start]
+        own = word in places and draws.random() < OWN_SENTENCE
+        text, begin, end, nouns = draws.choice(places[word if own else GROUP_OF_WORD[word]])
+        sentence = text[:begin] + word + text[end:]
+        return f"{sentence.rstrip('。')}。", nouns
