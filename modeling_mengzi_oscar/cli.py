@@ -136,8 +136,8 @@ def caption(options) -> int:
     except ValueError as error:
         return fail(str(error))
     settings = {"num_beams": options.num_beams, "style": options.style}
-    if options.max_length:
-        settings["max_length"] = options.max_length
+    if options.max_length or options.style != "detailed":
+        settings["max_length"] = options.max_length or 20
     results = []
     for name, (photo, _) in progress(opened.items()):
         try:
