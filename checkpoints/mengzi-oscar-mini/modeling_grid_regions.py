@@ -4,6 +4,8 @@ Grid features served captioning and VQA as well as detected regions in "In Defen
 2020). Config, image processor and model stand in this one file, because each is short and none is of use alone.
 """
 
+from copy import deepcopy
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,7 +27,10 @@ class GridRegionConfig(PreTrainedConfig):
         backbone: name of a timm model; `backbone_kwargs` go to `timm.create_model`.
         num_features: channels of its last feature map, D = num_features + 6.
         grid_size: cells per side; the feature map is average-pooled to it. R = grid_size x grid_size.
-        tag_labels: words that the tag head knows; the id of `tag_labels[i]` is i + 1, 0 = none.
+        tag_labels: words of the tags; the id of `tag_labels[i]` is i + 1, 0 = none.
+        tag_classes: the tag id of each class of the backbone's own classifier: tags are then what the backbone was
+            trained to name (`ClassBranch`; EfficientNets). None: a tag head of its own, to be trained on sentences.
+        tag_stage: with `tag_classes`: the first stage that the branch of the classes does not share with the regions.
         max_tags: tags returned per image. tag_threshold: least probability of a tag.
     """
 
@@ -36,6 +41,8 @@ class GridRegionConfig(PreTrainedConfig):
     num_features: int = 1280
     grid_size: int = 7
     tag_labels: list[str] | None = None
+    tag_classes: list[int] | None = None
+    tag_stage: int = 5
     max_tags: int = 10
     tag_threshold: float = 0.3
     initializer_range: float = 0.02
@@ -61,6 +68,34 @@ class GridRegionImageProcessor(PilBackend):
         return batch.convert_to_tensors(return_tensors)
 
 
+class ClassBranch(nn.Module):
+    """The last stages of an EfficientNet and its classifier, as they were before the regions' stages were tuned.
+
+    Tuned on a few thousand photos the backbone forgets most of its classes; the stages before are shared. The weights
+    of the classifier are stored in 8 bits, a scale per class.
+    """
+
+    def __init__(self, backbone: nn.Module, first_stage: int, num_classes: int):
+        super().__init__()
+        self.blocks = deepcopy(backbone.blocks[first_stage:])
+        self.conv_head, self.bn2 = deepcopy(backbone.conv_head), deepcopy(backbone.bn2)
+        self.register_buffer("weight", torch.zeros((num_classes, backbone.num_features), dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(num_classes))
+        self.register_buffer("bias", torch.zeros(num_classes))
+
+    def set_classifier(self, weight: torch.FloatTensor, bias: torch.FloatTensor):
+        """Takes over a trained classifier: (num_classes, num_features) and (num_classes,)."""
+        self.scale.copy_(weight.abs().amax(dim=1) / 127)
+        self.weight.copy_((weight / self.scale[:, None]).round())
+        self.bias.copy_(bias)
+
+    def forward(self, trunk: torch.FloatTensor) -> torch.FloatTensor:
+        """What the stages before made of the image -> probabilities (B, num_classes)."""
+        pooled = self.bn2(self.conv_head(self.blocks(trunk))).mean(dim=(2, 3))
+        logits = F.linear(pooled, self.weight.to(pooled.dtype)) * self.scale + self.bias
+        return logits.float().softmax(dim=-1)
+
+
 class GridRegionModel(PreTrainedModel):
     """Pixels -> one region per grid cell, row by row from the top left, and tags of the whole image."""
 
@@ -81,7 +116,9 @@ class GridRegionModel(PreTrainedModel):
                 f"{config.backbone} has {self.backbone.num_features} channels, config.num_features says "
                 f"{config.num_features}"
             )
-        if config.tag_labels:
+        if config.tag_classes:
+            self.tag_branch = ClassBranch(self.backbone, config.tag_stage, len(config.tag_classes))
+        elif config.tag_labels:
             self.tag_classifier = nn.Linear(config.num_features, len(config.tag_labels))
         self.post_init()
 
@@ -98,11 +135,20 @@ class GridRegionModel(PreTrainedModel):
             `region_features` (B, R, num_features + 6), `boxes` (B, R, 4) in pixels of the photos, `tag_ids` and
             `tag_scores` (B, L) if there are tag labels, falling, cut at `tag_threshold`.
         """
-        appearance = self.grid(pixel_values)  # (B, C, G, G)
+        if self.config.tag_classes:
+            net, stage = self.backbone, self.config.tag_stage
+            trunk = net.blocks[:stage](net.bn1(net.conv_stem(pixel_values)))
+            appearance = self.grid(net.bn2(net.conv_head(net.blocks[stage:](trunk))))
+        else:
+            appearance = self.grid(self.backbone.forward_features(pixel_values))  # (B, C, G, G)
         boxes = self.cell_boxes(original_sizes)  # (B, R, 4)
         tokens = appearance.flatten(2).transpose(1, 2)  # (B, R, C)
         features = torch.cat([tokens, box_geometry(boxes, original_sizes).to(tokens.dtype)], dim=-1)
-        tag_ids, tag_scores = self.rank_tags(self.tag_logits(features)) if self.config.tag_labels else (None, None)
+        tag_ids = tag_scores = None
+        if self.config.tag_classes:
+            tag_ids, tag_scores = self.rank_tags(self.word_probabilities(self.tag_branch(trunk)))
+        elif self.config.tag_labels:
+            tag_ids, tag_scores = self.rank_tags(self.tag_logits(features).float().sigmoid())
         return RegionModelOutput(
             region_features=features,
             region_attention_mask=torch.ones(boxes.shape[:2], dtype=torch.long, device=boxes.device),
@@ -111,9 +157,8 @@ class GridRegionModel(PreTrainedModel):
             tag_scores=tag_scores,
         )
 
-    def grid(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+    def grid(self, features: torch.FloatTensor) -> torch.FloatTensor:
         """Last feature map of the backbone, whatever its layout, pooled to (B, C, grid_size, grid_size)."""
-        features = self.backbone.forward_features(pixel_values)
         if features.dim() == 3:  # a ViT: (B, prefix tokens + h x w, C)
             features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
             side = round(features.shape[1] ** 0.5)
@@ -137,9 +182,16 @@ class GridRegionModel(PreTrainedModel):
         pooled = region_features[..., : self.config.num_features].mean(dim=1)
         return self.tag_classifier(pooled.to(self.tag_classifier.weight.dtype))
 
-    def rank_tags(self, logits: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
+    def word_probabilities(self, probabilities: torch.FloatTensor) -> torch.FloatTensor:
+        """Of classes (B, num_classes) -> of tag labels: the sum over the classes of a word."""
+        words = torch.tensor(self.config.tag_classes, device=probabilities.device) - 1
+        return probabilities.new_zeros(len(probabilities), len(self.config.tag_labels)).index_add(
+            1, words, probabilities
+        )
+
+    def rank_tags(self, probabilities: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """Tag ids (0 = none) and probabilities (B, L), falling, those under `tag_threshold` set to 0."""
-        scores, indices = logits.float().sigmoid().topk(min(self.config.max_tags, logits.shape[-1]), dim=-1)
+        scores, indices = probabilities.topk(min(self.config.max_tags, probabilities.shape[-1]), dim=-1)
         kept = scores >= self.config.tag_threshold
         return (indices + 1) * kept, scores * kept
 

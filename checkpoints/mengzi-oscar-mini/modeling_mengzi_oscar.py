@@ -194,7 +194,8 @@ def join_masks(attention_mask, region_attention_mask, text, regions):
     `text` (B, T, ...) and `regions` (B, R, ...) give the sizes.
     """
     text_length, length = text.shape[1], text.shape[1] + regions.shape[1]
-    if attention_mask is not None and attention_mask.shape[1] == length and length != text_length:
+    joint = attention_mask is not None and attention_mask.shape[1] == length
+    if joint and (attention_mask.dim() == 3 or length != text_length):
         return attention_mask
     if attention_mask is not None and attention_mask.shape[1] != text_length:
         raise ValueError(

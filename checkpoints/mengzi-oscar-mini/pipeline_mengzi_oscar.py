@@ -27,6 +27,9 @@ REGION_MODELS = {  # model_type -> model, image processor
 }
 
 
+DETAILED_LENGTH = 30  # tokens of a detailed caption, with start and end
+
+
 class CheckpointError(ValueError):
     """One line: which checkpoint, what is wrong with it, what to do."""
 
@@ -73,10 +76,12 @@ class MengziOscarPipeline:
 
         return cls(captioner.to(device), processor, region_model.to(device), image_processor, load_head)
 
-    def caption(self, photos, batch_size=32, **generation) -> dict | list[dict]:
+    def caption(self, photos, batch_size=32, style=None, **generation) -> dict | list[dict]:
         """
         Args:
             photos: a path, PIL image or array (H, W, 3), or a list of them.
+            style: where the checkpoint writes in several (`processor.styles`): "short" or "detailed". None = [CLS]
+                begins a caption, as everywhere.
             **generation: as `MengziOscarForImageCaptioning.generate` takes them: `num_beams`, `max_length`, ...
 
         Returns:
@@ -86,14 +91,16 @@ class MengziOscarPipeline:
             region model says of it).
 
         Raises:
-            PhotoError: a photo that cannot be read.
+            PhotoError: a photo that cannot be read. ValueError: a style that the checkpoint does not have.
         """
         if not isinstance(photos, list):
-            return self.caption([photos], **generation)[0]
+            return self.caption([photos], style=style, **generation)[0]
+        if style == "detailed":  # says more than the 20 tokens of the published length
+            generation = {"max_length": DETAILED_LENGTH} | generation
         results = []
         for start in range(0, len(photos), batch_size):
             batch = [open_photo(photo) for photo in photos[start : start + batch_size]]
-            results += self._caption_batch(batch, generation)
+            results += self._caption_batch(batch, style, generation)
         return results
 
     def ask(self, photo, question: str, top: int = 5) -> list[dict] | list[list[dict]]:
@@ -158,12 +165,13 @@ class MengziOscarPipeline:
         return regions, self.region_model.tags(regions)
 
     @torch.inference_mode()
-    def _caption_batch(self, photos, generation):
+    def _caption_batch(self, photos, style, generation):
         regions, tags = self._look(photos)
         encoded = self.processor(tags=tags, regions=regions, return_tensors="pt").to(self.captioner.device)
         defaults = self.captioner.generation_config
         beams = generation.get("num_beams") or defaults.num_beams or 1
-        sequences = self.captioner.generate(**encoded, **{"num_return_sequences": beams} | generation)
+        begun = self.processor.begin(style, len(photos)).to(self.captioner.device)
+        sequences = self.captioner.generate(**encoded, input_ids=begun, **{"num_return_sequences": beams} | generation)
         per_photo = sequences.split(len(sequences) // len(photos))
         captions = [[self._until_sep(ids) for ids in rows.tolist()] for rows in per_photo]
         tag_ids = None

@@ -28,6 +28,7 @@ class MengziOscarProcessor(ProcessorMixin):
         tag_position_offset: position of the first tag in the caption layout.
         max_length: text and tags together, in tokens. max_regions: best regions kept per image.
         max_tags: tag words kept per image; 0 = the checkpoint was trained without tags.
+        styles: for captioners that write in several: {style: the token that begins a caption of it}.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class MengziOscarProcessor(ProcessorMixin):
         max_length=70,
         max_regions=50,
         max_tags=None,
+        styles=None,
         **kwargs,
     ):
         if layout not in ("caption", "pair"):
@@ -47,6 +49,7 @@ class MengziOscarProcessor(ProcessorMixin):
         self.max_length = max_length
         self.max_regions = max_regions
         self.max_tags = max_tags
+        self.styles = styles
         super().__init__(tokenizer, **kwargs)
 
     @property
@@ -140,6 +143,19 @@ class MengziOscarProcessor(ProcessorMixin):
             "token_type_ids": [0] * len(text_ids) + [1] * len(tag_ids),
             "position_ids": [*range(len(text_ids)), *range(tag_start, tag_start + len(tag_ids))],
         }
+
+    def begin(self, style: str | None, number: int) -> torch.LongTensor:
+        """What `number` captions of a style begin with, (number, 1): `input_ids` of `generate`. None = [CLS].
+
+        Raises:
+            ValueError: the checkpoint has no such style.
+        """
+        styles = {None: self.tokenizer.cls_token} | (self.styles or {})
+        if style not in styles:
+            known = ", ".join(self.styles or ["one style only"])
+            raise ValueError(f"this checkpoint does not write in the style {style!r}; it has: {known}")
+        token = styles[style]
+        return torch.full((number, 1), self.tokenizer.convert_tokens_to_ids(token))
 
     def _encode_tags(self, tags, max_length):
         rows = [self.tag_ids(words, max_length) for words in tags]
