@@ -24,8 +24,8 @@ from modeling_mengzi_oscar.hub import save_checkpoint, save_vocabulary
 from modeling_mengzi_oscar.labels_imagenet_zh import class_words
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
-# Of 0.2, 0.35, 0.5 and 0.8 the one with the best captions on validation photos (docs/mini.md); 88 % of the tags are then
-# confirmed by a sentence. For training, where the sentences of a photo say which tags are true, a lower one gives more.
+# Of 0.2, 0.35, 0.5 and 0.8 the one with the best captions of validation photos (docs/mini.md). For training a lower one
+# gives more: there the sentences of a photo say which tags are true.
 TAG_THRESHOLD = 0.5
 
 
