@@ -11,8 +11,8 @@ EXAMPLES = """examples:
   mengzi-oscar caption photo.jpg --style detailed
   mengzi-oscar caption photo.jpg --json
   mengzi-oscar caption --samples --picture demo.png
-  mengzi-oscar ask photo.jpg 有几个人？ --model a/checkpoint/with/an/ask/head
-  mengzi-oscar match photo.jpg 两个人在骑马 一只猫 --model a/checkpoint/with/a/match/head
+  mengzi-oscar ask photo.jpg 有几个人？
+  mengzi-oscar match photo.jpg 两个人在骑马 一只猫
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
   mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
@@ -20,8 +20,8 @@ EXAMPLES = """examples:
 TASKS = ("caption", "retrieval", "vqa", "gqa", "nlvr2", "pretrain")
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "mengzi-oscar-mini"
 MINI_NOTICE = {
-    "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材靠标签认出主要事物，其余多半是编的。",
-    "en": "The mini model learnt from 6,000 photos (people, dogs, sports, outdoors); else it may name the main thing.",
+    "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材多半说错，有时认得主要的东西。",
+    "en": "The mini model learnt from 6,000 photos (people, dogs, sports, outdoors); it is mostly wrong elsewhere.",
 }
 
 

@@ -74,9 +74,11 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "parameters": ("{captioner} M + 区域模型 {regions} M 参数", "{captioner} M + {regions} M parameters"),
     "data": ("数据", "Data"),
     "data_mini": (
-        "Flickr8k-CN（Li 等，ICMR 2016）：6,000 张照片，每张五句人写的中文；骨干网络从 ImageNet 权重开始。",
+        "Flickr8k-CN（Li 等，ICMR 2016）：6,000 张照片，每张五句人写的中文，问答的问题由这些句子生成；"
+        "另有 COCO-CN 的 4,712 个句子（没有照片）；骨干网络从 ImageNet 权重开始。",
         "Flickr8k-CN (Li et al., ICMR 2016): 6,000 photos with five Chinese sentences each, written by people; "
-        "the backbone started from ImageNet weights.",
+        "questions were made from these; 4,712 sentences of COCO-CN without photos; the backbone started from ImageNet "
+        "weights.",
     ),
     "data_card": ("见模型卡：{link}", "see the model card: {link}"),
     "limits": ("局限", "Limits"),
