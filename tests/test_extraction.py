@@ -358,7 +358,7 @@ def test_two_processes_make_the_rows_of_one(photos, grid, tmp_path):
     os.link(folder / "3.png", folder / "3.webp")  # one id twice
     flags = [str(folder), "--model", str(grid), "--dtype", "float32", "--batch_size", "1", "--use_cpu"]
     for processes in ("1", "2"):
-        launch = ["torch.distributed.run", "--nproc_per_node", processes, "--master_port", "29611"]
+        launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", processes]
         result = subprocess.run(
             [sys.executable, "-m", *launch, "train/extract_features.py", *flags, "--output", str(tmp_path / processes)],
             cwd=REPOSITORY,
