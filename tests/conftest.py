@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import BertTokenizer
 
 from modeling_mengzi_oscar import (
@@ -24,6 +25,7 @@ SHARED = Path(
 sys.path[:0] = [str(REPOSITORY / "train"), str(REPOSITORY / "space")]  # scripts, not packages
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+COLOURS = {"红": "red", "绿": "green", "蓝": "blue"}
 CHARACTERS = list("一二三两个只人男女孩狗猫马草地在上下跑骑坐着红白黑色的大小，。") + ["dog", "cat", "##s"]
 
 
@@ -95,3 +97,20 @@ def data(tmp_path):
     from builders import copy_files
 
     return lambda name: copy_files(name, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Flickr8k-CN's layout: photos of one colour, whose sentences name it."""
+    folder = tmp_path_factory.mktemp("flickr8k-cn")
+    (folder / "images").mkdir()
+    sentences, ids = [], []
+    for number in range(6):
+        word, colour = list(COLOURS.items())[number % 3]
+        ids.append(f"photo{number}")
+        Image.new("RGB", (64, 48), colour).save(folder / "images" / f"photo{number}.jpg")
+        sentences += [f"photo{number}.jpg#zhc#{i} 一面{word}色的墙{'。' * (i % 2)}" for i in range(5)]
+    (folder / "flickr8kzhc.caption.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    for split, members in {"train": ids[:4], "val": ids[4:5], "test": ids[5:]}.items():
+        (folder / f"flickr8k{split}.txt").write_text("\n".join(members) + "\n", encoding="utf-8")
+    return folder

@@ -17,7 +17,7 @@ import torch
 from arguments import load_splits, open_stores, parse_arguments
 from builders import build
 from caption import CaptionArguments
-from conftest import REPOSITORY
+from conftest import COLOURS, REPOSITORY
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,25 +27,6 @@ from weight_averaging import WeightAverage
 
 from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.photos import open_photo
-
-COLOURS = {"红": "red", "绿": "green", "蓝": "blue"}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Flickr8k-CN's layout: photos of one colour, whose sentences name it."""
-    folder = tmp_path_factory.mktemp("flickr8k-cn")
-    (folder / "images").mkdir()
-    sentences, ids = [], []
-    for number in range(6):
-        word, colour = list(COLOURS.items())[number % 3]
-        ids.append(f"photo{number}")
-        Image.new("RGB", (64, 48), colour).save(folder / "images" / f"photo{number}.jpg")
-        sentences += [f"photo{number}.jpg#zhc#{i} 一面{word}色的墙{'。' * (i % 2)}" for i in range(5)]
-    (folder / "flickr8kzhc.caption.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
-    for split, members in {"train": ids[:4], "val": ids[4:5], "test": ids[5:]}.items():
-        (folder / f"flickr8k{split}.txt").write_text("\n".join(members) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 """Command lines of the training scripts, and the rows and tensors that their flags name."""
 
 import argparse
+import atexit
+import gc
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 from datasets import Image, load_dataset
 from transformers import HfArgumentParser
@@ -58,6 +61,14 @@ def parse_arguments(*dataclass_types, description, arguments=None):
             flags[name].required = False
         parser.set_defaults(**settings)
     return parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
+
+
+@atexit.register
+def leave_process_group():
+    """Ends gloo's threads: one that still holds a tensor when the interpreter ends aborts the process, now and then."""
+    if torch.distributed.is_initialized():
+        gc.collect()  # the trainer, which refers to itself, holds the process group
+        torch.distributed.destroy_process_group()
 
 
 def load_splits(options, **settings):

@@ -1,0 +1,74 @@
+"""What the READMEs show is run: commands and code on a sample photo, the training of the mini for two steps a stage."""
+
+import re
+import shlex
+
+import caption
+import datasets
+import extract_features
+import pytest
+import start_mini
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+
+from modeling_mengzi_oscar import cli
+from modeling_mengzi_oscar.samples import sample_photos
+
+BOTH = pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
+SCRIPTS = {"start_mini": start_mini, "extract_features": extract_features, "caption": caption}
+
+
+def blocks(name, language=""):
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for written_in, block in found if written_in == language]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with photo.jpg and the bundled checkpoint, to stand in."""
+    Image.open(sample_photos()["astronaut"][0]).convert("RGB").save(tmp_path / "photo.jpg")
+    (tmp_path / "checkpoints").symlink_to(REPOSITORY / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@BOTH
+def test_commands(name, folder, capsys):
+    [block] = [block for block in blocks(name) if block.startswith("$ ")]
+    commands = re.findall(r"^\$ \.venv/bin/mengzi-oscar (.*)", block, flags=re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        words = shlex.split(command.replace("*.jpg", "photo.jpg"), comments=True)
+        assert cli.main(words) == 0
+        assert capsys.readouterr().out.strip()
+    assert (folder / "captions.png").is_file()
+
+
+@BOTH
+def test_code(name, folder, tiny_checkpoint):
+    photo, original = blocks(name, "python")
+    exec(photo, {})
+    names = {"tags": ["狗", "草地"], "features": torch.zeros(3, 262)}
+    exec(original.replace("path/to/original/folder", str(tiny_checkpoint)), names)
+    assert len(names["ids"]) == 1
+
+
+@BOTH
+def test_training_of_the_mini(name, data_dir, folder, monkeypatch):
+    """The block's own lines in their order, tiny and two steps a stage; what they leave captions a photo."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+    (folder / "data").mkdir()
+    (folder / "data" / "flickr8k-cn").symlink_to(data_dir)
+    (folder / "train").symlink_to(REPOSITORY / "train")
+    tiny = ["--hidden_size", "64", "--num_layers", "2", "--num_tags", "2", "--backbone", "test_efficientnet"]
+    short = ["--max_steps", "2", "--eval_steps", "2", "--save_steps", "2", "--num_beams", "2", "--report_to", "none"]
+    short += ["--per_device_train_batch_size", "2", "--dataloader_num_workers", "0", "--use_cpu"]
+    more = {"start_mini": [*tiny, "--random_backbone"], "extract_features": ["--use_cpu"], "caption": short}
+    [block] = [block for block in blocks(name) if "train/start_mini.py" in block]
+    commands = re.findall(r"^(?:python|accelerate launch) train/(\w+)\.py (.*)", block, flags=re.MULTILINE)
+    assert [script for script, _ in commands] == ["start_mini", *["extract_features"] * 2, *["caption"] * 3]
+    for script, flags in commands:
+        SCRIPTS[script].main([*shlex.split(flags), *more[script]])
+    assert cli.main(["caption", "photo.jpg", "--model", "outputs/stage3/best"]) == 0
