@@ -71,6 +71,20 @@ def test_tags():
     assert model.tags(output) == [["猫", "人"], ["人"]]
 
 
+def test_a_tag_that_is_not_sure_is_doubted():
+    labels = ["狗", "猫", "人", "狗？", "猫？", "人？"]
+    thresholds = {"tag_threshold": 0.25, "tag_sure": 0.5}
+    config = GridRegionConfig(
+        backbone="test_efficientnet", num_features=256, tag_labels=labels, tag_classes=[1, 2, 3], **thresholds
+    )
+    model = GridRegionModel(config)
+    ids, scores = model.rank_tags(torch.tensor([[0.3, 0.5, 0.2, 0, 0, 0], [0.49, 0.1, 0.4, 0, 0, 0]]))
+    assert scores[:, :3].tolist() == [pytest.approx([0.5, 0.3, 0]), pytest.approx([0.49, 0.4, 0])]
+    output = model(torch.zeros(2, 3, 96, 96), torch.tensor([[9, 9]] * 2))
+    output.tag_ids = ids
+    assert model.tags(output) == [["猫", "狗？"], ["狗？", "人？"]]
+
+
 def test_saving_keeps_every_bit_and_wrong_sizes_are_named(tmp_path):
     model = GridRegionModel(GridRegionConfig(backbone="test_efficientnet", num_features=256, tag_labels=["狗"])).eval()
     model.save_pretrained(tmp_path)

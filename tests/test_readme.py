@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 
 import caption
 import datasets
@@ -11,6 +12,7 @@ import start_mini
 import torch
 from conftest import REPOSITORY
 from PIL import Image
+from safetensors.torch import load_file
 
 from modeling_mengzi_oscar import cli
 from modeling_mengzi_oscar.samples import sample_photos
@@ -51,7 +53,10 @@ def test_code(name, folder, tiny_checkpoint):
     photo, original = blocks(name, "python")
     exec(photo, {})
     names = {"tags": ["狗", "草地"], "features": torch.zeros(3, 262)}
-    exec(original.replace("path/to/original/folder", str(tiny_checkpoint)), names)
+    for name in ("config.json", "vocab.txt"):  # and the weights: what an original folder has
+        shutil.copy(tiny_checkpoint / name, folder)
+    torch.save(load_file(tiny_checkpoint / "model.safetensors"), folder / "pytorch_model.bin")
+    exec(original.replace("path/to/original/folder", str(folder)), names)
     assert len(names["ids"]) == 1
 
 

@@ -60,7 +60,6 @@ class CaptionArguments(RunArguments):
     sentences_only: bool = field(default=False, metadata={"help": "no photos: only such sentences"})
     foreign_regions: float = field(default=0.6, metadata={"help": "share of them with the regions of a random photo"})
     sentence_rounds: int = field(default=4, metadata={"help": "rows of such sentences per tag word and epoch"})
-    confirmed_tags: bool = field(default=False, metadata={"help": "in training only tags that a sentence contains"})
     sentences_per_photo: int | None = field(default=None, metadata={"help": "dense: draw so many; default all"})
     tag_dropout: float = field(default=0.0, metadata={"help": "share of the photos that go without their tags"})
     corruption: float = field(default=0.0, metadata={"help": "dense: share of written tokens replaced by random ones"})
@@ -135,7 +134,7 @@ def main(arguments=None):
 
     # 4. What the objective learns from
     trainer_class, more, collator, rows_class, validation_rows = OscarTrainer, {}, dense, CaptionRows, CaptionRows
-    names = ("crops", "corruption", "tag_dropout", "confirmed_tags", "sentences_per_photo")
+    names = ("crops", "corruption", "tag_dropout", "sentences_per_photo")
     draws = {name: getattr(options, name) for name in names}
     sentences = read_sentences(options.sentences) if options.sentences else []
     if options.machine_captions:

@@ -61,7 +61,6 @@ class CaptionRows(SeededRows):
         training: draw augmentations, one machine translation and `corruption`; else plain and human sentences only.
         sentences_per_photo: in training so many of a photo's sentences are drawn; None = all.
         tag_dropout: share of the photos that go without their tags.
-        confirmed_tags: in training only tags that a sentence of the photo, human or machine-translated, contains.
         machine_start_id: opens a machine-translated sentence in place of [CLS].
     """
 
@@ -77,7 +76,6 @@ class CaptionRows(SeededRows):
         crops=True,
         sentences_per_photo=None,
         tag_dropout=0.0,
-        confirmed_tags=False,
         machine_start_id=None,
         corruption=0.0,
         max_length=20,
@@ -91,13 +89,6 @@ class CaptionRows(SeededRows):
         self.image_ids, self.references = rows["image_id"], rows["captions"]
         images = rows["image"] if "image" in rows.column_names else [None] * len(rows)
         self.paths = [image and image["path"] for image in images]
-        self.spoken = None
-        if training and confirmed_tags:
-            machine = rows["machine"] if "machine" in rows.column_names else [[]] * len(self.references)
-            self.spoken = [
-                "".join([*people, *(row["caption"] for row in translated)])
-                for people, translated in zip(self.references, machine, strict=True)
-            ]
         self.captions = [self.encode(sentences, self.tokenizer.cls_token_id) for sentences in self.references]
         self.machine = [[] for _ in self.captions]
         if training and machine_start_id is not None:
@@ -132,11 +123,8 @@ class CaptionRows(SeededRows):
         regions = store[self.image_ids[index]]
         item = {"region_features": regions["region_features"][: self.processor.max_regions]}
         if self.labels is not None:
-            words = tag_words(regions, self.labels)
-            if self.spoken is not None:
-                words = [word for word in words if word in self.spoken[index]]
             dropped = self.training and draws.random() < self.tag_dropout
-            item["tags"] = [] if dropped else self.processor.tag_ids(words)
+            item["tags"] = [] if dropped else self.processor.tag_ids(tag_words(regions, self.labels))
         return item
 
     def _pixels(self, index, draws):

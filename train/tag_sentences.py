@@ -2,9 +2,9 @@
 
 A row belongs to one tag word: a sentence that contains it, or that contains a word of its group with the tag word put
 in its place ("在草地上奔跑的狗" -> "在草地上奔跑的狐狸"). So every word of the tags is learnt alike, also those that no
-sentence has. Its tags are the word and some other nouns of the sentence: what is learnt is to copy tags, in both
-registers. A row has no regions, or those of a photo that has nothing to do with it: on photos unlike the training
-photos the regions mislead, and the tag must win.
+sentence has. Its tags are the word, half the time doubted ("狐狸？"), and some other nouns of the sentence: what is
+learnt is to copy tags, in both registers. A row has no regions, or those of a photo that has nothing to do with it: on
+photos unlike the training photos the regions mislead, and the tag must win.
 """
 
 from pathlib import Path
@@ -16,7 +16,9 @@ from modeling_mengzi_oscar.labels_imagenet_zh import GROUP_OF_WORD
 
 KINDS = "小大黑白花老"  # before a noun of one character: 小狗 is a 狗
 OTHER_NOUN = 0.4  # how often each other noun of the sentence is a tag, too
-WRONG_TAG = 0.15  # how often there is a tag that the sentence says nothing of
+DOUBT = "？"  # after a tag that its region model is not sure of
+DOUBTED = 0.5  # how often the word is
+WRONG_TAG = 0.15  # how often there is a doubted tag that the sentence says nothing of
 OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has any, and not its group's
 
 
@@ -79,8 +81,8 @@ class PhotosAndTagSentences(SeededRows):
         start = draws.choice([start for start, places in self.places.items() if GROUP_OF_WORD[word] in places])
         sentence, nouns = self.sentence(word, start, draws)
         [ids] = self.photos.encode([sentence], start)
-        tags = [word, *(noun for noun in nouns if draws.random() < OTHER_NOUN)]
-        tags += draws.sample(self.words, draws.random() < WRONG_TAG)
+        tags = [word + DOUBT * (draws.random() < DOUBTED), *(noun for noun in nouns if draws.random() < OTHER_NOUN)]
+        tags += [wrong + DOUBT for wrong in draws.sample(self.words, draws.random() < WRONG_TAG)]
         regions = self.photos.regions(draws.randrange(len(self.photos)), draws)["region_features"]
         return {
             "captions": [ids],

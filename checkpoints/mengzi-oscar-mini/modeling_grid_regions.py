@@ -32,6 +32,8 @@ class GridRegionConfig(PreTrainedConfig):
             trained to name (`ClassBranch`; EfficientNets). None: a tag head of its own, to be trained on sentences.
         tag_stage: with `tag_classes`: the first stage that the branch of the classes does not share with the regions.
         max_tags: tags returned per image. tag_threshold: least probability of a tag.
+        tag_sure: a tag below this probability is doubted: `tag_labels` are then the words, and once more the same words
+            as they are written when they are doubted ("火箭？"). None: no doubt.
     """
 
     model_type = "grid_regions"
@@ -45,6 +47,7 @@ class GridRegionConfig(PreTrainedConfig):
     tag_stage: int = 5
     max_tags: int = 10
     tag_threshold: float = 0.3
+    tag_sure: float | None = None
     initializer_range: float = 0.02
 
 
@@ -193,6 +196,8 @@ class GridRegionModel(PreTrainedModel):
         """Tag ids (0 = none) and probabilities (B, L), falling, those under `tag_threshold` set to 0."""
         scores, indices = probabilities.topk(min(self.config.max_tags, probabilities.shape[-1]), dim=-1)
         kept = scores >= self.config.tag_threshold
+        if self.config.tag_sure is not None:
+            indices = indices + (scores < self.config.tag_sure) * (len(self.config.tag_labels) // 2)
         return (indices + 1) * kept, scores * kept
 
     def tags(self, output: RegionModelOutput) -> list[list[str]]:
