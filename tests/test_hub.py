@@ -68,6 +68,9 @@ assert next(pipe.model.parameters()).dtype == torch.float32
 result = pipe(photo, num_beams=2)
 several = pipe([photo, photo], num_beams=2)
 assert [row["caption"] for row in several] == [result["caption"]] * 2
+small = transformers.pipeline("mengzi-oscar-captioning", model=repo, int8=True, **options)
+assert small.model.bert.encoder.layer[0].output.dense.weight().dtype == torch.qint8
+assert len(small(photo, num_beams=2)["captions"]) == 2
 print(json.dumps({"caption": locals().get("caption"), "piped": result["caption"], "score": result["score"]}))
 """
 
@@ -114,6 +117,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "pipeline_mengzi_oscar.py",
         "processing_mengzi_oscar.py",
         "processor_config.json",
+        "quantization.py",
         "region_model/config.json",
         "region_model/model.safetensors",
         "region_model/preprocessor_config.json",

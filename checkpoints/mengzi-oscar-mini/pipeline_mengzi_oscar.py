@@ -20,6 +20,7 @@ from .modeling_mengzi_oscar import (
 )
 from .photos import open_photo
 from .processing_mengzi_oscar import MengziOscarProcessor
+from .quantization import quantize
 
 REGION_MODELS = {  # model_type -> model, image processor
     "grid_regions": ("modeling_grid_regions.GridRegionModel", "modeling_grid_regions.GridRegionImageProcessor"),
@@ -51,17 +52,24 @@ class MengziOscarPipeline:
         self._load_head, self._heads = load_head, {}
 
     @classmethod
-    def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32"):
+    def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32", int8=False):
         """
         Args:
             name: folder or Hub id. revision: of the Hub repo.
             device, dtype: where and in what type the captioner runs; checkpoints stored in float16 run in float32
                 unless asked otherwise. The region model stays in float32.
+            int8: captioner and heads multiply in 8 bits (`quantize`): on CPUs faster, captions nearly the same.
 
         Raises:
             CheckpointError: nothing to load, weights missing, left over or of another size.
+            ValueError: int8 with another device or dtype, or a torch without it.
         """
-        captioner = load_checked(MengziOscarForImageCaptioning, name, revision=revision, dtype=dtype)
+
+        def prepared(model):
+            model = model.to(device)
+            return quantize(model) if int8 else model
+
+        captioner = prepared(load_checked(MengziOscarForImageCaptioning, name, revision=revision, dtype=dtype))
         processor = MengziOscarProcessor.from_pretrained(name, revision=revision)
         region_model, image_processor = load_region_model(name, revision=revision)
 
@@ -71,10 +79,10 @@ class MengziOscarPipeline:
                 raise CheckpointError(
                     f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was"
                 )
-            model = load_checked(TASK_HEADS[task], name, dtype=dtype, **options)
-            return model.to(device).eval(), MengziOscarProcessor.from_pretrained(name, **options)
+            model = prepared(load_checked(TASK_HEADS[task], name, dtype=dtype, **options))
+            return model.eval(), MengziOscarProcessor.from_pretrained(name, **options)
 
-        return cls(captioner.to(device), processor, region_model.to(device), image_processor, load_head)
+        return cls(captioner, processor, region_model.to(device), image_processor, load_head)
 
     def caption(self, photos, batch_size=32, style=None, **generation) -> dict | list[dict]:
         """
@@ -287,16 +295,18 @@ class MengziOscarCaptioningPipeline(Pipeline):
     """`pipeline("mengzi-oscar-captioning", model=..., trust_remote_code=True)`: the pipeline above, as transformers'.
 
     Photos in, dicts out, generation arguments in between. A checkpoint stored in float16 runs in float32 on a CPU
-    unless a dtype is asked for.
+    unless a dtype is asked for. `int8=True` multiplies in 8 bits there.
     """
 
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
 
-    def __init__(self, model, processor, dtype=None, **kwargs):
+    def __init__(self, model, processor, dtype=None, int8=False, **kwargs):
         super().__init__(model=model, processor=processor, **kwargs)
         if self.device.type == "cpu" and dtype in (None, "auto"):
             self.model.float()
+        if int8:
+            quantize(self.model)
         # The code of a Hub repo is imported as transformers_modules.<user>.<repo>.<commit>.<file>; nothing else tells
         # the revision that the user asked for.
         revision = re.search(r"\.([0-9a-f]{40})\.", __name__)
