@@ -134,10 +134,20 @@ class RegionFeatureStore:
 
     def __getitem__(self, image_id):
         """{"region_features": (R, D) in the store's dtype, and the store's other fields}, numpy arrays of your own."""
+        shard, row = self._place(image_id)
+        return shard.regions(row)
+
+    def num_regions(self, image_id) -> int:
+        """How many regions an image has, without reading them."""
+        shard, row = self._place(image_id)
+        start, end = shard.arrays["region_offsets"][row : row + 2]
+        return int(end - start)
+
+    def _place(self, image_id):
         place = self._find(image_id)
         if place is None:
             raise KeyError(f"no image {image_id!r} among the {len(self)} of the region feature store {self.path}")
-        return self._shard(place[0]).regions(place[1])
+        return self._shard(place[0]), place[1]
 
     def __contains__(self, image_id):
         return self._find(image_id) is not None

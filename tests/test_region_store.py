@@ -66,6 +66,7 @@ def test_returns_what_was_added(tmp_path):
     assert_holds(store, range(50))
     assert list(store) == [name_of(number) for number in range(50)]
     assert (store.feature_dim, store.dtype, store.region_model) == (DIM, "float16", "org/name@1234")
+    assert all(store.num_regions(name) == len(store[name]["region_features"]) for name in store)
     store[name_of(5)]["region_features"][:] = 0  # a copy: the next reader is not touched
     assert_holds(store, range(50))
     with pytest.raises(KeyError, match=f"no image 'nowhere' among the 50 of .*{tmp_path.name}"):

@@ -35,6 +35,7 @@ from modeling_mengzi_oscar.extraction import label_texts
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+from modeling_mengzi_oscar.quantization import quantize
 
 
 @dataclass
@@ -71,6 +72,7 @@ class CaptionArguments(RunArguments):
     style: str | None = field(
         default=None, metadata={"help": "of the written captions, where the checkpoint has several"}
     )
+    int8: bool = field(default=False, metadata={"help": "--do_predict: multiply in 8 bits, on a CPU"})
     references: str = field(default="captions", metadata={"help": "--do_predict: column to score against"})
 
 
@@ -120,6 +122,8 @@ def main(arguments=None):
     # 3. Captions only
     if training.do_predict:
         rows = CaptionRows(split_of(splits, options.test_split), **common)
+        if options.int8:
+            quantize(captioner)
         predictions = write_captions(model.to(training.device), rows, dense, training, options)
         if PartialState().is_main_process:
             results = {"split": options.test_split, "references": options.references, "punctuation": "dropped"}

@@ -117,6 +117,10 @@ class CaptionRows(SeededRows):
             return item | self._pixels(index, draws) | {"tag_labels": self.tag_labels[index]}
         return item | self.regions(index, draws)
 
+    def num_regions(self, index) -> int:
+        """Of a photo, in the plain store; 0 from pixels, whose grid is the same for all."""
+        return self.stores[0].num_regions(self.image_ids[index]) if self.stores else 0
+
     def regions(self, index, draws):
         """`region_features` (R, D) of a photo, and its tags as token ids with their [SEP]."""
         store = draws.choice(self.stores) if self.training else self.stores[0]

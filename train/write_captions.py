@@ -14,11 +14,13 @@ from metrics.caption_zh.scores import caption_scores
 def write_captions(model, rows, collator, training, options):
     """One caption per photo by beam search: dicts of image_id, caption and confidence, of all processes, in order.
 
-    Confidence is exp of the mean log-probability, as the original writes it.
+    Confidence is exp of the mean log-probability, as the original writes it. Photos meet in batches of like numbers of
+    regions, the most first: little is padded, and what does not fit into memory shows at once.
     """
     model.eval()
     captioner = getattr(model, "captioner", model)
-    indices = list(share_of(min(len(rows), options.max_eval_rows or len(rows))))
+    share = share_of(min(len(rows), options.max_eval_rows or len(rows)))
+    indices = sorted(share, key=rows.num_regions, reverse=True)
     found = []
     loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator.context)
     for batch in tqdm(loader, desc="captions", leave=False, disable=not PartialState().is_main_process):
