@@ -6,6 +6,7 @@ bandwidth, whichever takes longer: what fraction of it a variant reaches says ho
 """
 
 import argparse
+import copy
 import datetime
 import gc
 import json
@@ -25,18 +26,27 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from modeling_mengzi_oscar.quantization import quantize
+
 RESULTS = Path(__file__).resolve().parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def benchmark_parser(description: str, runs: int = 5) -> argparse.ArgumentParser:
+def benchmark_parser(description: str, runs: int = 5, int8: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the fast path; naive paths are float32")
+    dtypes = [*DTYPES, "int8"] if int8 else [*DTYPES]
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the fast path; naive paths are float32")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, each on a core of its own")
     parser.add_argument("--runs", type=int, default=runs, help="measured runs of each variant, after one to warm up")
     parser.add_argument("--save", action="store_true", help="append the result to benchmarks/results/")
     return parser
+
+
+def copy_in(dtype: str, model):
+    """A copy of a model in another type of numbers, "int8" among them."""
+    model = copy.deepcopy(model)
+    return quantize(model) if dtype == "int8" else model.to(DTYPES[dtype])
 
 
 def prepare(options) -> None:
