@@ -61,7 +61,7 @@ def test_flags_of_quoted_commands(helps):
     for script, help_text in helps.items():
         commands = re.findall(rf"{re.escape(script)}([^\n`]*)", text)
         assert commands, f"no page shows {script}"
-        for flag in re.findall(r"--[a-z_]+", " ".join(commands)):
+        for flag in re.findall(r"--[a-z0-9_]+", " ".join(commands)):
             assert re.search(rf"{flag}\b", help_text), f"{script} has no {flag}"
 
 
