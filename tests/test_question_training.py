@@ -11,9 +11,10 @@ from arguments import parse_arguments
 from collators import PairCollator, PairRows
 from conftest import REPOSITORY, shared_path
 from goldens import load_case
-from question_answering import QuestionArguments, answer_questions, targets_of
+from question_answering import QuestionArguments, targets_of
 from safetensors.torch import load_file
 from transformers import BertTokenizer, TrainingArguments
+from write_answers import answer_questions
 
 from datasets_scripts.gqa import Gqa
 from datasets_scripts.vqa import Vqa
@@ -224,6 +225,31 @@ def test_rows_without_ids_are_scored_but_make_no_submission(trained, features, d
 def test_a_captioner_cannot_answer(tiny_checkpoint, data_dir, features, tmp_path):
     with pytest.raises(SystemExit, match="do not fit MengziOscarForVisualQuestionAnswering"):
         vqa.main(["--do_predict", *vqa_flags(tiny_checkpoint, tmp_path, features[:1], data_dir)])
+
+
+def test_a_split_that_is_not_there_is_said(tiny_checkpoint, data_dir, features, tmp_path):
+    with pytest.raises(SystemExit, match="no split 'trainval'; it has train, validation, test"):
+        vqa.main(["--do_train", *vqa_flags(tiny_checkpoint, tmp_path, features, data_dir, train_split="trainval")])
+
+
+def test_tags_have_the_words_of_the_region_model(tiny_checkpoint, data_dir, tmp_path):
+    """The store does not name them; the rows' own tags are left for them."""
+    with RegionFeatureStore.writer(tmp_path / "store") as writer:
+        for number in range(6):
+            features = {"region_features": np.zeros((1, 262), np.float32), "class_ids": np.array([1 + number % 3])}
+            writer.add(f"photo{number}", features)
+    stores, settings = [str(tmp_path / "store")], {"num_train_epochs": 1, "add_od_labels": "true"}
+    seen = []
+    lay_out = MengziOscarProcessor.__call__
+
+    def look(self, *args, tags=None, **kwargs):
+        seen.extend(tags)
+        return lay_out(self, *args, tags=tags, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MengziOscarProcessor, "__call__", look)
+        vqa.main(["--do_train", *vqa_flags(tiny_checkpoint, tmp_path / "run", stores, data_dir, **settings)])
+    assert {word for words in seen for word in words} == {"狗", "猫", "草地"}
 
 
 def test_scores_by_type_and_by_the_official_rule():

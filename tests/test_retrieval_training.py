@@ -274,3 +274,8 @@ def test_published_evaluation_and_a_first_stage(work, tmp_path):
     np.save(tmp_path / "other.npy", np.zeros((2, 3)))
     with pytest.raises(SystemExit, match="is 2 x 3, the split has 8 images and 16 texts"):
         run(work, tmp_path / "other", recipe, test_split="test", first_stage=tmp_path / "other.npy")
+
+
+def test_a_split_that_is_not_there_is_said(work, tmp_path):
+    with pytest.raises(SystemExit, match="no split 'val'; it has minival, test, train"):
+        run(work, tmp_path, "--do_predict", test_split="val")

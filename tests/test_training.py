@@ -14,13 +14,14 @@ import extract_features
 import pytest
 import start_mini
 import torch
-from arguments import load_splits, open_stores, parse_arguments
+from arguments import RunArguments, load_splits, open_stores, parse_arguments, tag_texts
 from builders import build
 from caption import CaptionArguments
-from conftest import COLOURS, REPOSITORY
+from conftest import COLOURS, REPOSITORY, tiny_captioner
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
+from tag_sentences import TagSentenceArguments
 from trainer import newest_checkpoint
 from transformers import TrainingArguments
 from weight_averaging import WeightAverage
@@ -253,6 +254,35 @@ def test_what_is_missing_is_said(data_dir, start, tmp_path):
         open_stores(CaptionArguments(model_name_or_path="x", dataset="aic_icc"))
     with pytest.raises(SystemExit, match="works on stored features"):
         caption_script.main([*flags(data_dir, start, tmp_path, objective="scst"), "--do_train"])
+    settings = {"objective": "scst", "features": start / "plain", "sentences": "sentences.txt"}
+    with pytest.raises(SystemExit, match="--sentences go with --objective dense"):
+        caption_script.main([*flags(data_dir, start, tmp_path, **settings), "--do_train"])
+
+
+def test_tags_have_the_words_of_the_store_or_of_the_region_model(tiny_checkpoint, tmp_path):
+    stores = {}
+    for name, labels in {"says": ["", "马"], "silent": None}.items():
+        with RegionFeatureStore.writer(tmp_path / name, labels=labels) as writer:
+            writer.add("1", {"region_features": torch.zeros(1, 22).numpy()})
+        stores[name] = RegionFeatureStore.open(tmp_path / name)
+    options = RunArguments(model_name_or_path=str(tiny_checkpoint), dataset="x")
+    assert tag_texts(options, stores["says"]) == ["", "马"]
+    assert tag_texts(options, stores["silent"]) == ["", "狗", "猫", "草地"]
+    tiny_captioner().save_pretrained(tmp_path / "alone")
+    options.model_name_or_path = str(tmp_path / "alone")
+    assert tag_texts(options, stores["says"]) == ["", "马"]
+    with pytest.raises(SystemExit, match="silent does not name its tags, nor does --model_name_or_path .*names none"):
+        tag_texts(options, stores["silent"])
+
+
+def test_arguments_seed():
+    def drawn(seed):
+        parse_arguments(
+            TrainingArguments, description="", arguments=["--output_dir", "x", "--use_cpu", f"--seed={seed}"]
+        )
+        return torch.rand(1).item()
+
+    assert drawn(1) == drawn(1) != drawn(2)
 
 
 def test_weight_average_is_the_average(tmp_path):
@@ -280,7 +310,8 @@ def test_recipes_of_captioning_name_flags_only(recipe):
     if not recipe.stem.startswith(("caption", "mini_stage")):
         pytest.skip("a recipe of another script, tested there")
     needed = ["--output_dir", "x", "--model_name_or_path", "y", "--recipe", str(recipe), "--use_cpu"]
-    options, training = parse_arguments(CaptionArguments, TrainingArguments, description="", arguments=needed)
+    flags = (CaptionArguments, TagSentenceArguments, TrainingArguments)
+    options, _, training = parse_arguments(*flags, description="", arguments=needed)
     published = {"caption_coco", "caption_aic_icc"}
     assert (training.learning_rate == 3e-5 and options.drop_worst_after == 20000) == (recipe.stem in published)
 

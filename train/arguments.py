@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 import yaml
 from datasets import Image, load_dataset
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from datasets_scripts.prepare import NAMES, builder_class
 from modeling_mengzi_oscar import RegionFeatureStore
+from modeling_mengzi_oscar.extraction import label_texts
+from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 
 @dataclass
@@ -40,6 +42,8 @@ class RunArguments:
 def parse_arguments(*dataclass_types, description, arguments=None):
     """One instance of each dataclass. `--recipe FILE.yaml` is read first: its keys are names of flags.
 
+    Seeds with `--seed`: what a checkpoint lacks, a head for instance, is drawn alike in every run and every process.
+
     Raises:
         SystemExit: an unknown flag, no such recipe, or a key of the recipe that is no flag.
     """
@@ -60,7 +64,22 @@ def parse_arguments(*dataclass_types, description, arguments=None):
                 parser.error(f"{recipe}: {name!r} is not a flag of this script")
             flags[name].required = False
         parser.set_defaults(**settings)
-    return parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
+    parsed = parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
+    for options in parsed:
+        if isinstance(options, TrainingArguments):
+            set_seed(options.seed)
+    return parsed
+
+
+def settings_of(options, *names) -> dict:
+    """Those of these flags that were given and --drop_out, under their names in a checkpoint's config."""
+    settings = {name: getattr(options, name) for name in names} | {"hidden_dropout_prob": options.drop_out}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def attention_of(training) -> str:
+    """On CPUs the fused attention is slower to train at these sizes."""
+    return "sdpa" if training.do_predict or training.device.type != "cpu" else "eager"
 
 
 @atexit.register
@@ -112,3 +131,20 @@ def open_stores(options) -> list[RegionFeatureStore]:
     if not options.features:
         raise SystemExit("--features is missing: region features of the photos, made by mengzi-oscar extract")
     return [RegionFeatureStore.open(path) for path in options.features]
+
+
+def tag_texts(options, store) -> list[str]:
+    """The words of a store's tag or class ids, in Chinese; where it does not say them those of the checkpoint's region
+    model.
+
+    Raises:
+        SystemExit: neither knows.
+    """
+    if store.labels is not None:
+        return store.labels
+    try:
+        return label_texts(load_region_model(options.model_name_or_path)[0], "zh")
+    except ValueError as error:
+        raise SystemExit(
+            f"{store.path} does not name its tags, nor does --model_name_or_path ({error}): go without tags"
+        ) from None

@@ -36,12 +36,13 @@ class CaptionerFromPixels(MengziOscarPreTrainedModel):
         tag_loss = torch.nn.functional.binary_cross_entropy_with_logits(tag_logits.float(), tag_labels)
         return {"loss": output.loss + tag_loss}
 
-    def optimizer_groups(self, training, rate):
-        """No decay for biases and LayerNorms, a learning rate of its own for the region model."""
+    def optimizer(self, training, rate):
+        """AdamW: no decay for biases and LayerNorms, `rate` is the learning rate of the region model."""
         groups = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 own = rate if "region_model." in name else training.learning_rate
                 decay = 0.0 if parameter.dim() < 2 else training.weight_decay
                 groups.setdefault((own, decay), []).append(parameter)
-        return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+        groups = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+        return torch.optim.AdamW(groups, betas=(training.adam_beta1, training.adam_beta2), fused=True)

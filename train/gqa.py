@@ -12,8 +12,9 @@ answers scores.json. The best validation is kept as <output_dir>/best; run again
 from dataclasses import dataclass, field
 
 from arguments import parse_arguments
-from question_answering import QuestionArguments, mean_by, run
+from question_answering import QuestionArguments, run
 from transformers import TrainingArguments
+from write_answers import mean_by
 
 from metrics.gqa_accuracy.answers import gqa_scores
 

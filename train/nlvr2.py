@@ -9,19 +9,18 @@ The sentence stands once before the tags and regions of each photo; the two pool
 (oscar/run_nlvr.py, pair mode). --do_predict writes predictions.jsonl with probabilities, and scores.json.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from arguments import RunArguments, load_splits, open_stores, parse_arguments, split_of
+from arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of
 from collators import PairCollator
-from report import write_beside
+from report import write_rows, write_scores
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from trainer import OscarTrainer, in_order, share_of
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForVisualReasoning, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint
@@ -91,12 +90,9 @@ def main(arguments=None):
     options, training = parse_arguments(ReasoningArguments, TrainingArguments, description=__doc__, arguments=arguments)
 
     # 1. Model
-    settings = {} if training.do_predict else {"classifier": options.classifier, "num_choice": 2, "num_labels": 2}
+    settings = settings_of(options, *(() if training.do_predict else ("classifier", "cls_hidden_scale")))
     if not training.do_predict:
-        settings |= {"cls_hidden_scale": options.cls_hidden_scale, "loss_type": "xe", "ignore_mismatched_sizes": True}
-    if options.drop_out is not None:
-        settings["hidden_dropout_prob"] = options.drop_out
-    set_seed(training.seed)  # a fresh head is random
+        settings |= {"num_choice": 2, "num_labels": 2, "loss_type": "xe", "ignore_mismatched_sizes": True}
     model = MengziOscarForVisualReasoning.from_pretrained(options.model_name_or_path, dtype="float32", **settings)
     processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
     processor.layout, processor.max_tags, processor.max_length = "pair", None, options.max_seq_length
@@ -114,10 +110,8 @@ def main(arguments=None):
             results = {"split": options.test_split, "accuracy": accuracy(predictions, rows)}
             folder = Path(training.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in predictions]
-            write_beside(folder / "predictions.jsonl", "".join(lines))
-            write_beside(folder / "scores.json", json.dumps(results, indent=2))
-            print(json.dumps(results, indent=2))
+            write_rows(folder / "predictions.jsonl", predictions)
+            write_scores(folder, results)
         return
 
     # 4. Train

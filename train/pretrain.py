@@ -14,22 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
-from arguments import RunArguments, load_splits, parse_arguments
+from arguments import RunArguments, attention_of, load_splits, parse_arguments, settings_of, split_of, tag_texts
 from collators import tag_words
 from pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
-from trainer import OscarTrainer, in_order, share_of
+from pretraining_scores import evaluate_pretraining
+from trainer import OscarTrainer
 from transformers import PreTrainedConfig, TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore
 from modeling_mengzi_oscar.convert_oscar_checkpoint import convert
-from modeling_mengzi_oscar.extraction import label_texts
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
-from modeling_mengzi_oscar.processing_mengzi_oscar import SPACE_BETWEEN_CJK
 
 
 @dataclass
@@ -80,15 +75,15 @@ def main(arguments=None):
     # 2. Data: a row per caption or question
     settings = {"yaml_file": options.dataset_file, "ground_truth": options.use_gtlabels}
     splits = load_splits(options, **(settings if options.dataset == "pretraining_corpus" else {}))
-    labels = None
-    if options.use_b and region_model is not None and None in stores:
-        labels = stores[None].labels or label_texts(region_model, "zh")
+    train, store, labels = split_of(splits, "train"), stores.get(None), None
+    if options.use_b and store is not None and (store.labels is not None or region_model is not None):
+        labels = tag_texts(options, store)
 
     def tags(image_id):
-        return tag_words(stores[None][image_id], labels) if labels else []
+        return tag_words(store[image_id], labels) if labels else []
 
     if "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out(splits["train"], options.validation_images, training.seed)
+        splits["train"], splits["validation"] = hold_out(train, options.validation_images, training.seed)
     pairs = {split: one_row_per_text(splits[split], tags) for split in ("train", "validation")}
     if options.use_b and not any(pairs["train"]["tags"]):
         raise SystemExit(f"{options.dataset}: no row has tags, and --features names none; or give --use_b false")
@@ -143,31 +138,23 @@ def starting_folder(options, training):
     with training.main_process_first(local=False, desc="the text BERT becomes a checkpoint of ours"):
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            convert(options.model_name_or_path, folder, task="pretrain", allow_missing=True)
+            with torch.random.fork_rng(devices=[]):  # one process draws here; all shall draw the same new parts later
+                convert(options.model_name_or_path, folder, task="pretrain", allow_missing=True)
     return folder
 
 
 def load_model(start, options, training, feature_dim):
     """The checkpoint with the settings of this run. Only what is new here may have another shape."""
-    settings = {
-        "num_contrast_classes": contrast_classes(options.texta_false_prob, options.use_b),
-        "img_layer_norm_eps": options.img_layer_norm_eps,
-    }
-    if options.drop_out is not None:
-        settings["hidden_dropout_prob"] = options.drop_out
-    if options.use_img_layernorm is not None:
-        settings["use_img_layernorm"] = options.use_img_layernorm
+    settings = settings_of(options, "img_layer_norm_eps", "use_img_layernorm")
+    settings["num_contrast_classes"] = contrast_classes(options.texta_false_prob, options.use_b)
     new = ["cls.seq_relationship."]
     if Path(training.output_dir) / "start" == start:
         settings["img_feature_dim"] = feature_dim
         new += ["bert.img_embedding."]
-    # On CPUs the fused attention is slower to train at these sizes.
-    attention = "eager" if training.device.type == "cpu" else "sdpa"
-    torch.manual_seed(training.seed)  # the new parts are the same in every process
     model, report = MengziOscarForPreTraining.from_pretrained(
         start,
         dtype="float32",
-        attn_implementation=attention,
+        attn_implementation=attention_of(training),
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         **settings,
@@ -177,44 +164,6 @@ def load_model(start, options, training, feature_dim):
         wanted = f"features {model.config.img_feature_dim} wide" if not wrong else f"another {sorted(wrong)[0]}"
         raise SystemExit(f"{start} does not fit: it has {wanted}, --features has rows of {feature_dim}")
     return model
-
-
-@torch.inference_mode()
-def evaluate_pretraining(model, rows, collator, training):
-    """How many masked tokens are found and how many pairs judged right, of all processes; and ten rows to look at."""
-    model.eval()
-    indices = share_of(len(rows))
-    loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator)
-    counts, lines = torch.zeros(4, device=model.device), []  # tokens found, tokens, pairs right, pairs
-    for batch in tqdm(loader, desc="masked tokens", leave=False, disable=not PartialState().is_main_process):
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        labels, contrast = batch.pop("labels"), batch.pop("next_sentence_label")
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
-            output = model.bert(**batch)
-            asked = labels != -100
-            found = model.cls.predictions(output.last_hidden_state[:, : labels.shape[1]][asked]).argmax(dim=-1)
-            judged = model.cls.seq_relationship(output.pooler_output).argmax(dim=-1)
-        right = found == labels[asked]
-        counts += torch.stack(
-            [right.sum(), asked.sum(), (judged == contrast).sum(), torch.tensor(len(labels), device=model.device)]
-        )
-        if not lines:
-            filled = batch["input_ids"].masked_scatter(asked, found)
-            lines = [
-                [text_of(ids[row][seen], collator.processor.tokenizer) for ids in (filled, batch["input_ids"])]
-                for row, seen in enumerate(batch["attention_mask"].bool())
-            ]
-    found, asked, right, pairs = reduce(counts, "sum").tolist()
-    samples = [
-        (index, {"image_id": rows.rows[index]["image_id"], "lines": line})
-        for index, line in zip(indices, lines, strict=False)
-    ]
-    return {"masked_accuracy": found / max(1, asked), "contrast_accuracy": right / pairs}, in_order(samples)
-
-
-def text_of(ids, tokenizer) -> str:
-    """Text and tags without [CLS] and the last [SEP], no spaces between Chinese characters."""
-    return SPACE_BETWEEN_CJK.sub("", tokenizer.decode(ids[1:-1]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a run leaves for people: curves, a table of scores, ten samples with their photos, a model card."""
 
 import html
+import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -110,3 +111,15 @@ def write_beside(path, text):
     temporary = path.with_name("." + path.name)
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def write_rows(path, rows):
+    """One JSON object a line."""
+    write_beside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_scores(folder, scores):
+    """scores.json, and what is in it on the screen."""
+    text = json.dumps(scores, indent=2)
+    write_beside(folder / "scores.json", text)
+    print(text)

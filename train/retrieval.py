@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from arguments import RunArguments, load_splits, open_stores, parse_arguments
+from arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of, tag_texts
 from matching_rows import (
     ImageRows,
     InBatchCollator,
@@ -33,10 +33,8 @@ from transformers import TrainingArguments
 from write_matches import candidates_of, evaluate_recall, predict
 
 from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarProcessor
-from modeling_mengzi_oscar.extraction import label_texts
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.matching import Matcher
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 
 @dataclass
@@ -64,26 +62,23 @@ def main(arguments=None):
     processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
     processor.layout, processor.max_length = "pair", options.max_seq_length
     processor.max_regions = options.max_img_seq_length
-    names = ("num_hidden_layers", "regions_read_text")
-    settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if options.drop_out is not None:
-        settings["hidden_dropout_prob"] = options.drop_out
     matcher = MengziOscarForImageTextRetrieval.from_pretrained(
-        options.model_name_or_path, dtype="float32", attn_implementation="sdpa", **settings
+        options.model_name_or_path,
+        dtype="float32",
+        attn_implementation="sdpa",
+        **settings_of(options, "num_hidden_layers", "regions_read_text"),
     )
 
     # 2. Data
     splits, common = load_splits(options), {"stores": open_stores(options), "seed": training.seed}
     if options.add_od_labels:
-        common["labels"] = common["stores"][0].labels
-        if common["labels"] is None:
-            common["labels"] = label_texts(load_region_model(options.model_name_or_path)[0], "zh")
+        common["labels"] = tag_texts(options, common["stores"][0])
 
     # 3. Scores only
     if training.do_predict:
         dtype = torch.bfloat16 if training.bf16_full_eval else torch.float32
         engine = Matcher(matcher.to(training.device, dtype), processor)
-        predict(engine, splits[options.test_split], common, options, training)
+        predict(engine, split_of(splits, options.test_split), common, options, training)
         return
 
     # 4. What the objective learns from
@@ -95,7 +90,7 @@ def main(arguments=None):
         if options.hard_negatives:
             scores = np.load(options.hard_negatives, mmap_mode="r")
             more = {"hard_negatives": scores, "hard_top": options.hard_top}
-    validation = splits["minival" if "minival" in splits else "validation"]
+    validation = split_of(splits, "minival" if "minival" in splits else "validation")
     validation = validation.select(range(min(len(validation), options.max_eval_rows or len(validation))))
     images = ImageRows(validation, **common, captions=options.num_captions_per_img_val)
     candidates = candidates_of(validation, images, options)
@@ -111,7 +106,7 @@ def main(arguments=None):
         task="retrieval",
         best_metric="image_to_text_r1",
         data_collator=collator,
-        train_dataset=rows_class(splits["train"], **common_train, **more, training=True),
+        train_dataset=rows_class(split_of(splits, "train"), **common_train, **more, training=True),
         eval_dataset=rows_class(validation, **common_train),
         evaluate_task=lambda _: evaluate_recall(engine, images, candidates, paths),
         save=lambda folder, card: save_checkpoint(folder, matcher, processor, card=card, task="retrieval"),

@@ -7,10 +7,12 @@ learnt is to copy tags, in both registers. A row has no regions, or those of a p
 photos unlike the training photos the regions mislead, and the tag must win.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jieba.posseg
 from collators import SeededRows
+from fluent_translations import keep_fluent
 
 from modeling_mengzi_oscar.labels_imagenet_zh import GROUP_OF_WORD
 
@@ -20,6 +22,21 @@ DOUBT = "？"  # after a tag that its region model is not sure of
 DOUBTED = 0.5  # how often the word is
 WRONG_TAG = 0.15  # how often there is a doubted tag that the sentence says nothing of
 OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has any, and not its group's
+
+
+@dataclass
+class TagSentenceArguments:
+    """Flags of caption.py that stages 4 and 5 of the mini need."""
+
+    sentences: str | None = field(default=None, metadata={"help": "COCO-CN's: sentences without photos for the tags"})
+    sentences_only: bool = field(default=False, metadata={"help": "no photos: only such sentences"})
+    sentence_rounds: int = field(default=4, metadata={"help": "rows of such sentences per tag word and epoch"})
+    foreign_regions: float = field(default=0.6, metadata={"help": "share of them with the regions of a random photo"})
+    fluent_only: bool = field(
+        default=False, metadata={"help": "of the machine captions the fluent, and people's long sentences"}
+    )
+    tag_dropout: float = field(default=0.0, metadata={"help": "share of the photos that go without their tags"})
+    sentences_per_photo: int | None = field(default=None, metadata={"help": "dense: draw so many; default all"})
 
 
 def read_sentences(path) -> list[str]:
@@ -98,3 +115,19 @@ class PhotosAndTagSentences(SeededRows):
         text, begin, end, nouns = draws.choice(places[word if own else GROUP_OF_WORD[word]])
         sentence = text[:begin] + word + text[end:]
         return f"{sentence.rstrip('。')}。", nouns
+
+
+def rows_with_tag_sentences(rows, options, caption_rows):
+    """Training rows of a split as `options` (`TagSentenceArguments`) has them.
+
+    `caption_rows` makes the `CaptionRows` of a split, with its draws as keywords.
+    """
+    sentences = read_sentences(options.sentences) if options.sentences else []
+    if options.fluent_only:
+        rows = keep_fluent(rows, sentences)
+    draws = ("tag_dropout", "sentences_per_photo")
+    photos = caption_rows(rows, **{name: getattr(options, name) for name in draws})
+    if not sentences:
+        return photos
+    shares = {"foreign_regions": options.foreign_regions, "sentences_only": options.sentences_only}
+    return PhotosAndTagSentences(photos, sentences, options.sentence_rounds, **shares)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from arguments import parse_arguments
-from question_answering import QuestionArguments, mean_by, run
+from question_answering import QuestionArguments, run
 from transformers import TrainingArguments
+from write_answers import mean_by
 
 from metrics.vqa_accuracy.answers import vqa_scores
 

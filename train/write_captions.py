@@ -1,8 +1,11 @@
 """Captions of a whole split, decoded by all processes together, and what they score."""
 
+from pathlib import Path
+
 import torch
 from accelerate import PartialState
 from collators import CONTEXT
+from report import write_rows, write_scores
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from trainer import in_order, share_of
@@ -57,3 +60,25 @@ def score(predictions, references):
         result = caption_scores(captions, references, segment=segment, metrics=("bleu", "rouge_l", "cider_d"))
         scores |= {f"{level}_{name}": result[name] for name in ("bleu_4", "rouge_l", "cider_d")}
     return scores
+
+
+def predict(model, rows, split, collator, training, options):
+    """Captions of a split and what they score against its column --references, into the output folder."""
+    references = split[options.references]
+    predictions = write_captions(model, rows, collator, training, options)
+    if PartialState().is_main_process:
+        results = {"split": options.test_split, "references": options.references, "punctuation": "dropped"}
+        folder = Path(training.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / "captions.jsonl", predictions)
+        write_scores(folder, results | score(predictions, references[: len(predictions)]))
+
+
+def evaluate_captions(model, rows, collator, training, options):
+    """Scores, and samples for the report: a photo, its caption, and one of its own sentences."""
+    predictions = write_captions(model, rows, collator, training, options)
+    samples = [
+        {"image_id": row["image_id"], "image": path, "lines": [row["caption"], *references[:1]]}
+        for row, path, references in zip(predictions, rows.paths, rows.references, strict=False)
+    ]
+    return score(predictions, rows.references[: len(predictions)]), samples

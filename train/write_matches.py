@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from matching_rows import ImageRows
-from report import write_beside
+from report import write_beside, write_rows, write_scores
 from trainer import in_order, share_of
 from transformers import AutoModel, AutoProcessor
 
@@ -87,12 +87,10 @@ def predict(engine, rows, common, options, training):
     results |= {"split": options.test_split, "pairs": len(images) * len(images.texts)}
     results["pairs_scored"] = results["pairs"] if pairs is None else sum(map(len, pairs))
     write_beside(folder / "eval.json", json.dumps(original, indent=2))
-    write_beside(folder / "scores.json", json.dumps(results, indent=2))
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best_matches(engine, scores, images)]
-    write_beside(folder / "matches.jsonl", "".join(lines))
+    write_rows(folder / "matches.jsonl", best_matches(engine, scores, images))
     if options.results_pt:
         torch.save(original_results(engine, scores, pairs), folder / "results.pt")
-    print(json.dumps(results, indent=2))
+    write_scores(folder, results)
 
 
 def first_stage(options, rows, images, training):
