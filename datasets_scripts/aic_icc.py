@@ -24,7 +24,7 @@ import datasets
 
 from .reading import (
     SENTENCES,
-    FilesBuilder,
+    SplitsBuilder,
     find,
     find_photos,
     get,
@@ -49,7 +49,7 @@ def retrieval_keys(image_ids, count=1000):
     return smallest_hashes(image_ids, count)
 
 
-class AicIcc(FilesBuilder):
+class AicIcc(SplitsBuilder):
     """One row per photo; splits train 210,000 / validation 30,000, test_a and test_b where there, retrieval_1k.
 
     Raises:
@@ -81,14 +81,14 @@ class AicIcc(FilesBuilder):
             license="Research use, terms of the AI Challenger competition.",
         )
 
-    def _split_generators(self, dl_manager):
-        splits = {split: self.read(split, path) for split, path in self.files.items()}
+    def read(self):
+        splits = {split: self.read_part(split, path) for split, path in self.files.items()}
         if "validation" in splits:
             rows = {row["image_id"]: row for row in splits["validation"]}
             splits["retrieval_1k"] = [rows[image_id] for image_id in retrieval_keys(rows)]
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"rows": tuple(rows)}) for split, rows in splits.items()]
+        return splits
 
-    def read(self, split, path):
+    def read_part(self, split, path):
         """Rows of an annotation file, in its order."""
         part, date = _PARTS[split]
         photos = find_photos(os.path.dirname(path), f"caption_{part}_images_{date}")
@@ -109,6 +109,3 @@ class AicIcc(FilesBuilder):
             f"AIC-ICC {split}: {len(rows):,} photos with {sentences:,} sentences. Left out: {say_photos(photos, rows)}."
         )
         return rows.values()
-
-    def _generate_examples(self, rows):
-        yield from enumerate(rows)

@@ -31,20 +31,20 @@ import datasets
 
 from .reading import (
     SENTENCES,
-    FilesBuilder,
     FilesConfig,
+    SplitsBuilder,
     find,
     find_photos,
     get,
     json_items,
     lines,
-    photo_of,
     read_karpathy,
     read_sentences,
     read_splits,
     read_yaml,
     require,
     say_photos,
+    say_splits,
     sentence,
     tsv_rows,
 )
@@ -60,7 +60,7 @@ _YAML = {TRAIN: "train.yaml", VALIDATION: "val.yaml", TEST: "test.yaml"}
 _SOURCE = "docs/data.md says where to get it"
 
 
-class CocoCaption(FilesBuilder):
+class CocoCaption(SplitsBuilder):
     """One row per photo: `CocoCaption(config_name="coco_cn", data_dir=...)`, then as any builder of `datasets`.
 
     Raises:
@@ -95,7 +95,7 @@ class CocoCaption(FilesBuilder):
             license="Photos: rights with the Flickr users. Sentences: CC BY 4.0 (COCO), MIT (COCO-CN).",
         )
 
-    def _split_generators(self, dl_manager):
+    def read(self):
         folders = ("train2014", "val2014", "images/train2014", "images/val2014")
         photos = find_photos(self.config.data_dir, *folders)
         read = {"coco_cn": self.coco_cn, "official": self.official, "karpathy": self.karpathy, "oscar": self.oscar}
@@ -103,29 +103,10 @@ class CocoCaption(FilesBuilder):
         empty = sum(not row["captions"] for rows in splits.values() for row in rows)
         used = {row["image_id"] for rows in splits.values() for row in rows}
         self.report(
-            f"COCO captions, {self.config.name}: "
-            + ", ".join(
-                f"{split} {len(rows):,} photos with {sum(len(row['captions']) for row in rows):,} sentences"
-                for split, rows in splits.items()
-            )
-            + f"; {empty:,} of the photos have none.\nLeft out: {say_photos(photos, used)}{self.left_out}."
+            f"COCO captions, {self.config.name}: {say_splits(splits)}; {empty:,} of the photos have none.\n"
+            f"Left out: {say_photos(photos, used)}{self.left_out}."
         )
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"rows": tuple(rows)}) for split, rows in splits.items()]
-
-    def _generate_examples(self, rows):
-        yield from enumerate(rows)
-
-    def rows(self, captions, photos, **columns):
-        """Rows of {image id: (where, sentences)}."""
-        rows = []
-        for image_id, (where, sentences) in captions.items():
-            with self.row():
-                image = photo_of(photos, image_id, where)
-                rows.append(
-                    {"image_id": image_id, "image": image, "captions": sentences}
-                    | {name: values.get(image_id, []) for name, values in columns.items()}
-                )
-        return rows
+        return splits
 
     def coco_cn(self, photos):
         files, splits, written = self.files, {}, {}
@@ -144,19 +125,21 @@ class CocoCaption(FilesBuilder):
         for split, image_ids in splits.items():
             path = files[_CN[split]]
             captions = {image_id: (path, written.get(image_id, [])) for image_id in image_ids}
-            rows[split] = self.rows(captions, photos, translated=translated, machine=machine, tags=tags)
+            rows[split] = self.caption_rows(captions, photos, translated=translated, machine=machine, tags=tags)
         if _EXTENSION in files:
             path = files[_EXTENSION]
             extension, _ = read_sentences(path, None, row=self.row)
             known = extension.keys() & {image_id for image_ids in splits.values() for image_id in image_ids}
             self.left_out = f"; {len(known):,} photos of the extension that are in an official split"
             captions = {i: (path, sentences) for i, sentences in extension.items() if i not in known}
-            rows[datasets.NamedSplit("extension")] = self.rows(captions, photos, translated={}, machine={}, tags={})
+            rows[datasets.NamedSplit("extension")] = self.caption_rows(
+                captions, photos, translated={}, machine={}, tags={}
+            )
         return rows
 
     def official(self, photos):
         return {
-            split: self.rows(self.read_official(self.files[name], name), photos)
+            split: self.caption_rows(self.read_official(self.files[name], name), photos)
             for split, name in _OFFICIAL.items()
             if name in self.files
         }
@@ -180,17 +163,18 @@ class CocoCaption(FilesBuilder):
 
     def karpathy(self, photos):
         splits = read_karpathy(self.files["dataset_coco.json"], row=self.row)
-        return {split: self.rows(captions, photos) for split, captions in splits.items()}
+        return {split: self.caption_rows(captions, photos) for split, captions in splits.items()}
 
     def oscar(self, photos):
         return {
-            split: self.rows(self.read_oscar(self.files.get(f"{split}.caption"), self.files[f"{split}.label"]), photos)
+            split: self.caption_rows(self.read_oscar(split), photos)
             for split in map(str, _YAML)
             if f"{split}.label" in self.files
         }
 
-    def read_oscar(self, caption_path, label_path):
+    def read_oscar(self, split):
         """{image id: (where, sentences)} in the order of the label file, as Oscar counts images."""
+        caption_path, label_path = self.files.get(f"{split}.caption"), self.files[f"{split}.label"]
         captions = {}
         for where, fields in tsv_rows(label_path, columns=2, row=self.row):
             with self.row():

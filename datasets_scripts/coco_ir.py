@@ -21,7 +21,7 @@ from glob import escape, glob
 import datasets
 import torch
 
-from .reading import SENTENCES, FilesBuilder, lines, require, sentences_of
+from .reading import SENTENCES, SplitsBuilder, lines, require, say_splits, sentences_of
 
 _CAPTIONS = re.compile(r"(?P<split>train|minival|val|test)_captions\.pt")
 _KEYS = re.compile(r"(?P<split>train|minival|val|test)_img_keys(?:_(?P<part>\w+))?\.(?:tsv|txt|pt)")
@@ -29,7 +29,7 @@ _CANDIDATES = re.compile(r"(?P<split>train|minival|val|test)_caption_indexs?_top
 _NAMES = {"train": datasets.Split.TRAIN, "val": datasets.Split.VALIDATION, "test": datasets.Split.TEST}
 
 
-class CocoIr(FilesBuilder):
+class CocoIr(SplitsBuilder):
     """One row per image. `candidates` are the captions of a caption-index file, empty where all captions are ranked.
 
     Raises:
@@ -61,7 +61,7 @@ class CocoIr(FilesBuilder):
             license="Captions of COCO: CC BY 4.0.",
         )
 
-    def _split_generators(self, dl_manager):
+    def read(self):
         splits, whole = {}, {}
         for name, path in self.files.items():
             if match := _CAPTIONS.fullmatch(name):
@@ -78,17 +78,8 @@ class CocoIr(FilesBuilder):
                     raise ValueError(f"{path}: there is no {match['split']}_captions.pt beside it")
                 rows = self.select(path, whole[match["split"]])
                 splits[f"{_NAMES.get(match['split'], match['split'])}_{match['part'] or 'keys'}"] = rows
-        self.report(
-            "Retrieval: "
-            + ", ".join(
-                f"{split} {len(rows):,} images with {sum(len(row['captions']) for row in rows):,} captions"
-                for split, rows in splits.items()
-            )
-        )
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"rows": tuple(rows)}) for split, rows in splits.items()]
-
-    def _generate_examples(self, rows):
-        yield from enumerate(rows)
+        self.report(f"Retrieval: {say_splits(splits)}.")
+        return splits
 
     def read_captions(self, path):
         """{image id: captions}"""

@@ -27,16 +27,16 @@ import datasets
 
 from .reading import (
     SENTENCES,
-    FilesBuilder,
     FilesConfig,
+    SplitsBuilder,
     find,
     find_photos,
-    photo_of,
     read_karpathy,
     read_sentences,
     read_splits,
     require,
     say_photos,
+    say_splits,
 )
 
 TRAIN, VALIDATION, TEST = datasets.Split.TRAIN, datasets.Split.VALIDATION, datasets.Split.TEST
@@ -50,7 +50,7 @@ _KARPATHY = "dataset_flickr30k.json"
 _PART_OF_SPEECH = re.compile(r":[a-z]+$")
 
 
-class Flickr30k(FilesBuilder):
+class Flickr30k(SplitsBuilder):
     """One row per photo: `Flickr30k(config_name="cn", data_dir=...)`.
 
     Raises:
@@ -86,31 +86,13 @@ class Flickr30k(FilesBuilder):
             license="Photos: research use only, rights with the Flickr users.",
         )
 
-    def _split_generators(self, dl_manager):
+    def read(self):
         photos = find_photos(self.config.data_dir, "flickr30k-images", "images")
         splits = {"cn": self.cn, "cna": self.cna, "en": self.en}[self.config.name]()
-        rows = {split: self.rows(captions, photos) for split, captions in splits.items()}
-        used = {row["image_id"] for split in rows.values() for row in split}
-        self.report(
-            f"Flickr30k, {self.config.name}: "
-            + ", ".join(
-                f"{split} {len(part):,} photos with {sum(len(row['captions']) for row in part):,} sentences"
-                for split, part in rows.items()
-            )
-            + f".\nLeft out: {say_photos(photos, used)}."
-        )
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"rows": tuple(part)}) for split, part in rows.items()]
-
-    def _generate_examples(self, rows):
-        yield from enumerate(rows)
-
-    def rows(self, captions, photos):
-        rows = []
-        for image_id, (where, sentences) in captions.items():
-            with self.row():
-                image = photo_of(photos, image_id, where)
-                rows.append({"image_id": image_id, "image": image, "captions": sentences})
-        return rows
+        splits = {split: self.caption_rows(captions, photos) for split, captions in splits.items()}
+        used = {row["image_id"] for rows in splits.values() for row in rows}
+        self.report(f"Flickr30k, {self.config.name}: {say_splits(splits)}.\nLeft out: {say_photos(photos, used)}.")
+        return splits
 
     def cn(self):
         """{split: {image id: (where, sentences)}}"""

@@ -23,7 +23,7 @@ import datasets
 
 from .reading import (
     SENTENCES,
-    FilesBuilder,
+    SplitsBuilder,
     count,
     find,
     json_lines,
@@ -49,7 +49,7 @@ _MACHINE_JSON = "captions.jsonl"
 _REQUIRED = (_CAPTIONS, *_SPLITS.values())
 
 
-class Flickr8kCN(FilesBuilder):
+class Flickr8kCN(SplitsBuilder):
     """One row per photo, splits train 6,000 / validation 1,000 / test 1,000. Photos are paths, decoded when read.
 
     `Flickr8kCN(data_dir=...)`, then `.download_and_prepare()` and `.as_dataset(split="train")`, or
@@ -87,7 +87,7 @@ class Flickr8kCN(FilesBuilder):
             license="Photos: research use only, rights with the Flickr users. Sentences: no licence stated.",
         )
 
-    def _split_generators(self, dl_manager):
+    def read(self):
         files = self.files
         folder, photos = _photos(self.config.data_dir)
         captions, _ = read_sentences(files[_CAPTIONS], photos, row=self.row)
@@ -117,13 +117,7 @@ class Flickr8kCN(FilesBuilder):
                 ],
             }
 
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"rows": tuple(map(row, image_ids))})
-            for split, image_ids in splits.items()
-        ]
-
-    def _generate_examples(self, rows):
-        yield from enumerate(rows)
+        return {split: map(row, image_ids) for split, image_ids in splits.items()}
 
 
 def _photos(data_dir):

@@ -25,8 +25,8 @@ from modeling_mengzi_oscar.label_maps import read_answers as read_answer_list
 
 from .reading import (
     SENTENCES,
-    FilesBuilder,
     FilesConfig,
+    QuestionsBuilder,
     find,
     find_photos,
     get,
@@ -46,7 +46,7 @@ _SPLITS = {
 _VOCABULARY = [f"trainval_testdev_all_ans2label.{kind}" for kind in ("pkl", "json")] + LABEL_FILES
 
 
-class Gqa(FilesBuilder):
+class Gqa(QuestionsBuilder):
     """One row per question: `Gqa(config_name="oscar_balanced", data_dir=...)`.
 
     `labels` are the ids of the answers, the first of which counts in Oscar; `features["labels"].feature` knows their
@@ -102,13 +102,7 @@ class Gqa(FilesBuilder):
         paths = [path for name, path in self.files.items() if name.startswith(f"{split} ")]
         names = self.info.features["labels"].feature.names
         rows = self.oscar(paths, len(names)) if self.config.name.startswith("oscar") else self.official(paths, names)
-        read = left = 0
-        for read, row in enumerate(rows, start=1):
-            if row["labels"] or split == "submission":
-                yield read, row
-            else:
-                left += 1
-        self.report(f"GQA {split}: {read:,} questions. Left out: {left:,} without an answer of the vocabulary.")
+        yield from self.with_answers(f"GQA {split}", rows, labelled=split != "submission")
 
     def oscar(self, paths, num_labels):
         for where, item in (pair for path in paths for pair in json_items(path, row=self.row)):

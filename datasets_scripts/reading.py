@@ -71,6 +71,41 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
         self.bad_rows = []
 
 
+class SplitsBuilder(FilesBuilder):
+    """A builder whose `read()` gives the rows of all its splits at once, {split: rows}."""
+
+    def _split_generators(self, dl_manager):
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"rows": tuple(rows)}) for split, rows in self.read().items()
+        ]
+
+    def _generate_examples(self, rows):
+        yield from enumerate(rows)
+
+    def caption_rows(self, captions, photos, **columns):
+        """Rows of {image id: (where, sentences)}; a column is {image id: list}."""
+        rows = []
+        for image_id, (where, sentences) in captions.items():
+            with self.row():
+                row = {"image_id": image_id, "image": photo_of(photos, image_id, where), "captions": sentences}
+                rows.append(row | {name: values.get(image_id, []) for name, values in columns.items()})
+        return rows
+
+
+class QuestionsBuilder(FilesBuilder):
+    """A builder of questions, whose answers are ids of a vocabulary."""
+
+    def with_answers(self, name, rows, labelled):
+        """The rows, numbered; of a labelled split without those that have no answer of the vocabulary."""
+        read = left = 0
+        for read, row in enumerate(rows, start=1):
+            if row["labels"] or not labelled:
+                yield read, row
+            else:
+                left += 1
+        self.report(f"{name}: {read:,} questions. Left out: {left:,} without an answer of the vocabulary.")
+
+
 def find(data_dir, *names):
     """The first of these paths below data_dir that is a file, or None."""
     paths = (os.path.join(data_dir, name) for name in names)
@@ -110,6 +145,14 @@ def say_photos(photos, used):
     if photos is None:
         return "no photos here: the column image is empty"
     return f"{len(photos.keys() - set(used)):,} photos without a row"
+
+
+def say_splits(splits):
+    """What is in {split: rows} of captions, as part of a report."""
+    return ", ".join(
+        f"{split} {len(rows):,} photos with {sum(len(row['captions']) for row in rows):,} sentences"
+        for split, rows in splits.items()
+    )
 
 
 def raw_lines(path, row=nullcontext):

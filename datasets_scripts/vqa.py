@@ -28,8 +28,8 @@ from modeling_mengzi_oscar.label_maps import read_answers as read_answer_list
 
 from .reading import (
     SENTENCES,
-    FilesBuilder,
     FilesConfig,
+    QuestionsBuilder,
     find,
     find_photos,
     get,
@@ -57,7 +57,7 @@ LABEL_FILES = [
 SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # of an answer that 0, 1, 2, 3, 4 or more of ten people gave
 
 
-class Vqa(FilesBuilder):
+class Vqa(QuestionsBuilder):
     """One row per question: `Vqa(config_name="oscar", data_dir=...)`.
 
     `labels` and `scores` are the answers of the vocabulary that somebody gave; `features["labels"].feature` knows
@@ -115,13 +115,7 @@ class Vqa(FilesBuilder):
         rows = (
             self.official(split, names) if self.config.name == "official" else self.oscar(split, len(names), labelled)
         )
-        read = left = 0
-        for read, row in enumerate(rows, start=1):
-            if labelled and not row["labels"]:
-                left += 1
-            else:
-                yield read, row
-        self.report(f"VQA {split}: {read:,} questions. Left out: {left:,} without an answer of the vocabulary.")
+        yield from self.with_answers(f"VQA {split}", rows, labelled)
 
     def oscar(self, split, num_labels, labelled):
         for where, item in json_items(self.files[split], row=self.row):
