@@ -7,9 +7,9 @@
 Captioning. Naive, as the original: one caption per row, 70 text and 50 region slots, padded, at most three masked
 tokens a caption, float32, plain attention, AdamW parameter by parameter. Ours: the captions of an image packed on its
 regions and tags, a loss at every token (`pack_captions`), padded to the longest row of the batch, fused AdamW.
-Pre-training. Naive: 35 text and 50 region slots, the vocabulary head on all 85 of them. Ours: batches of similar
-lengths, cut to the longest row, the head on masked tokens only. Samples are captions; both paths see the same ones,
-with 10 to 18 tokens a caption, 30 tag tokens and 30 to 50 regions.
+Pre-training. Naive: 35 text and 50 region slots, the vocabulary head on all 85 of them. Ours: cut to the longest row,
+the head on masked tokens only. Samples are captions; all paths see the same ones in the same order, with 10 to 18
+tokens a caption, 30 tag tokens and 30 to 50 regions.
 """
 
 import random
@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from measure import DTYPES, Clock, benchmark_parser, count_flops, in_turn, measure_machine, prepare, report, table
 from torch.utils.data import DataLoader
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from modeling_mengzi_oscar import (
     MengziOscarConfig,
@@ -130,22 +129,14 @@ JOBS = {
 }
 
 
-def length(item):
-    features, tags, captions = item
-    return len(features) + len(tags) + 2 * sum(len(ids) - 1 for ids in captions)
-
-
-def endless(dataset, options, collate, bucketed):
-    """Batches without end; bucketed: of similar lengths, from pools of fifty batches."""
-    lengths = [length(dataset[number]) for number in range(len(dataset))] if bucketed else None
-    rows = options.batch // options.captions
+def endless(dataset, options, collate):
+    """Batches without end, of images drawn at random, as train/caption.py and train/pretrain.py make them."""
     while True:
-        sampler = LengthGroupedSampler(rows, lengths=lengths) if bucketed else None
         yield from DataLoader(
             dataset,
-            rows,
-            sampler=sampler,
-            shuffle=not bucketed,
+            options.batch // options.captions,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(0),  # every variant sees the same images in the same order
             collate_fn=collate,
             drop_last=True,
             num_workers=options.workers,
@@ -225,12 +216,11 @@ def main():
     folder = tempfile.TemporaryDirectory()
     dataset = Samples(Path(folder.name) / "store", options.images, options.captions)
     names = ("naive, float32", f"ours, {options.dtype}", f"ours, {options.dtype}, activation checkpointing")
-    original_batches = endless(dataset, options, original, bucketed=False)
-    batches = endless(dataset, options, ours, bucketed=True)
+    original_batches, batches, more_batches = (endless(dataset, options, collate) for collate in (original, ours, ours))
     trainings = {
         names[0]: Training(model, optimizer, original_batches, options, torch.float32, naive=True),
         names[1]: Training(model, optimizer, batches, options, dtype),
-        names[2]: Training(model, optimizer, batches, options, dtype, checkpointing=True),
+        names[2]: Training(model, optimizer, more_batches, options, dtype, checkpointing=True),
     }
 
     # 2. Steps in turn

@@ -1,8 +1,10 @@
 """The benchmarks' plain paths are what they claim to be, and their helper counts and measures."""
 
 import importlib.util
+import itertools
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,6 +55,15 @@ def test_original_rows_and_packed_rows_hold_the_same_captions(load):
     assert packed["region_features"].shape == (2, 6, 2054)
     learned = packed["labels"][packed["labels"] != -100].tolist()
     assert learned == [token for rows in captions for ids in rows for token in ids[1:]]
+
+
+def test_every_variant_trains_on_the_same_images(load):
+    train_step = load("train_step")
+    options = SimpleNamespace(batch=4, captions=2, workers=0, device="cpu")
+    seen = [list(itertools.islice(train_step.endless(range(7), options, list), 8)) for _ in range(2)]
+    assert seen[0] == seen[1]
+    assert all(len(images) == 2 for images in seen[0])
+    assert len({image for images in seen[0][:3] for image in images}) == 6  # an epoch has each once at the most
 
 
 def test_helper_measures(load):
