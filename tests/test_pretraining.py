@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 
 import datasets
@@ -279,6 +280,17 @@ def test_the_published_recipe_from_a_text_bert(bert, corpus, tmp_path):
     assert (tmp_path / "run" / "samples.md").read_text(encoding="utf-8").count("* **") == 1
     # what came out is what another run starts from
     run(tmp_path / "run" / "best", corpus, tmp_path / "again", textb_sample_mode=0, max_steps=1)
+
+
+def test_new_parts_follow_from_the_seed(bert, corpus, tmp_path):
+    """Whatever was drawn before, and also where an interrupted run had already converted the text BERT."""
+    run(bert, corpus, tmp_path / "one", max_steps=1)
+    torch.manual_seed(1)
+    run(bert, corpus, tmp_path / "two", max_steps=1)
+    shutil.copytree(tmp_path / "one" / "start", tmp_path / "three" / "start")
+    run(bert, corpus, tmp_path / "three", max_steps=1)
+    one, two, three = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("one", "two", "three"))
+    assert all(torch.equal(one[name], two[name]) and torch.equal(one[name], three[name]) for name in one)
 
 
 def test_learns_which_words_belong_to_a_picture(bert, corpus, tmp_path):
