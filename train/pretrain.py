@@ -62,7 +62,7 @@ def main(arguments=None):
         training.per_device_train_batch_size = options.train_batch_size // processes
 
     # 1. Model: what the checkpoint lacks (all of the image, in a text BERT) begins at random
-    stores = open_stores(options.features)
+    stores = named_stores(options.features)
     start = starting_folder(options, training)
     model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
     processor = MengziOscarProcessor.from_pretrained(start)
@@ -73,33 +73,7 @@ def main(arguments=None):
         region_model, image_processor = load_region_model(start)
 
     # 2. Data: a row per caption or question
-    settings = {"yaml_file": options.dataset_file, "ground_truth": options.use_gtlabels}
-    splits = load_splits(options, **(settings if options.dataset == "pretraining_corpus" else {}))
-    train, store, labels = split_of(splits, "train"), stores.get(None), None
-    if options.use_b and store is not None and (store.labels is not None or region_model is not None):
-        labels = tag_texts(options, store)
-
-    def tags(image_id):
-        return tag_words(store[image_id], labels) if labels else []
-
-    if "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out(train, options.validation_images, training.seed)
-    pairs = {split: one_row_per_text(splits[split], tags) for split in ("train", "validation")}
-    if options.use_b and not any(pairs["train"]["tags"]):
-        raise SystemExit(f"{options.dataset}: no row has tags, and --features names none; or give --use_b false")
-    count = len(pairs["validation"])
-    pairs["validation"] = pairs["validation"].select(range(min(count, options.max_eval_rows or count)))
-    rows = {
-        split: PretrainingRows(
-            pairs[split],
-            stores,
-            texta_false_prob=options.texta_false_prob,
-            textb_sample_mode=options.textb_sample_mode,
-            use_b=options.use_b,
-            seed=training.seed,
-        )
-        for split in pairs
-    }
+    rows = rows_of(options, stores, region_model, training.seed)
     collator = PretrainingCollator(processor, options.mask_loss_for_unmatched)
 
     # 3. Train
@@ -119,7 +93,7 @@ def main(arguments=None):
     ).run()
 
 
-def open_stores(features) -> dict:
+def named_stores(features) -> dict:
     """{data set: store}; of a store without name, or of a single one, for all data sets, {None: store}."""
     if not features:
         raise SystemExit("--features is missing: region features of the images, made by mengzi-oscar extract")
@@ -127,6 +101,34 @@ def open_stores(features) -> dict:
     if len({name for name, _ in pairs}) < len(pairs):
         raise SystemExit("--features: name the data set of each store: coco=STORE gqa=STORE")
     return {name: RegionFeatureStore.open(path) for name, path in pairs}
+
+
+def rows_of(options, stores, region_model, seed) -> dict:
+    """{split: rows} to train and to validate on.
+
+    Raises:
+        SystemExit: there shall be tags, and nothing names any.
+    """
+    settings = {"yaml_file": options.dataset_file, "ground_truth": options.use_gtlabels}
+    splits = load_splits(options, **(settings if options.dataset == "pretraining_corpus" else {}))
+    if "validation" not in splits:
+        train = split_of(splits, "train")
+        splits["train"], splits["validation"] = hold_out(train, options.validation_images, seed)
+    store, labels = stores.get(None), None
+    if options.use_b and store is not None and (store.labels is not None or region_model is not None):
+        labels = tag_texts(options, store)
+
+    def tags(image_id):
+        return tag_words(store[image_id], labels) if labels else []
+
+    pairs = {split: one_row_per_text(split_of(splits, split), tags) for split in ("train", "validation")}
+    if options.use_b and not any(pairs["train"]["tags"]):
+        raise SystemExit(f"{options.dataset}: no row has tags, and --features names none; or give --use_b false")
+    count = len(pairs["validation"])
+    pairs["validation"] = pairs["validation"].select(range(min(count, options.max_eval_rows or count)))
+    names = ("texta_false_prob", "textb_sample_mode", "use_b")
+    draws = {name: getattr(options, name) for name in names}
+    return {split: PretrainingRows(rows, stores, **draws, seed=seed) for split, rows in pairs.items()}
 
 
 def starting_folder(options, training):
