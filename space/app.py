@@ -134,7 +134,7 @@ def build(engine: Engine) -> gr.Blocks:
         )
         gr.on([ask.click, question.submit], told(pages.show_answers), [photo, question], answers, **settings, **pairs)
         photo.change(quiet(pages.suggest), photo, suggestions, show_progress="hidden", **settings, **pairs)
-        suggestions.click(lambda chosen: chosen[0], suggestions, question, api_visibility="private").then(
+        suggestions.select(pages.chosen, None, question, api_visibility="private").then(
             told(pages.show_answers), [photo, question], answers, **settings, **pairs
         )
         running = start.click(pages.show_batch, files, table, **settings, **batches)
@@ -189,7 +189,7 @@ def launch_options() -> dict:
         "i18n": i18n,
         "app_kwargs": {"middleware": [PageHead]},
         "max_file_size": MAX_BYTES,
-        "state_session_capacity": 500,  # callers of the API never say goodbye; gradio would remember 10,000
+        "state_session_capacity": 64,  # callers remembered, a quarter of a MB each, of gradio's 10,000: no state is kept
         "show_error": False,  # our own messages are shown; others may tell of files and code
         "ssr_mode": False,
         "footer_links": ["api"],

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import jieba
@@ -28,6 +29,23 @@ BATCH_SETTINGS = {"num_beams": 5, "max_length": 20, "temperature": 0}
 QUESTIONS = ("图里有几个人？", "他们在做什么？", "这是在什么地方？")
 
 
+class ModelThread:
+    """The one thread that runs the model: more at a time would only share the same cores.
+
+    A thread, not a lock around whoever calls: oneDNN's scratch memory and OpenMP's helpers belong to the thread that
+    calls them, and gradio has forty.
+    """
+
+    def __init__(self):
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="model")
+
+    def submit(self, function, *arguments) -> Future:
+        return self.pool.submit(copy_context().run, function, *arguments)  # ZeroGPU looks there for whose request it is
+
+    def run(self, function, *arguments):
+        return self.submit(function, *arguments).result()
+
+
 class Together:
     """Calls that arrive while another one runs are run together, up to `limit` with equal settings.
 
@@ -35,25 +53,25 @@ class Together:
     everybody in its batch; here each request is checked before it joins.
 
     Args:
-        run: (list of items, settings) -> list of results, in a thread of one of the callers.
-        turn: what runs the model holds it.
+        run: (list of items, settings) -> list of results.
+        thread: where it runs.
     """
 
-    def __init__(self, run, turn: threading.Lock, limit: int = MAX_BATCH):
-        self.run, self.turn, self.limit = run, turn, limit
+    def __init__(self, run, thread: ModelThread, limit: int = MAX_BATCH):
+        self.run, self.thread, self.limit = run, thread, limit
         self.waiting, self.adding = [], threading.Lock()
 
     def __call__(self, item, **settings):
         done = Future()
         with self.adding:
             self.waiting.append((item, settings, done))
-        with self.turn:
-            while not done.done():  # somebody before us may have run ours with theirs
-                self.run_next()
+        self.thread.submit(self.run_next)
         return done.result()
 
     def run_next(self):
         with self.adding:
+            if not self.waiting:  # somebody before us ran ours with theirs
+                return
             settings = self.waiting[0][1]
             chosen = [call for call in self.waiting if call[1] == settings][: self.limit]
             self.waiting = [call for call in self.waiting if not any(call is other for other in chosen)]
@@ -84,10 +102,10 @@ class Engine:
             for task in ("match", "ask")
             if PreTrainedConfig.get_config_dict(name, subfolder=task, revision=revision)[0]
         ]
-        self.turn = threading.Lock()  # one forward at a time: more would only share the same cores
+        self.thread = ModelThread()
         self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
         self.run_match, self.run_ask = GPU(self.pipeline.match), GPU(self.pipeline.ask)
-        self.caption_together = Together(self.run_captions, self.turn)
+        self.caption_together = Together(self.run_captions, self.thread)
         jieba.setLogLevel("ERROR")
         jieba.initialize()
 
@@ -121,8 +139,7 @@ class Engine:
         for sentence in sentences:
             check_length(sentence)
         start = time.perf_counter()
-        with self.turn:
-            matches = self.run_match(photo, sentences)
+        matches = self.thread.run(self.run_match, photo, sentences)
         return ranked(matches, start)
 
     def rank(self, sentence: str, photos: list[tuple[str, object]]) -> dict:
@@ -135,8 +152,7 @@ class Engine:
             raise UserError("no_photos")
         start, matches = time.perf_counter(), []
         for index, (name, photo) in enumerate(photos):
-            with self.turn:  # let others in between
-                [match] = self.run_match(photo, [sentence.strip()])
+            [match] = self.thread.run(self.run_match, photo, [sentence.strip()])  # one by one: others get in between
             matches.append({"photo": name, "index": index, "probability": match["probability"]})
         return ranked(matches, start)
 
@@ -147,8 +163,7 @@ class Engine:
             raise UserError("no_question")
         check_length(question)
         start = time.perf_counter()
-        with self.turn:
-            answers = self.run_ask(photo, question.strip())
+        answers = self.thread.run(self.run_ask, photo, question.strip())
         return {"answers": rounded(answers), "seconds": round(time.perf_counter() - start, 3)}
 
     def batch(self, photos: list[tuple[str, object]]):
@@ -165,16 +180,14 @@ class Engine:
                     rows.append({"file": name, "error": error})
             good = [row for row in rows if "photo" in row]
             if good:
-                with self.turn:  # let others in between
-                    results = self.run_captions([row["photo"] for row in good], BATCH_SETTINGS)
+                results = self.thread.run(self.run_captions, [row["photo"] for row in good], BATCH_SETTINGS)
                 for row, result in zip(good, results, strict=True):
                     row |= {"caption": result["caption"], "score": result["captions"][0]["score"]}
             yield rows
 
     def suggestions(self, photo) -> list[str]:
         """Questions worth asking about this photo: of what the region model sees in it, then what fits any photo."""
-        with self.turn:
-            tags = self.run_tags(photo)
+        tags = self.thread.run(self.run_tags, photo)
         things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个")]
         return [f"{thing}是什么颜色的？" for thing in things[:2]] + list(QUESTIONS)
 

@@ -144,6 +144,10 @@ class Pages(Functions):
         questions = QUESTIONS if photo is None else self.engine.suggestions(open_upload(photo))
         return gr.Dataset(samples=[[question] for question in questions])
 
+    def chosen(self, event: gr.SelectData):
+        """The question as the page shows it: whose list it was the server may have forgotten by now."""
+        return event.value[0]
+
 
 def told(function):
     """Mistakes and failures as a card on the page."""

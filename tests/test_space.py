@@ -12,6 +12,8 @@ import traceback
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ import uploads  # noqa: E402
 import views  # noqa: E402
 import words  # noqa: E402
 from app import build, launch_options  # noqa: E402
-from engine import Engine, Together  # noqa: E402
+from engine import Engine, ModelThread, Together  # noqa: E402
 from functions import Pages, told  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
@@ -214,13 +216,12 @@ def test_calls_share_a_forward_and_each_gets_its_own(engine):
 
     engine.caption_together.run = counted
     try:
-        with engine.turn, ThreadPoolExecutor(10) as pool:
+        with busy(engine.thread) as done, ThreadPoolExecutor(10) as pool:
             calls = [pool.submit(engine.caption, photo, 3, 12) for photo in photos]
             while len(engine.caption_together.waiting) < 10:
                 pass
-            engine.turn.release()
+            done.set()
             together = [call.result()["caption"] for call in calls]
-            engine.turn.acquire()
     finally:
         engine.caption_together.run = run
     assert together == alone
@@ -233,17 +234,56 @@ def test_a_failing_call_does_not_fail_others_settings():
             raise RuntimeError("no")
         return [2 * item for item in items]
 
-    turn = threading.Lock()
-    together = Together(run, turn)
-    with turn, ThreadPoolExecutor(4) as pool:
+    thread = ModelThread()
+    together = Together(run, thread)
+    with busy(thread) as done, ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(together, i, bad=i == 2) for i in range(4)]
         while len(together.waiting) < 4:
             pass
-        turn.release()
+        done.set()
         assert [call.result() for i, call in enumerate(calls) if i != 2] == [0, 2, 6]
         with pytest.raises(RuntimeError):
             calls[2].result()
-        turn.acquire()
+
+
+def test_one_thread_runs_the_model_for_everybody(engine):
+    """Every thread that ever calls it keeps scratch memory: it must not be those of the callers."""
+    threads, regions = [], engine.pipeline.region_model
+    hook = regions.register_forward_pre_hook(lambda *_: threads.append(threading.current_thread().name))
+    calls = (
+        lambda: engine.caption(noise(), 2, 8),
+        lambda: engine.match(noise(), ["猫"]),
+        lambda: engine.rank("猫", [("a.png", noise())]),
+        lambda: engine.ask(noise(), "猫？"),
+        lambda: engine.suggestions(noise()),
+        lambda: list(engine.batch([("a.png", noise)])),
+    )
+    try:
+        with ThreadPoolExecutor(len(calls)) as pool:
+            for call in [pool.submit(call) for call in calls]:
+                call.result()
+    finally:
+        hook.remove()
+    assert len(threads) >= 4
+    assert set(threads) == {"model_0"}
+
+
+def test_the_model_thread_knows_whose_request_it_is():
+    """ZeroGPU reads the caller's request from a context variable."""
+    caller = ContextVar("caller")
+    caller.set("somebody")
+    assert ModelThread().run(caller.get) == "somebody"
+
+
+@contextmanager
+def busy(thread):
+    """The model's thread is held up until the event is set."""
+    done = threading.Event()
+    thread.submit(done.wait)
+    try:
+        yield done
+    finally:
+        done.set()
 
 
 def test_a_missing_head_is_told(tiny_checkpoint):

@@ -243,6 +243,23 @@ def test_ask_by_suggestion_and_by_hand(visit, photo):
     page.wait_for_function("document.querySelector('#answers .asked')?.innerText === '有只狗？'")
 
 
+def test_a_suggestion_outlives_its_session(visit, photo, address):
+    """Gradio remembers the last 64 callers; a page that stood open meanwhile still asks what its button says."""
+    page = visit()
+    give(page, photo)
+    tab(page, "看图问答")
+    page.wait_for_function("document.querySelectorAll('#suggestions button').length === 4")  # one is of this photo
+    for _ in range(70):
+        call = json.dumps({"data": [None, ""]}).encode()
+        request = urllib.request.Request(f"{address}gradio_api/call/ask", call, {"Content-Type": "application/json"})
+        event = json.load(urllib.request.urlopen(request))["event_id"]
+        urllib.request.urlopen(f"{address}gradio_api/call/ask/{event}").read()
+    button = page.locator("#suggestions button").first
+    button.click()
+    page.wait_for_selector("#answers .ranked")
+    assert page.locator("#answers .asked").inner_text() == button.inner_text().strip() == "草地是什么颜色的？"
+
+
 def test_batch_and_its_files(visit, photo, tmp_path):
     page = visit()
     tab(page, "批量")
