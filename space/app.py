@@ -189,7 +189,7 @@ def launch_options() -> dict:
         "i18n": i18n,
         "app_kwargs": {"middleware": [PageHead]},
         "max_file_size": MAX_BYTES,
-        "state_session_capacity": 64,  # callers remembered, a quarter of a MB each, of gradio's 10,000: no state is kept
+        "state_session_capacity": 64,  # callers that gradio remembers, a quarter of a MB each: we keep no state in them
         "show_error": False,  # our own messages are shown; others may tell of files and code
         "ssr_mode": False,
         "footer_links": ["api"],

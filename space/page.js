@@ -115,6 +115,14 @@
     else if ("share" in button.dataset) share(text(), card);
   });
 
+  // What was given as a photo and is none: the message beside it says so, the browser's broken picture adds nothing.
+  document.addEventListener("error", (event) => {
+    if (event.target.matches?.("#photo img")) event.target.style.visibility = "hidden";
+  }, true);
+  document.addEventListener("load", (event) => {
+    if (event.target.matches?.("#photo img")) event.target.style.visibility = "";
+  }, true);
+
   // Hovering: what the region model says of the smallest region there, and its weight for the clicked word.
   function regionAt(figure, event) {
     const box = figure.getBoundingClientRect();

@@ -33,8 +33,8 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "temperature_info": ("0：最可能的句子；越高越随意", "0: the likeliest sentences; higher: looser ones"),
     # 图文匹配
     "match": ("图文匹配", "Match"),
-    "match_sentences": ("一张照片，几句话", "One photo, many sentences"),
-    "match_photos": ("一句话，几张照片", "One sentence, many photos"),
+    "match_sentences": ("一张照片，几句话", "Photo → sentences"),
+    "match_photos": ("一句话，几张照片", "Sentence → photos"),
     "sentences": ("句子（每行一句）", "Sentences (one a line, in Chinese)"),
     "match_button": ("匹配", "Match"),
     "match_empty": ("哪句话说的是这张照片？按概率排好。", "Which sentence is about the photo? Ranked by probability."),

@@ -293,19 +293,42 @@ def test_mistakes_are_told(visit, photo, tmp_path):
     page.set_input_files("#photo input[type=file]", tmp_path / "page.jpg")
     page.wait_for_selector("#caption .error")
     assert "不是能读的照片" in page.locator("#caption .error").inner_text()
+    assert not page.locator("#photo img").is_visible()  # no broken picture
     page.set_input_files("#photo input[type=file]", photo)  # and it goes on
     page.wait_for_selector(".card.caption")
+    page.locator("#photo img").wait_for()
 
 
-def test_on_a_phone(visit, photo):
-    page = visit(width=390, height=844)
+@pytest.mark.parametrize(
+    ("locale", "names"),
+    [
+        ("zh-CN", ("看图说话", "图文匹配", "看图问答", "批量", "关于")),
+        ("en-US", ("Caption", "Match", "Ask", "Batch", "About")),
+    ],
+)
+def test_on_a_phone(visit, photo, locale, names):
+    page = visit(locale, width=360, height=780)
     give(page, photo)
     page.locator(".words:not([hidden]) .word").first.click()
-    for name in ("看图说话", "图文匹配", "看图问答", "批量", "关于"):
+    for name in names:
         tab(page, name)
         page.wait_for_timeout(100)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
-    assert page.locator("#tabs").get_by_role("tab", name="关于").is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+        theme = page.locator("[data-set-theme]").bounding_box()
+        assert theme["x"] + theme["width"] <= 360  # the page does not hide what is too wide
+    assert page.locator("#tabs").get_by_role("tab", name=names[-1]).is_visible()
+    tab(page, names[1])
+    assert page.locator("#tabs").get_by_role("tab", name="一句话，" if locale == "zh-CN" else "Sentence →").is_visible()
+
+
+def test_the_page_keeps_its_width(visit):
+    page = visit()
+    edge = page.locator(".masthead").bounding_box()["width"]
+    for name in ("图文匹配", "看图问答", "批量", "关于"):
+        tab(page, name)
+        page.wait_for_timeout(100)
+        assert page.locator(".masthead").bounding_box()["width"] == edge, name
+    assert page.locator("#tabs").bounding_box()["width"] == edge
 
 
 BACKGROUND = "getComputedStyle(document.querySelector('gradio-app')).backgroundColor"
