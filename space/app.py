@@ -16,7 +16,7 @@ import gradio as gr
 from engine import MAX_BATCH, MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE, MAX_TEXT, QUESTIONS, Engine
 from functions import Pages, guarded, quiet, samples, told
 from page import THEME, PageHead
-from uploads import MAX_BYTES, MAX_PHOTOS, refuse_links
+from uploads import MAX_BYTES, MAX_PHOTOS, FilesOnly, refuse_links
 from views import views as view
 from words import UserError, i18n
 
@@ -187,7 +187,7 @@ def launch_options() -> dict:
     return {
         "theme": THEME,
         "i18n": i18n,
-        "app_kwargs": {"middleware": [PageHead]},
+        "app_kwargs": {"middleware": [PageHead, FilesOnly]},
         "max_file_size": MAX_BYTES,
         "state_session_capacity": 64,  # callers that gradio remembers, a quarter of a MB each: we keep no state in them
         "show_error": False,  # our own messages are shown; others may tell of files and code

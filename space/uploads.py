@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import os
+import re
 import struct
 import threading
 import zipfile
@@ -12,6 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from gradio.utils import get_upload_folder
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from words import UserError
 
 from modeling_mengzi_oscar.photos import FORMATS, SUFFIXES, PhotoError, open_photo
@@ -178,3 +181,19 @@ def refuse_links(component) -> None:
         return await keep(source)
 
     component.async_move_resource_to_block_cache = files_only
+
+
+class _FilesOnly:
+    """Refuses /gradio_api/file=https://…, for which gradio fetches the address and hands on what it finds there."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        app = self.app
+        if scope["type"] == "http" and re.search(r"/file[=/]\s*https?:", scope["path"], re.IGNORECASE):
+            app = PlainTextResponse(UserError("no_links").message, 403)
+        await app(scope, receive, send)
+
+
+FilesOnly = Middleware(_FilesOnly)
