@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def browser(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "fonts").mkdir()
     (home / "fonts" / "chinese.ttc").symlink_to(otc_path("sans"))
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--use-fake-device-for-media-stream"]
     with playwright.sync_playwright() as play:
         environment = os.environ | {"XDG_DATA_HOME": str(home)}
         browser = play.chromium.launch(executable_path=CHROMIUM, args=flags, env=environment)
@@ -278,6 +279,71 @@ def test_batch_and_its_files(visit, photo, tmp_path):
     assert first["file"] == "camera.png"
     assert second["file"] == "坏.jpg"
     assert f"camera.png,{first['caption']},{first['score']}" in rows["CSV"]
+
+
+def test_a_batch_is_stopped_and_keeps_its_rows(visit, tmp_path):
+    page = visit()
+    tab(page, "批量")
+    content = io.BytesIO()
+    Image.effect_noise((400, 300), 60).convert("RGB").save(content, "JPEG")
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(100):
+            archive.writestr(f"{number}.jpg", content.getvalue())
+    page.set_input_files("#files input[type=file]", tmp_path / "many.zip")
+    page.wait_for_selector("#files .file-preview")
+    page.click("#batch-button")
+    page.wait_for_selector("#table tbody tr")
+    page.click("#stop")
+    page.wait_for_timeout(3000)
+    rows = page.locator("#table tbody tr").count()
+    assert 8 <= rows < 100
+    page.wait_for_timeout(3000)
+    assert page.locator("#table tbody tr").count() == rows  # nobody goes on with it
+    with page.expect_download() as download:
+        page.get_by_role("link", name="JSON").click()
+    assert len(json.loads(Path(download.value.path()).read_text("utf-8"))) == rows
+
+
+def test_a_file_name_is_text(visit, photo, tmp_path):
+    nasty = "<img src=x onerror=alert(1)>${alert(2)}.png"
+    shutil.copy(photo, tmp_path / nasty)
+    page = visit()
+    give(page, tmp_path / nasty)
+    tab(page, "批量")
+    page.set_input_files("#files input[type=file]", tmp_path / nasty)
+    page.wait_for_selector("#files .file-preview")
+    page.click("#batch-button")
+    page.wait_for_selector("#table tbody tr")
+    shown = page.locator("#table td.name").inner_text()
+    assert "onerror" in shown  # gradio drops what no file system takes
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_paste_a_photo(visit):
+    page = visit()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """async () => {
+            const canvas = new OffscreenCanvas(64, 48);
+            canvas.getContext("2d").fillRect(0, 0, 64, 48);
+            await navigator.clipboard.write([new ClipboardItem({"image/png": await canvas.convertToBlob()})]);
+        }"""
+    )
+    page.locator("#photo [data-testid=source-select] button").nth(2).click()
+    page.wait_for_selector(".card.caption")
+
+
+def test_take_a_photo(visit):
+    """With the camera that Chromium pretends to have."""
+    page = visit()
+    page.context.grant_permissions(["camera"])
+    page.locator("#photo [data-testid=source-select] button").nth(1).click()
+    page.locator("#photo").get_by_text("授权").or_(
+        page.locator("#photo .access-icon, #photo .wrap button")
+    ).first.click()
+    page.wait_for_selector("#photo video")
+    page.locator("#photo .button-wrap button").first.click()
+    page.wait_for_selector(".card.caption")
 
 
 def test_mistakes_are_told(visit, photo, tmp_path):
