@@ -5,7 +5,8 @@
 
 Starts space/app.py in a process of its own, on the given number of cores, and asks it as browsers do, over HTTP: every
 person uploads a photo, waits for its captions (beam 5, as the page asks) and goes on with the next. Then the same
-by one person alone. Memory is the resident size of the app, read after every tenth request.
+by one person alone. Memory is the resident size of the app, read after every tenth request; its slope is a straight
+line through the second half of the run.
 """
 
 import argparse
@@ -39,9 +40,10 @@ def main(arguments=None):
     parser.add_argument("--requests", type=int, default=500, help="in all, shared by the people")
     parser.add_argument("--threads", type=int, default=2, help="cores that the app may use")
     parser.add_argument("--num-beams", type=int, default=5)
+    parser.add_argument("--side", type=int, help="scale the photos to so many pixels (a phone: 4000)")
     options = parser.parse_args(arguments)
 
-    photos = [jpeg(open_photo(path)) for path, _ in sample_photos(MORE_SAMPLES | SAMPLES).values()]
+    photos = [jpeg(open_photo(path), options.side) for path, _ in sample_photos(MORE_SAMPLES | SAMPLES).values()]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         process, url = start_app(options, folder)
@@ -56,8 +58,9 @@ def main(arguments=None):
         finally:
             process.terminate()
             process.wait(20)
-    half = statistics.median(memory[len(memory) // 4 : len(memory) // 2])
-    end = statistics.median(memory[-len(memory) // 4 :])
+    quarter, half = len(memory) // 4, len(memory) // 2
+    second, last = statistics.mean(memory[quarter:half]), statistics.mean(memory[-quarter:])
+    slope = statistics.linear_regression(range(0, 10 * len(memory[half:]), 10), memory[half:]).slope
     row = {
         "start_s": started,
         "alone_p50_s": statistics.median(alone),
@@ -66,8 +69,9 @@ def main(arguments=None):
         "requests_per_s": len(waited) / seconds,
         "cpu_s_per_request": computed / len(waited),  # holds on a busy machine too
         "memory_before_mib": before,
-        "memory_second_quarter_mib": half,
-        "memory_last_quarter_mib": end,
+        "memory_second_quarter_mib": second,
+        "memory_last_quarter_mib": last,
+        "memory_slope_kib_per_request": 1024 * slope,
         "memory_peak_mib": max(memory),
     }
     for name, value in row.items():
@@ -135,7 +139,10 @@ def ask(url, photo: bytes, num_beams) -> float:
     return time.perf_counter() - start
 
 
-def jpeg(photo) -> bytes:
+def jpeg(photo, side=None) -> bytes:
+    if side:
+        share = side / max(photo.size)
+        photo = photo.resize((round(share * photo.width), round(share * photo.height)))
     content = io.BytesIO()
     photo.save(content, format="JPEG", quality=90)
     return content.getvalue()
