@@ -170,7 +170,7 @@ def missing(engine, task):
 
 
 def return_freed_memory() -> None:
-    """glibc keeps what each thread frees in an arena of its own: opened photos would pile up, a gigabyte in 500."""
+    """glibc keeps what each thread frees in an arena of its own: photos of 12 megapixels would pile up to 4 GB."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-8, 2)  # M_ARENA_MAX
