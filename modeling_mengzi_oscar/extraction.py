@@ -56,7 +56,7 @@ def extract(
         source: see `open_source`. model: region model, or a checkpoint that names one; folder or Hub id.
         output: folder of the store; with format "tsv-caption" or "tsv-retrieval" the folder of Oscar's files, and the
             store is its subfolder `store`.
-        language: of the classes in Oscar's files, "zh" or "en".
+        language: of the classes, as the store names them and Oscar's files write them, "zh" or "en".
         picture: PNG of the first photos with what is found in them, drawn before the work starts.
         precision: what the region model computes in, "float32" or "bfloat16".
         wait_for_everyone: returns when every process has called it.
@@ -73,7 +73,12 @@ def extract(
     opened = open_source(source)
     region_model, image_processor = load_region_model(model)
     ready(region_model, device, precision)
-    labels = label_texts(region_model, language) if format != "store" else None
+    try:
+        labels = label_texts(region_model, language)
+    except ValueError:
+        if format != "store":
+            raise
+        labels = None
     store_path = Path(output) if format == "store" else Path(output) / "store"
     keep_settings(store_path, {"flip": flip, "precision": precision})
     prepare = partial(prepare_photo, image_processor=image_processor, flip=flip, limit_pixels=limit_pixels)
@@ -81,7 +86,8 @@ def extract(
         draw_first(opened, region_model, prepare, picture)
     share = {"process_index": process_index, "num_processes": num_processes}
     start = time.perf_counter()
-    written = extract_regions(opened, region_model, prepare, store_path, region_model_name=model, **share, **options)
+    made_with = {"region_model_name": model, "labels": labels}
+    written = extract_regions(opened, region_model, prepare, store_path, **made_with, **share, **options)
     seconds = time.perf_counter() - start
     wait_for_everyone()
     if process_index > 0:
@@ -110,6 +116,7 @@ def extract_regions(
     dtype="float16",
     images_per_shard=IMAGES_PER_SHARD,
     region_model_name=None,
+    labels=None,
     process_index=0,
     num_processes=1,
 ) -> int:
@@ -119,7 +126,7 @@ def extract_regions(
         source: what `open_source` returned. prepare: `prepare_photo` with its settings.
         dtype: of the stored features, "float16" or "float32".
         images_per_shard: photos of the stream whose regions go into the store together.
-        region_model_name: Hub id or folder, noted in the store.
+        region_model_name: Hub id or folder, labels: texts of its class or tag ids; noted in the store.
         process_index, num_processes: a photo belongs to the process that the hash of its id says, so that two photos
             with one id meet in one process.
 
@@ -127,7 +134,8 @@ def extract_regions(
         How many photos were written now. Those that could not be stand in `<store>/errors-<process>.jsonl`.
     """
     worker = f"{process_index:05d}"
-    open_writer = partial(RegionFeatureStore.writer, store_path, dtype, images_per_shard, worker, region_model_name)
+    settings = dtype, images_per_shard, worker, region_model_name, labels
+    open_writer = partial(RegionFeatureStore.writer, store_path, *settings)
     writer, written = open_writer(), 0
     report = Report(source, Path(store_path) / f"errors-{worker}.jsonl", process_index, num_processes)
     photos = own_photos(source, process_index, num_processes, report)

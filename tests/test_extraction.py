@@ -535,6 +535,11 @@ def test_tags_of_whole_photos_for_oscar(photos, grid, tmp_path):
     assert any(record["objects"] for record in rows.values())
 
 
+def test_a_store_says_what_its_tags_mean(photos, grid, tmp_path):
+    assert run(photos, tmp_path / "store", grid) == 0
+    assert RegionFeatureStore.open(tmp_path / "store").labels == ["", "狗", "猫", "草地"]
+
+
 def test_classes_without_names_are_refused_before_the_work(photos, vinvl, tmp_path, capsys):
     nameless = tmp_path / "nameless"
     VinVLModel(VinVLConfig(**TINY)).save_pretrained(nameless)
@@ -542,6 +547,8 @@ def test_classes_without_names_are_refused_before_the_work(photos, vinvl, tmp_pa
     assert run(photos, tmp_path / "out", nameless, "--format", "tsv-caption") == 2
     assert "names no classes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    assert run(photos, tmp_path / "out", nameless) == 0  # a store can do without
+    assert RegionFeatureStore.open(tmp_path / "out").labels is None
 
 
 # Pictures.
