@@ -188,7 +188,7 @@ class Engine:
     def suggestions(self, photo) -> list[str]:
         """Questions worth asking about this photo: of what the region model sees in it, then what fits any photo."""
         tags = self.thread.run(self.run_tags, photo)
-        things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个")]
+        things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个？")]
         return [f"{thing}是什么颜色的？" for thing in things[:2]] + list(QUESTIONS)
 
     @torch.inference_mode()

@@ -105,6 +105,8 @@ def test_one_epoch_of_the_vqa_recipe(tiny_checkpoint, data_dir, features, tmp_pa
     config = json.loads((tmp_path / "run" / "best" / "config.json").read_text(encoding="utf-8"))
     assert config["id2label"] == {"0": "红", "1": "黑", "2": "白", "3": "是", "4": "不是"}
     assert (config["loss_type"], config["hidden_dropout_prob"]) == ("bce", 0.3)
+    settings = json.loads((tmp_path / "run" / "best" / "processor_config.json").read_text())
+    assert settings["max_tags"] == 0  # no --add_od_labels: it is asked as it learnt, without tags
     assert "马是什么颜色" in (tmp_path / "run" / "samples.md").read_text(encoding="utf-8")
 
 

@@ -213,6 +213,8 @@ def test_contrast_learns_and_predict_writes(work, tmp_path):
     run(work, tmp_path / "run", "--do_train", objective="contrast", **steps)
     card = (tmp_path / "run" / "best" / "README.md").read_text(encoding="utf-8")
     assert "image_to_text_r1" in card
+    settings = json.loads((tmp_path / "run" / "best" / "processor_config.json").read_text())
+    assert settings["max_tags"] == 0  # it learnt without tags
     again = {"model_name_or_path": tmp_path / "run" / "best", "results_pt": "true"}
     run(work, tmp_path / "scores", "--do_predict", "--cross_image_eval", **again)
     results = json.loads((tmp_path / "scores" / "scores.json").read_text())

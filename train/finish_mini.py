@@ -17,7 +17,7 @@ from modeling_mengzi_oscar.model_card import model_card
 NOTES = """
 4.3 M parameters of captioner, 4.9 M of backbone (EfficientNet-Lite2, 7 × 7 grid cells as regions), float16; 5.0 M of
 its last stages and classifier as they were before tuning: they name ImageNet's classes in 521 Chinese words, and the
-words above a probability of 0.5 are the tags that the captioner reads
+words above a probability of 0.2 are the tags that the captioner reads, those below 0.5 with a question mark behind them
 
 **data**: Flickr8k-CN (Li et al., ICMR 2016): 6,000 training photos with 5 sentences each, written by people, and one of
 the 10 machine translations of 2016 per step, begun by [MT] (stages 1, 2: of all, stage 5: of those that read like

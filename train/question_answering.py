@@ -116,8 +116,7 @@ def start(options, training, answers):
     processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
     processor.layout, processor.max_regions = "pair", options.max_img_seq_length
     processor.max_length = options.max_seq_length
-    if options.max_tags is not None:
-        processor.max_tags = options.max_tags
+    processor.max_tags = options.max_tags if options.add_od_labels else 0  # asked with tags only if it learnt with them
     return model, processor
 
 

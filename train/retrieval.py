@@ -61,6 +61,7 @@ def main(arguments=None):
     # 1. Model
     processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
     processor.layout, processor.max_length = "pair", options.max_seq_length
+    processor.max_tags = None if options.add_od_labels else 0
     processor.max_regions = options.max_img_seq_length
     matcher = MengziOscarForImageTextRetrieval.from_pretrained(
         options.model_name_or_path,
