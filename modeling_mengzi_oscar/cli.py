@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +30,11 @@ MINI_NOTICE = {
 def main(arguments=None) -> int:
     options = parser().parse_args(arguments)
     commands = {"caption": caption, "ask": ask, "match": match, "extract": extract, "convert": convert, "push": push}
-    return commands[options.command](options)
+    try:
+        return commands[options.command](options)
+    except BrokenPipeError:  # `mengzi-oscar caption *.jpg | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush at its end
+        return 1
 
 
 def parser():

@@ -26,6 +26,16 @@ def photos(tmp_path):
     return paths
 
 
+def test_whoever_stops_reading_sees_no_traceback(tiny_checkpoint, photos):
+    command = [sys.executable, "-m", "modeling_mengzi_oscar", "caption", *photos, "--model", str(tiny_checkpoint)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "BrokenPipe" not in errors
+
+
 def test_caption_lines_json_and_picture_tell_the_same(tiny_checkpoint, photos, tmp_path, capsys):
     picture = tmp_path / "captions.png"
     model = ["--model", str(tiny_checkpoint)]
