@@ -342,6 +342,7 @@ def test_take_a_photo(visit):
         page.locator("#photo .access-icon, #photo .wrap button")
     ).first.click()
     page.wait_for_selector("#photo video")
+    page.wait_for_function("document.querySelector('#photo video').videoWidth > 0")  # before that there is no picture
     page.locator("#photo .button-wrap button").first.click()
     page.wait_for_selector(".card.caption")
 
