@@ -271,6 +271,8 @@ class Matcher:
         result = torch.empty(len(texts.lengths), device=device)
         rows = None if chosen is None else np.unique(texts.row_of[chosen])
         for numbers, batch in self._batches(texts, self._tag_ids(image), rows):
+            if device.type == "cuda":  # only from pinned memory does the copy go on while the last batch is computed
+                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             result[numbers] = log_odds(match_logits(self.model, prepared, **batch))[0]
         wanted = texts.row_of if chosen is None else texts.row_of[chosen]
