@@ -1,16 +1,18 @@
 """Configuration of Mengzi-Oscar: BERT's fields, the fields of Oscar's released config.json, and four of our own.
 
-The Oscar fields keep their original names and their defaults when absent, so an original config.json reads as it is.
+The fields keep their original names and their defaults when absent, so an original config.json reads as it is.
 """
 
-from transformers import AutoConfig
-from transformers.models.bert.configuration_bert import BertConfig
+from transformers import AutoConfig, PretrainedConfig
+
+from .supported_transformers import NEWEST_TESTED, OLDEST  # noqa: F401  (importing it checks the installed release)
 
 
-class MengziOscarConfig(BertConfig):
+class MengziOscarConfig(PretrainedConfig):
     """Sizes and training options of a Mengzi-Oscar checkpoint.
 
     Args:
+        vocab_size ... tie_word_embeddings: as in `BertConfig`.
         img_feature_dim: length of a region feature row: appearance + 6 numbers of box geometry (VinVL: 2,054).
         img_feature_type: free text of the original; every value means "float rows through one Linear" here.
         use_img_layernorm: LayerNorm after that Linear. Off when absent: it must survive from checkpoint to checkpoint.
@@ -22,8 +24,8 @@ class MengziOscarConfig(BertConfig):
         tie_weights: captioning: the decoder is the word embedding (the pre-training head always ties).
         freeze_embedding: captioning: the word embedding is not trained.
         label_smoothing, drop_worst_ratio, drop_worst_after: captioning loss, see `caption_loss`.
-        tag_position_offset: position of the first tag in captioning (the `max_seq_a_length` of the training).
         mask_token_id: the id that asks for a word.
+        tag_position_offset: position of the first tag in captioning (the `max_seq_a_length` of the training).
         region_model: Hub id with revision or subfolder of the region model this checkpoint was trained with.
         regions_read_text: retrieval and question answering: regions attend to the text, as published. False: they
             attend to one another only, so that their states serve every text of an image (matching.py).
@@ -31,27 +33,84 @@ class MengziOscarConfig(BertConfig):
 
     model_type = "mengzi_oscar"
 
-    vocab_size: int = 21128
-    bos_token_id: int | None = 101
-    eos_token_id: int | list[int] | None = 102
-    mask_token_id: int = 103
-    img_feature_dim: int = 2054
-    img_feature_type: str = "frcnn"
-    use_img_layernorm: bool | int | None = False
-    img_layer_norm_eps: float = 1e-12
-    num_contrast_classes: int = 2
-    loss_type: str = "sfmx"
-    classifier: str = "linear"
-    cls_hidden_scale: int = 2
-    num_choice: int = 2
-    tie_weights: bool = False
-    freeze_embedding: bool = False
-    label_smoothing: float | int = 0.0
-    drop_worst_ratio: float | int = 0.0
-    drop_worst_after: int = 0
-    tag_position_offset: int = 40
-    region_model: str | None = None
-    regions_read_text: bool = True
+    def __init__(
+        self,
+        vocab_size=21128,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        hidden_act="gelu",
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        max_position_embeddings=512,
+        type_vocab_size=2,
+        initializer_range=0.02,
+        layer_norm_eps=1e-12,
+        pad_token_id=0,
+        bos_token_id=101,
+        eos_token_id=102,
+        tie_word_embeddings=True,
+        img_feature_dim=2054,
+        img_feature_type="frcnn",
+        use_img_layernorm=False,
+        img_layer_norm_eps=1e-12,
+        num_contrast_classes=2,
+        loss_type="sfmx",
+        classifier="linear",
+        cls_hidden_scale=2,
+        num_choice=2,
+        tie_weights=False,
+        freeze_embedding=False,
+        label_smoothing=0.0,
+        drop_worst_ratio=0.0,
+        drop_worst_after=0,
+        mask_token_id=103,
+        tag_position_offset=40,
+        region_model=None,
+        regions_read_text=True,
+        **kwargs,
+    ):
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.max_position_embeddings = max_position_embeddings
+        self.type_vocab_size = type_vocab_size
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.img_feature_dim = img_feature_dim
+        self.img_feature_type = img_feature_type
+        self.use_img_layernorm = use_img_layernorm
+        self.img_layer_norm_eps = img_layer_norm_eps
+        self.num_contrast_classes = num_contrast_classes
+        self.loss_type = loss_type
+        self.classifier = classifier
+        self.cls_hidden_scale = cls_hidden_scale
+        self.num_choice = num_choice
+        self.tie_weights = tie_weights
+        self.freeze_embedding = freeze_embedding
+        self.label_smoothing = label_smoothing
+        self.drop_worst_ratio = drop_worst_ratio
+        self.drop_worst_after = drop_worst_after
+        self.mask_token_id = mask_token_id
+        self.tag_position_offset = tag_position_offset
+        self.region_model = region_model
+        self.regions_read_text = regions_read_text
+        if kwargs.get("attn_implementation") != "eager":
+            # Original files may say it. transformers saves no config that says it beside sdpa, the default.
+            kwargs.pop("output_attentions", None)
+        super().__init__(
+            pad_token_id=pad_token_id,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            tie_word_embeddings=tie_word_embeddings,
+            **kwargs,
+        )
 
 
 if not __name__.startswith("transformers_modules"):  # as code of a Hub repo it must not stand in for other repos

@@ -6,6 +6,7 @@ safetensors, config, code, tokenizer, processor and generation config, model car
 silently (LayerNorm.gamma, a text BERT as a start, a relation head of another size) is done here and said.
 """
 
+import inspect
 import pickle
 import re
 import shutil
@@ -17,7 +18,6 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BertTokenizer
-from transformers.models.bert.configuration_bert import BertConfig
 
 from . import convert_vinvl_checkpoint
 from . import modeling_mengzi_oscar as modeling
@@ -45,7 +45,7 @@ PROCESSOR_SETTINGS = {  # lengths of the published commands, where they say any,
     "gqa": {"layout": "pair", "max_length": 128, "max_regions": 50},
     "nlvr2": {"layout": "pair", "max_length": 128, "max_regions": 50},
 }
-CONFIG_FIELDS = {*BertConfig.__annotations__, *MengziOscarConfig.__annotations__, "num_labels", "id2label", "label2id"}
+CONFIG_FIELDS = {*inspect.signature(MengziOscarConfig).parameters, "num_labels", "id2label", "label2id"} - {"kwargs"}
 OF_THE_IMAGE = ("bert.img_embedding.", "bert.LayerNorm.", "cls.seq_relationship.")  # what no text BERT has
 OF_THE_HEADS = ("bert.pooler.", "cls.", "classifier.")
 WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
@@ -97,9 +97,8 @@ def convert(
         if len(names) != config.num_labels:
             raise CheckpointError(f"{answers}: holds {len(names)}, but the model has {config.num_labels} answers")
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
-    region_model_type = None
     if region_model:
-        config.region_model, region_model_type = check_region_model(region_model, config.img_feature_dim)
+        config.region_model = check_region_model(region_model, config.img_feature_dim)
     try:
         model = HEADS[task](config)
     except Exception as error:  # sizes that make no model raise anything at all
@@ -120,7 +119,7 @@ def convert(
         base_model = str(source).split("@")[0]
     origin = "Converted from the original weights by `mengzi-oscar convert`."
     card = model_card(task, config, output.name, base_model, datasets, scores, notes=[origin, *notes])
-    assemble(partial, card, region_model_type)
+    assemble(partial, card)
     if output.exists():
         output.rmdir()
     partial.rename(output)
@@ -308,8 +307,8 @@ def read_vocabulary(path, folder) -> BertTokenizer:
     return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}, do_lower_case=lower_case)
 
 
-def check_region_model(name, img_feature_dim) -> tuple[str, str]:
-    """What the config says of the region model, and its type; its features must be as wide as the training's."""
+def check_region_model(name, img_feature_dim) -> str:
+    """What the config says of the region model; its features must be as wide as the training's."""
     if not Path(name).is_dir() and not PINNED.fullmatch(str(name)):
         raise CheckpointError(f"{name}: a region model is a folder, or a Hub id with revision: name/repo@revision")
     config = region_model_config(name)
@@ -318,4 +317,4 @@ def check_region_model(name, img_feature_dim) -> tuple[str, str]:
         raise CheckpointError(
             f"{name}: its features are {width} wide, this checkpoint was trained on {img_feature_dim}"
         )
-    return (REGION_MODEL_FOLDER if Path(name).is_dir() else str(name)), config.model_type
+    return REGION_MODEL_FOLDER if Path(name).is_dir() else str(name)

@@ -6,83 +6,120 @@ are kept once per image, whatever the number of beams, and a step runs two queri
 The numbers are those of the original's exact mode (full recomputation), which `use_cache=False` still does.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig, GenerationMixin
-from transformers.cache_utils import Cache
 
 from .processing_mengzi_oscar import pack_captions
 
+# The published inference: what neither the call nor a file says. A search with early_stopping="never" stops when
+# nothing can improve any more, as the original's does.
+PUBLISHED = {"num_beams": 5, "max_length": 20, "early_stopping": "never"}
 
-class PrefixCache(Cache):
+
+class PrefixCache:
     """What the steps of a caption read: one row of keys and values per image, which all of its beams share.
 
-    A row holds P slots of the encoded tags and regions, then a slot per beam for each position of the captions. A slot
-    is written once and never moves: `history` says which slots a beam's caption went through, and choosing beams
-    (`reorder_cache`) reorders only that table. The [MASK]s of a step stand where the tokens of the next step will be
-    written.
+    A row holds the P slots of the encoded tags and regions, then a slot per beam for each position of the captions. A
+    slot is written once and never moves. Two beams after the first step, which wrote [CLS] and asked at a [MASK]:
+
+              prefix   | position 0 | position 1 | position 2 | ...
+        slot  0 .. P-1 | b0  b1     | b0  b1     | b0  b1     |
+                 P     |[CLS][CLS]  |[MASK][MASK]|            |     the next step writes its tokens over the [MASK]s
+
+    `history` says which slots the caption of a beam went through. transformers' searches move captions between beams;
+    whose caption a beam goes on with is read from its tokens, so that nothing depends on how, or under what name, a
+    release of transformers reorders its own caches.
 
     Args:
-        prefix_mask: (B, P), 1 = may be seen. max_length: positions of the captions.
+        num_layers: of the encoder. prefix_mask: (B, P), 1 = may be seen. max_length: positions of the captions.
+        mask_token_id: asks for a token.
     """
 
-    def __init__(self, num_layers: int, prefix_mask: torch.Tensor, max_length: int):
-        super().__init__(layers=[])
-        self.keys, self.values = [None] * num_layers, [None] * num_layers  # each (B, heads, P + slots, head size)
-        self.prefix_mask, self.max_length = prefix_mask.bool(), max_length
-        self.length = 0  # positions of the captions that are written, without the [MASK]
-        self.history = None  # (B, beams, slots)
+    def __init__(self, num_layers: int, prefix_mask: torch.Tensor, max_length: int, mask_token_id: int):
+        self.layers = [PrefixCacheLayer(self) for _ in range(num_layers)]
+        self.prefix_mask, self.max_length, self.mask_token_id = prefix_mask.bool(), max_length, mask_token_id
+        self.captions = None  # (B, beams, C) as they were in the last step
+        self.history = None  # (B, beams, slots behind the prefix)
+        self.start = None  # the slot from which on this step writes; None while the prefix is encoded
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
+    def begin_step(self, input_ids: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor, torch.BoolTensor]:
+        """Captions so far (B x beams, C) -> what is new of them, with a [MASK] behind, and whom the new ones see.
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self.history = self.history.flatten(0, 1)[beam_idx].view_as(self.history)
-
-    def begin_step(self, rows: int, new: int) -> torch.BoolTensor:
-        """Takes `new` positions per beam, the last one a [MASK]; returns (B, new x beams, slots), who sees what."""
-        images, prefix = self.prefix_mask.shape
-        beams = rows // images
-        slots, device = beams * self.max_length, self.prefix_mask.device
-        if self.history is None:
-            self.history = torch.zeros((images, beams, slots), dtype=torch.bool, device=device)
-            self.keys, self.values = (
-                [F.pad(states, (0, 0, 0, slots)) for states in layers] for layers in (self.keys, self.values)
-            )
-        self.start = prefix + beams * self.length
-        slot, beam = torch.arange(slots, device=device), torch.arange(beams, device=device)
-        position = torch.arange(self.length, self.length + new, device=device)
-        own = (slot // beams >= self.length) & (slot // beams <= position[:, None, None])  # (new, 1, slots)
-        own = own & (slot % beams == beam[:, None])  # (new, beams, slots)
-        seen = (self.history[:, None] | own).flatten(1, 2)
-        self.history = self.history | own[-2]  # the tokens before the [MASK]
-        self.length += new - 1
-        return torch.cat([self.prefix_mask[:, None].expand(-1, seen.shape[1], -1), seen], dim=2)
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        if self.history is None:  # the prefix
-            self.keys[layer_idx], self.values[layer_idx] = key_states, value_states
+        Returns:
+            Ids (B x beams, N) and positions (N,) of the new tokens and the [MASK], and (B, N x beams, P + slots).
+        """
+        images = len(self.prefix_mask)
+        captions = input_ids.unflatten(0, (images, -1))  # (B, beams, C)
+        beams, length = captions.shape[1:]
+        if self.captions is None:
+            written = 0
+            self.history = self.prefix_mask.new_zeros((images, beams, beams * self.max_length))
+            for layer in self.layers:
+                layer.make_room(beams * self.max_length)
         else:
-            end = self.start + key_states.shape[2]
-            self.keys[layer_idx][:, :, self.start : end] = key_states
-            self.values[layer_idx][:, :, self.start : end] = value_states
-        return self.keys[layer_idx], self.values[layer_idx]
+            written = self.captions.shape[2]
+            earlier = self.beams_continued(captions[..., :written])
+            self.history = self.history.take_along_dim(earlier[:, :, None], dim=1)
+        self.captions, self.start = captions, self.prefix_mask.shape[1] + beams * written
+
+        slots = torch.arange(beams * self.max_length, device=input_ids.device)
+        positions = torch.arange(written, length + 1, device=input_ids.device)  # (N,), the last is the [MASK]'s
+        slot_position, slot_beam = slots // beams, slots % beams
+        new = (slot_position >= written) & (slot_position <= positions[:, None])  # (N, slots)
+        own = slot_beam == torch.arange(beams, device=input_ids.device)[:, None]  # (beams, slots)
+        sees = new[:, None] & own  # (N, beams, slots)
+        seen = (self.history[:, None] | sees).flatten(1, 2)  # (B, N x beams, slots)
+        last_token = sees[-2]  # it sees all that is new but the [MASK]
+        self.history = self.history | last_token
+        mask_token = input_ids.new_full((len(input_ids), 1), self.mask_token_id)
+        asked = torch.cat([input_ids[:, written:], mask_token], dim=1)
+        return asked, positions, torch.cat([self.prefix_mask[:, None].expand(-1, seen.shape[1], -1), seen], dim=2)
+
+    def beams_continued(self, captions: torch.LongTensor) -> torch.LongTensor:
+        """For the captions (B, beams, C) of this step the beams (B, beams) of the last step that had the same ones."""
+        same = (captions[:, :, None] == self.captions[:, None]).all(dim=-1)  # (B, beams now, beams then)
+        if not same.any(dim=-1).all():
+            raise ValueError("a caption continues none of the last step: this kind of search needs use_cache=False")
+        stays = torch.eye(same.shape[1], dtype=torch.int, device=same.device)
+        return (2 * same.int() + same * stays).argmax(dim=-1)  # of equal captions its own
 
     def by_image(self, states: torch.Tensor) -> torch.Tensor:
-        """(B x beams, T, H) -> (B, T x beams, H): the queries of an image together, position by position."""
+        """(B x beams, N, H) -> (B, N x beams, H): the queries of an image together, position by position."""
         return states.unflatten(0, (len(self.prefix_mask), -1)).transpose(1, 2).flatten(1, 2)
 
     def by_beam(self, states: torch.Tensor, length: int) -> torch.Tensor:
-        """(B, T x beams, H) -> (B x beams, T, H), T = `length`."""
+        """(B, N x beams, H) -> (B x beams, N, H), N = `length`."""
         return states.unflatten(1, (length, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def published_generation_config(config, max_length=20, num_beams=5) -> GenerationConfig:
-    """The published inference: beam 5, 20 tokens with [CLS] and [SEP], a search that stops when nothing can improve."""
+class PrefixCacheLayer:
+    """The keys and values of one layer, each (B, heads, P + slots, d): the `memory` of `MengziOscarLayer`."""
+
+    def __init__(self, cache: PrefixCache):
+        self.cache, self.keys, self.values = cache, None, None
+
+    def make_room(self, slots: int):
+        self.keys, self.values = (F.pad(states, (0, 0, 0, slots)) for states in (self.keys, self.values))
+
+    def attend(self, attention, query, key, value, attention_mask, output_attentions):
+        start = self.cache.start
+        if start is None:
+            self.keys, self.values = key, value
+        else:
+            self.keys[:, :, start : start + key.shape[2]] = key
+            self.values[:, :, start : start + key.shape[2]] = value
+        return attention.attend(query, self.keys, self.values, attention_mask, output_attentions)
+
+
+def published_generation_config(config, max_length=PUBLISHED["max_length"], num_beams=PUBLISHED["num_beams"]):
+    """The published inference as a `GenerationConfig`, for a checkpoint that shall say it in a file."""
     return GenerationConfig(
         max_length=max_length,
         num_beams=num_beams,
-        early_stopping="never",
+        early_stopping=PUBLISHED["early_stopping"],
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
@@ -115,7 +152,9 @@ class MaskQueryGenerationMixin(GenerationMixin):
             mask_token_id: overrides the config's.
             generation_config, **kwargs: as in `GenerationMixin.generate` (`num_beams`, `max_length`, ...). `max_length`
                 counts [CLS] and the final [SEP]. Tags start at position max(`tag_position_offset`, `max_length`), as
-                in the original's inference.
+                in the original's inference. What neither the call nor the checkpoint's generation_config.json says is
+                the published inference: 5 beams (1 when sampling or streaming), 20 tokens, a search that stops when
+                nothing can improve.
 
         Raises:
             ValueError: no regions, or regions of another width than the model's `img_feature_dim`.
@@ -123,11 +162,9 @@ class MaskQueryGenerationMixin(GenerationMixin):
         if region_features is None:
             raise ValueError("generate needs region_features (B, R, D)")
         batch_size, device = region_features.shape[0], region_features.device
-        settings = generation_config if generation_config is not None else self.generation_config
-        bos_token_id = next(
-            i for i in (kwargs.get("bos_token_id"), settings.bos_token_id, self.config.bos_token_id) if i is not None
-        )
+        settings = self.open_settings(generation_config, kwargs)
         if input_ids is None:
+            bos_token_id = self.generation_setting("bos_token_id", generation_config, settings | kwargs)
             input_ids = torch.full((batch_size, 1), bos_token_id, device=device)
         if tag_input_ids is None:
             tag_input_ids = torch.empty((batch_size, 0), dtype=torch.long, device=device)
@@ -135,95 +172,137 @@ class MaskQueryGenerationMixin(GenerationMixin):
             tag_attention_mask = torch.ones_like(tag_input_ids)
         if region_attention_mask is None:
             region_attention_mask = torch.ones(region_features.shape[:2], dtype=torch.long, device=device)
+        if mask_token_id is None:
+            mask_token_id = self.config.mask_token_id
+        length = self.caption_length(input_ids.shape[1], generation_config, kwargs)
         prefix = {
             "input_ids": tag_input_ids,
             "attention_mask": tag_attention_mask,
-            "position_ids": self._tag_positions(tag_input_ids, input_ids, settings, kwargs),
+            "position_ids": self.tag_positions(tag_input_ids, length),
             "region_features": region_features,
             "region_attention_mask": region_attention_mask,
         }
-        use_cache = kwargs.get("use_cache", settings.use_cache)
-        if use_cache is None or use_cache:
-            max_length = self._length_limit(input_ids, settings, kwargs)
-            inputs = {"past_key_values": self.encode_prefix(**prefix, max_length=max_length)}
+        if self.generation_setting("use_cache", generation_config, kwargs) is not False:
+            # Our cache travels as a model input. The library's own is switched off: its name, form and place in the
+            # bookkeeping change from release to release.
+            settings["use_cache"] = False
+            inputs = {"prefix_cache": self.encode_prefix(**prefix, max_length=length, mask_token_id=mask_token_id)}
         else:
-            names = {"input_ids": "tag_input_ids", "attention_mask": "tag_attention_mask"}
-            names["position_ids"] = "tag_position_ids"
-            inputs = {names.get(name, name): tensor for name, tensor in prefix.items()}
-        self._mask_token_id = mask_token_id if mask_token_id is not None else self.config.mask_token_id
+            names = ("input_ids", "attention_mask", "position_ids")
+            inputs = {f"tag_{name}" if name in names else name: tensor for name, tensor in prefix.items()}
+            inputs["mask_token_id"] = mask_token_id
+        if generation_config is None:
+            kwargs |= settings
+        else:  # transformers warns when settings come both ways
+            generation_config = copy.deepcopy(generation_config)
+            for name, value in settings.items():
+                setattr(generation_config, name, value)
+                kwargs.pop(name, None)
         return super().generate(input_ids=input_ids, generation_config=generation_config, **inputs, **kwargs)
 
-    @staticmethod
-    def _length_limit(input_ids, settings, kwargs) -> int:
-        """Tokens of a caption at the most, as transformers counts them (20 where nothing is said)."""
-        max_new_tokens = kwargs.get("max_new_tokens", settings.max_new_tokens)
-        if max_new_tokens is not None:
-            return input_ids.shape[1] + max_new_tokens
-        return kwargs.get("max_length", settings.max_length) or 20
+    def generation_setting(self, name, generation_config, kwargs):
+        """What the call says, else its `generation_config`, else the checkpoint's; None where nobody says anything."""
+        value = kwargs.get(name)
+        for settings in (generation_config, self.generation_config):
+            value = getattr(settings, name, None) if value is None else value
+        return value
 
-    def _tag_positions(self, tag_input_ids, input_ids, settings, kwargs):
-        start = max(self.config.tag_position_offset, self._length_limit(input_ids, settings, kwargs))
-        if start + tag_input_ids.shape[1] > self.config.max_position_embeddings:
+    def open_settings(self, generation_config, kwargs) -> dict:
+        """The published inference, and the config's tokens, as far as nobody says anything else."""
+
+        def said(name):
+            return self.generation_setting(name, generation_config, kwargs)
+
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        settings = {name: getattr(self.config, name) for name in tokens if said(name) is None}
+        if said("num_beams") is None and not said("do_sample") and kwargs.get("streamer") is None:
+            settings["num_beams"] = PUBLISHED["num_beams"]
+        if said("max_length") is None and said("max_new_tokens") is None:
+            settings["max_length"] = PUBLISHED["max_length"]
+        if (settings.get("num_beams") or said("num_beams") or 1) == 1:
+            # About beams only: transformers warns of it, so what the checkpoint says for beams is left out.
+            if said("early_stopping") == self.generation_config.early_stopping:
+                settings["early_stopping"] = False
+        elif said("early_stopping") is None:
+            settings["early_stopping"] = PUBLISHED["early_stopping"]
+        return settings
+
+    def caption_length(self, begun: int, generation_config, kwargs) -> int:
+        """Tokens of a caption at the most, the `begun` ones included, as `generate` will count them."""
+        max_new_tokens = self.generation_setting("max_new_tokens", generation_config, kwargs)
+        if max_new_tokens is not None:
+            return begun + max_new_tokens
+        return self.generation_setting("max_length", generation_config, kwargs) or PUBLISHED["max_length"]
+
+    def tag_start(self, caption_length: int) -> int:
+        """Position of the first tag beside captions of that length at the most."""
+        return max(self.config.tag_position_offset, caption_length)
+
+    def tag_positions(self, tag_input_ids, caption_length: int) -> torch.LongTensor:
+        """(B, L)
+
+        Raises:
+            ValueError: the tags do not fit behind such captions.
+        """
+        start, number = self.tag_start(caption_length), tag_input_ids.shape[1]
+        if start + number > self.config.max_position_embeddings:
             raise ValueError(
-                f"{tag_input_ids.shape[1]} tag tokens from position {start} on do not fit into the "
+                f"{number} tag tokens from position {start} on do not fit into the "
                 f"{self.config.max_position_embeddings} positions of this model: pass fewer tags"
             )
-        return torch.arange(start, start + tag_input_ids.shape[1], device=tag_input_ids.device).expand_as(tag_input_ids)
+        return torch.arange(start, start + number, device=tag_input_ids.device).expand_as(tag_input_ids)
 
     def encode_prefix(
-        self, input_ids, attention_mask, position_ids, region_features, region_attention_mask, max_length
-    ):
-        """Runs tags (B, L) and regions (B, R, D) once; returns the `PrefixCache` that the caption steps read."""
-        mask = torch.cat([attention_mask, region_attention_mask], dim=1)
-        cache = PrefixCache(self.config.num_hidden_layers, mask, max_length)
-        self.base_model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            token_type_ids=torch.ones_like(input_ids),
-            position_ids=position_ids,
-            region_features=region_features,
-            past_key_values=cache,
-        )
+        self,
+        input_ids,
+        attention_mask,
+        position_ids,
+        region_features,
+        region_attention_mask,
+        max_length,
+        mask_token_id,
+    ) -> PrefixCache:
+        """Runs tags (B, L) and regions (B, R, D) once, for captions of `max_length` tokens at the most."""
+        bert, mask = self.base_model, torch.cat([attention_mask, region_attention_mask], dim=1)
+        cache = PrefixCache(self.config.num_hidden_layers, mask, max_length, mask_token_id)
+        tags = bert.embeddings(input_ids, torch.ones_like(input_ids), position_ids)
+        states = torch.cat([tags, bert.embed_regions(region_features)], dim=1)  # (B, P, H)
+        bert.encoder(states, bert.who_sees_whom(mask), memories=cache.layers)
         return cache
+
+    def next_token_logits(self, input_ids, cache: PrefixCache) -> torch.FloatTensor:
+        """Captions so far (B x beams, C) -> logits of the next token of each, (B x beams, 1, V)."""
+        bert = self.base_model
+        asked, positions, seen = cache.begin_step(input_ids)
+        states = cache.by_image(bert.embeddings(asked, position_ids=positions[None]))
+        states = bert.encoder(states, bert.who_sees_whom(seen), memories=cache.layers)[0][-1]
+        return self.get_logits(cache.by_beam(states, len(positions))[:, -1:])
 
     def prepare_inputs_for_generation(
         self,
         input_ids,
-        past_key_values=None,
+        prefix_cache=None,
         region_features=None,
         region_attention_mask=None,
         tag_input_ids=None,
         tag_attention_mask=None,
         tag_position_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        logits_to_keep=None,
-        next_sequence_length=None,
-        is_first_iteration=None,
-        use_cache=None,
+        mask_token_id=None,
+        **of_the_library,  # attention_mask, position_ids, use_cache, ...: nothing here depends on them
     ):
-        """One step: the caption tokens that the cache has not seen (or all of them), then a [MASK]."""
-        rows, length = input_ids.shape
-        mask_token = input_ids.new_full((rows, 1), self._mask_token_id)
-        if past_key_values is None:
-            caption = torch.cat([input_ids, mask_token], dim=1)
-            positions = torch.arange(length + 1, device=input_ids.device).expand(rows, -1)
-            # The [MASK] stands last among the text: attention follows positions and masks, not the order of the slots.
-            return {
-                "input_ids": torch.cat([tag_input_ids, caption], dim=1),
-                "token_type_ids": torch.cat([torch.ones_like(tag_input_ids), torch.zeros_like(caption)], dim=1),
-                "position_ids": torch.cat([tag_position_ids, positions], dim=1),
-                "attention_mask": torch.cat([tag_attention_mask, torch.ones_like(caption)], dim=1),
-                "region_features": region_features,
-                "region_attention_mask": region_attention_mask,
-                "logits_to_keep": 1,
-            }
-        seen = past_key_values.get_seq_length()
+        """Inputs of `forward` for one step: with the cache the caption so far, else everything and a [MASK]."""
+        if prefix_cache is not None:
+            return {"input_ids": input_ids, "prefix_cache": prefix_cache}
+        caption = torch.cat([input_ids, input_ids.new_full((len(input_ids), 1), mask_token_id)], dim=1)
+        positions = torch.arange(caption.shape[1], device=input_ids.device).expand_as(caption)
+        # The [MASK] stands last among the text: attention follows positions and masks, not the order of the slots.
         return {
-            "input_ids": torch.cat([input_ids[:, seen:], mask_token], dim=1),
-            "position_ids": torch.arange(seen, length + 1, device=input_ids.device).expand(rows, -1),
-            "attention_mask": past_key_values.begin_step(rows, length + 1 - seen),
-            "past_key_values": past_key_values,
+            "input_ids": torch.cat([tag_input_ids, caption], dim=1),
+            "token_type_ids": torch.cat([torch.ones_like(tag_input_ids), torch.zeros_like(caption)], dim=1),
+            "position_ids": torch.cat([tag_position_ids, positions], dim=1),
+            "attention_mask": torch.cat([tag_attention_mask, torch.ones_like(caption)], dim=1),
+            "region_features": region_features,
+            "region_attention_mask": region_attention_mask,
             "logits_to_keep": 1,
         }
 
@@ -256,20 +335,12 @@ class MaskQueryGenerationMixin(GenerationMixin):
         labels = packed.pop("labels")
         output = self.base_model(**packed, region_features=region_features, output_hidden_states=True)
         asked = labels != -100  # (B, T)
-        states = output.last_hidden_state[:, : asked.shape[1]][asked]
-        log_probs = self.get_logits(states).float().log_softmax(dim=-1)
+        text = asked.shape[1]
+        log_probs = self.get_logits(output.last_hidden_state[:, :text][asked]).float().log_softmax(dim=-1)
         log_probs = log_probs.gather(1, labels[asked][:, None]).squeeze(1)
-        weights = self._attention_of_last_layer(output.hidden_states[-2], packed["attention_mask"])
-        weights = weights[:, : asked.shape[1], asked.shape[1] :][asked]  # (all tokens, R)
+        seen = self.base_model.who_sees_whom(packed["attention_mask"], output_attentions=True)
+        attention = self.base_model.encoder.layer[-1].attention.self
+        _, weights = attention(output.hidden_states[-2], seen, output_attentions=True)  # (B, heads, S, S)
+        weights = weights.float().mean(dim=1)[:, :text, text:][asked]  # (all tokens, R)
         lengths = [len(ids) - 1 for row in captions for ids in row]
         return log_probs.split(lengths), weights.split(lengths)
-
-    def _attention_of_last_layer(self, hidden_states, attention_mask):
-        """Attention (B, S, S), mean over the heads, of the last layer, from the states that enter it."""
-        attention = self.base_model.encoder.layer[-1].attention.self
-        query, key = (
-            projection(hidden_states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-            for projection in (attention.query, attention.key)
-        )
-        scores = (query @ key.transpose(2, 3)).float() * attention.scaling
-        return scores.masked_fill(~attention_mask[:, None], -torch.inf).softmax(dim=-1).mean(dim=1)

@@ -9,20 +9,21 @@ import json
 import os
 import re
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError, safe_open
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from .model_card import model_card
-from .pipeline_mengzi_oscar import REGION_MODELS, CheckpointError, class_beside
+from .pipeline_mengzi_oscar import CheckpointError, region_model_classes
 
 PACKAGE = Path(__file__).parent
 REGION_MODEL_FOLDER = "region_model"
 PINNED = re.compile(r"[\w.-]+/[\w.-]+@[\w.-]+")  # Hub id with revision
+RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import ", re.MULTILINE)  # those by which transformers finds code files
 MODELING = "modeling_mengzi_oscar."
 AUTO_MAPS = {  # model_type -> `auto_map` of config.json; every checkpoint can start every head
     "mengzi_oscar": {
@@ -42,8 +43,11 @@ AUTO_MAPS = {  # model_type -> `auto_map` of config.json; every checkpoint can s
 }
 PROCESSORS = {  # model_type -> the file that names the processor, and its `auto_map`
     "mengzi_oscar": ("processor_config.json", {"AutoProcessor": "processing_mengzi_oscar.MengziOscarProcessor"}),
-    "grid_regions": ("preprocessor_config.json", {"AutoImageProcessor": REGION_MODELS["grid_regions"][1]}),
-    "vinvl": ("preprocessor_config.json", {"AutoImageProcessor": REGION_MODELS["vinvl"][1]}),
+    "grid_regions": (
+        "preprocessor_config.json",
+        {"AutoImageProcessor": "modeling_grid_regions.GridRegionImageProcessor"},
+    ),
+    "vinvl": ("preprocessor_config.json", {"AutoImageProcessor": "image_processing_vinvl.VinVLImageProcessor"}),
 }
 CUSTOM_PIPELINES = {
     "mengzi-oscar-captioning": {
@@ -97,7 +101,7 @@ def save_vocabulary(tokenizer, path):
     path.write_text("".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.get)), encoding="utf-8")
 
 
-def assemble(folder, card=None, region_model_type=None) -> None:
+def assemble(folder, card=None) -> None:
     """Makes a folder written by `save_pretrained` a Hub repo: `auto_map`s, the code files they need, README.md.
 
     Models in subfolders (region model, further tasks) get an `auto_map` too: transformers looks for code at the root
@@ -106,7 +110,6 @@ def assemble(folder, card=None, region_model_type=None) -> None:
 
     Args:
         card: text of README.md; None keeps the one that is there.
-        region_model_type: `model_type` of the region model, where the config names one of another repo.
     """
     folder = Path(folder)
     for config_path in [folder / "config.json", *sorted(folder.glob("*/config.json"))]:
@@ -119,7 +122,7 @@ def assemble(folder, card=None, region_model_type=None) -> None:
         name, auto_map = PROCESSORS[config["model_type"]]
         if (config_path.parent / name).exists():
             write_json(config_path.parent / name, read_json(config_path.parent / name) | {"auto_map": auto_map})
-    needed = code_files(folder, region_model_type)
+    needed = code_files(folder)
     for path in folder.glob("*.py"):
         path.unlink()
     for name in needed:
@@ -151,23 +154,26 @@ def is_captioner_of_photos(config: dict) -> bool:
     return bool(config.get("region_model")) and "MengziOscarForImageCaptioning" in (config.get("architectures") or [])
 
 
-def code_files(folder, region_model_type=None) -> list[str]:
-    """Files of this package that the Auto classes and the pipeline of a repo folder import, by transformers' rules.
-
-    A region model in a repo of its own is of `region_model_type`; without it, of the type whose code is there.
-    """
+def code_files(folder) -> list[str]:
+    """Files of this package that the Auto classes and the pipeline of a repo folder import."""
     folder, references = Path(folder), set()
     for config_path in folder.rglob("config.json"):
         config = read_json(config_path)
         references |= {*AUTO_MAPS[config["model_type"]].values(), *PROCESSORS[config["model_type"]][1].values()}
         if is_captioner_of_photos(config):
             references |= {pipeline["impl"] for pipeline in CUSTOM_PIPELINES.values()}
-            if PINNED.fullmatch(config["region_model"]):
-                there = (t for t, (model, _) in REGION_MODELS.items() if (folder / file_of(model)).exists())
-                references |= set(REGION_MODELS[region_model_type or next(there, "vinvl")])
-    entries = {PACKAGE / file_of(reference) for reference in references}
-    needed = entries | {Path(path) for entry in entries for path in get_relative_import_files(entry)}
-    return sorted(path.name for path in needed)
+    return with_imports({file_of(reference) for reference in references})
+
+
+def with_imports(names) -> list[str]:
+    """Files of this package and those that they import, directly or not."""
+    files, waiting = set(), set(names)
+    while waiting:
+        name = waiting.pop()
+        files.add(name)
+        code = (PACKAGE / name).read_text(encoding="utf-8")
+        waiting |= {f"{module}.py" for module in RELATIVE_IMPORT.findall(code)} - files
+    return sorted(files)
 
 
 def file_of(reference) -> str:
@@ -189,11 +195,10 @@ def region_model_config(name):
         model_type = PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
     except OSError as error:
         raise CheckpointError(f"{name}: no region model's config.json there ({one_line(error)})") from None
-    if model_type not in REGION_MODELS:
-        known = ", ".join(REGION_MODELS)
-        raise CheckpointError(f"{name}: is not a region model (model_type {model_type!r}; there are {known})")
-    config_class = class_beside(REGION_MODELS[model_type][0]).config_class
-    return config_class.from_pretrained(path, revision=revision)
+    classes = region_model_classes(model_type)
+    if classes is None:
+        raise CheckpointError(f"{name}: is not a region model (model_type {model_type!r})")
+    return classes[0].config_class.from_pretrained(path, revision=revision)
 
 
 def check_repo(folder) -> list[Path]:
@@ -243,7 +248,8 @@ def check_model(folder) -> None:
     for file in expected:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: {file} is missing")
-    model_class = class_beside(f"{AUTO_MAPS[model_type]['AutoModel'].split('.')[0]}.{name}")
+    module = AUTO_MAPS[model_type]["AutoModel"].split(".")[0]
+    model_class = getattr(import_module(f".{module}", __package__), name)
     try:
         with torch.device("meta"):
             model = model_class(model_class.config_class.from_pretrained(folder))

@@ -5,12 +5,10 @@ region model, so that a photo can never meet the wrong features.
 """
 
 import re
-from importlib import import_module
 
 import torch
 from safetensors import SafetensorError
-from transformers import Pipeline, PreTrainedConfig
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers import Pipeline, PretrainedConfig
 
 from .matching import Matcher
 from .modeling_mengzi_oscar import (
@@ -21,12 +19,6 @@ from .modeling_mengzi_oscar import (
 from .photos import open_photo
 from .processing_mengzi_oscar import MengziOscarProcessor
 from .quantization import quantize
-
-REGION_MODELS = {  # model_type -> model, image processor
-    "grid_regions": ("modeling_grid_regions.GridRegionModel", "modeling_grid_regions.GridRegionImageProcessor"),
-    "vinvl": ("modeling_vinvl.VinVLModel", "image_processing_vinvl.VinVLImageProcessor"),
-}
-
 
 DETAILED_LENGTH = 30  # tokens of a detailed caption, with start and end
 
@@ -75,7 +67,7 @@ class MengziOscarPipeline:
 
         def load_head(task):
             options = {"revision": revision, "subfolder": task}
-            if not PreTrainedConfig.get_config_dict(name, **options)[0]:
+            if not PretrainedConfig.get_config_dict(name, **options)[0]:
                 raise CheckpointError(
                     f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was"
                 )
@@ -176,8 +168,8 @@ class MengziOscarPipeline:
     def _caption_batch(self, photos, style, generation):
         regions, tags = self._look(photos)
         encoded = self.processor(tags=tags, regions=regions, return_tensors="pt").to(self.captioner.device)
-        defaults = self.captioner.generation_config
-        beams = generation.get("num_beams") or defaults.num_beams or 1
+        settings = self.captioner.open_settings(None, generation) | generation
+        beams = self.captioner.generation_setting("num_beams", None, settings) or 1
         begun = self.processor.begin(style, len(photos)).to(self.captioner.device)
         sequences = self.captioner.generate(**encoded, input_ids=begun, **{"num_return_sequences": beams} | generation)
         per_photo = sequences.split(len(sequences) // len(photos))
@@ -191,9 +183,7 @@ class MengziOscarPipeline:
             encoded["region_features"],
             encoded["region_attention_mask"],
             tags=tag_ids,
-            tag_position=max(
-                self.captioner.config.tag_position_offset, generation.get("max_length") or defaults.max_length or 0
-            ),
+            tag_position=self.captioner.tag_start(self.captioner.caption_length(begun.shape[1], None, generation)),
         )
         scored = iter(zip(*scored, strict=True))
         rows = [[self._describe(ids, *next(scored)) for ids in image_captions] for image_captions in captions]
@@ -248,24 +238,40 @@ def load_checked(model_class, name, **options):
     return model
 
 
-def load_region_model(name, subfolder="", revision=None, code=None):
+def region_model_classes(model_type):
+    """Model and image processor of a `model_type`, None where it is no region model.
+
+    They are ours: code of another repo never runs. Each is imported where it is needed: the detector needs no timm, the
+    grid model no torchvision.
+    """
+    if model_type == "grid_regions":
+        from .modeling_grid_regions import GridRegionImageProcessor, GridRegionModel
+
+        return GridRegionModel, GridRegionImageProcessor
+    if model_type == "vinvl":
+        from .image_processing_vinvl import VinVLImageProcessor
+        from .modeling_vinvl import VinVLModel
+
+        return VinVLModel, VinVLImageProcessor
+    return None
+
+
+def load_region_model(name, subfolder="", revision=None):
     """Region model and its image processor, float32, from a folder or Hub id.
 
     `name` is a region model or a Mengzi-Oscar checkpoint that names one in its config: a subfolder of its own repo,
-    or "org/name@revision". Its classes follow from its `model_type` and are ours: code of another repo never runs.
-    `code` is for `class_beside`.
+    or "org/name@revision".
 
     Raises:
         CheckpointError: it is neither, or its weights do not fit.
     """
     try:
-        config, _ = PreTrainedConfig.get_config_dict(name, subfolder=subfolder, revision=revision)
+        config, _ = PretrainedConfig.get_config_dict(name, subfolder=subfolder, revision=revision)
     except OSError as error:
         raise CheckpointError(f"{name}: no config.json there ({' '.join(str(error).split())[:200]})") from None
     model_type = config.get("model_type")
-    code = code or (name, revision)
-    if model_type in REGION_MODELS:
-        model_class, processor_class = (class_beside(reference, *code) for reference in REGION_MODELS[model_type])
+    if classes := region_model_classes(model_type):
+        model_class, processor_class = classes
         options = {"subfolder": subfolder, "revision": revision}
         model = load_checked(model_class, name, dtype="float32", **options)
         model = model.eval().to(memory_format=torch.channels_last)  # convolutions are 1.5 times as fast on CPUs
@@ -275,20 +281,8 @@ def load_region_model(name, subfolder="", revision=None, code=None):
         raise CheckpointError(f"{name}: no region model there, and its config names none (model_type {model_type!r})")
     if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", region_model):
         repository, region_revision = region_model.split("@")
-        return load_region_model(repository, revision=region_revision, code=code)
-    return load_region_model(name, subfolder=region_model, revision=revision, code=code)
-
-
-def class_beside(reference, repo=None, revision=None):
-    """A class of another file of this package, "file.Class".
-
-    Where this file is itself the code of a Hub repo, its neighbours lie in that repo (`repo`, `revision`), and
-    transformers brings only those that an import statement names: the others are fetched here.
-    """
-    if __name__.startswith("transformers_modules"):
-        return get_class_from_dynamic_module(reference, repo, revision=revision)
-    module, name = reference.split(".")
-    return getattr(import_module(f".{module}", __package__), name)
+        return load_region_model(repository, revision=region_revision)
+    return load_region_model(name, subfolder=region_model, revision=revision)
 
 
 class MengziOscarCaptioningPipeline(Pipeline):

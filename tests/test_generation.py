@@ -3,7 +3,9 @@
 import pytest
 import torch
 from conftest import tiny_captioner
+from transformers import GenerationConfig
 
+from modeling_mengzi_oscar import MengziOscarForImageCaptioning
 from modeling_mengzi_oscar.generation_mengzi_oscar import PrefixCache
 
 SETTINGS = {
@@ -40,9 +42,7 @@ def test_cache_equals_recompute(settings):
     results = []
     for use_cache in (True, False):
         torch.manual_seed(0)
-        settings = {"max_length": 12, "pad_token_id": 0, "early_stopping": "never"} | settings
-        if settings.get("num_beams", 1) == 1:
-            settings.pop("early_stopping")
+        settings = {"max_length": 12, "pad_token_id": 0, "num_beams": 1} | settings
         output = model.generate(
             **inputs(), **settings, use_cache=use_cache, return_dict_in_generate=True, output_logits=True
         )
@@ -71,35 +71,35 @@ def test_padding_changes_nothing(num_beams):
 
 def test_prefix_is_encoded_once_per_image():
     model, calls = tiny_captioner(), []
-    model.bert.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    model.bert.encoder.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[:2]))
     model.generate(**inputs(), num_beams=4, max_length=8, pad_token_id=0)
-    with_regions = [call for call in calls if call.get("region_features") is not None]
-    assert len(with_regions) == 1
-    assert with_regions[0]["region_features"].shape[0] == 3
-    assert all(call["input_ids"].shape == (12, 2) for call in calls[1:])  # the last token and the [MASK], per beam
+    assert calls[0] == (3, 4 + 6)  # tags and regions
+    assert set(calls[1:]) == {(3, 4 * 2)}  # per beam the last token and the [MASK]
 
 
 def test_prompt_continues_the_caption():
     model = tiny_captioner()
-    whole = model.generate(**inputs(batch=3), max_length=12, pad_token_id=0)
-    prompt = whole[:, :4]
-    assert model.generate(**inputs(), input_ids=prompt, max_length=12, pad_token_id=0).tolist() == whole.tolist()
+    options = {"num_beams": 1, "max_length": 12, "pad_token_id": 0}
+    whole = model.generate(**inputs(), **options)
+    assert model.generate(**inputs(), **options, input_ids=whole[:, :4]).tolist() == whole.tolist()
 
 
 def test_tags_start_at_the_offset_or_the_length_limit():
     model = tiny_captioner(tag_position_offset=10)
     ids = torch.zeros(1, 3, dtype=torch.long)
-    positions = model._tag_positions(ids, torch.zeros(1, 1), model.generation_config, {"max_length": 20})
-    assert positions.tolist() == [[20, 21, 22]]
-    positions = model._tag_positions(ids, torch.zeros(1, 1), model.generation_config, {"max_new_tokens": 5})
-    assert positions.tolist() == [[10, 11, 12]]
+    assert model.caption_length(1, None, {"max_new_tokens": 5}) == 6
+    assert model.caption_length(1, GenerationConfig(max_length=9), {}) == 9
+    assert model.caption_length(1, None, {}) == 20
+    assert model.tag_positions(ids, 20).tolist() == [[20, 21, 22]]
+    assert model.tag_positions(ids, 6).tolist() == [[10, 11, 12]]
     with pytest.raises(ValueError, match="fewer tags"):
         model.generate(torch.randn(1, 2, 22), tag_input_ids=torch.zeros(1, 75, dtype=torch.long), max_length=12)
 
 
 def test_score_captions_equals_the_steps_of_decoding():
     model, batch = tiny_captioner(), inputs()
-    output = model.generate(**batch, max_length=12, pad_token_id=0, return_dict_in_generate=True, output_logits=True)
+    options = {"num_beams": 1, "max_length": 12, "pad_token_id": 0, "return_dict_in_generate": True}
+    output = model.generate(**batch, **options, output_logits=True)
     captions = [[until_sep(ids)] for ids in output.sequences]
     tags = [
         ids[mask.bool()].tolist() for ids, mask in zip(batch["tag_input_ids"], batch["tag_attention_mask"], strict=True)
@@ -136,10 +136,10 @@ def test_keys_and_values_stand_once_per_image_and_never_move(monkeypatch):
     model, seen = tiny_captioner(), []
     begin_step = PrefixCache.begin_step
 
-    def watched(cache, rows, new):
-        mask = begin_step(cache, rows, new)
-        seen.append((cache.keys[0].data_ptr(), cache.keys[0].shape, mask.shape, cache.start))
-        return mask
+    def watched(cache, captions):
+        step = begin_step(cache, captions)
+        seen.append((cache.layers[0].keys.data_ptr(), cache.layers[0].keys.shape, step[2].shape, cache.start))
+        return step
 
     monkeypatch.setattr(PrefixCache, "begin_step", watched)
     model.generate(**inputs(), num_beams=4, max_length=8, min_length=8, pad_token_id=0)
@@ -151,18 +151,112 @@ def test_keys_and_values_stand_once_per_image_and_never_move(monkeypatch):
     assert starts == {10 + 4 * step for step in range(7)}
 
 
+def cache_of_two_beams():
+    cache = PrefixCache(1, torch.ones(1, 2), max_length=4, mask_token_id=4)
+    cache.layers[0].keys = cache.layers[0].values = torch.zeros(1, 1, 2, 8)
+    return cache
+
+
 def test_beams_follow_their_own_history():
-    cache = PrefixCache(1, torch.ones(1, 2), max_length=4)
-    cache.update(torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, 1), 0)
-    mask = cache.begin_step(rows=2, new=2)
-    for _ in range(2):
-        cache.reorder_cache(torch.tensor([1, 0]))
-        mask = cache.begin_step(rows=2, new=2)
-    # Third step; the beams have changed places before it and before the second.
+    cache = cache_of_two_beams()
+    cache.begin_step(torch.tensor([[2], [2]]))
+    cache.begin_step(torch.tensor([[2, 7], [2, 8]]))  # equal captions: each goes on with its own
+    asked, positions, mask = cache.begin_step(torch.tensor([[2, 8, 9], [2, 7, 9]]))  # the beams have changed places
+    assert asked.tolist() == [[9, 4], [9, 4]]
+    assert positions.tolist() == [2, 3]
     prefix, first, second, third, masks = [1, 1], slice(2, 4), slice(4, 6), slice(6, 8), slice(8, 10)
     token_0, token_1, mask_0, mask_1 = mask[0].int()
     assert all(row[:2].tolist() == prefix for row in mask[0].int())
-    assert [row[first].tolist() for row in (token_0, token_1)] == [[1, 0], [0, 1]]
+    assert [row[first].tolist() for row in (token_0, token_1)] == [[0, 1], [1, 0]]
     assert [row[second].tolist() for row in (token_0, token_1)] == [[0, 1], [1, 0]]
     assert [row[third].tolist() for row in (token_0, mask_0, token_1, mask_1)] == [[1, 0], [1, 0], [0, 1], [0, 1]]
     assert [row[masks].tolist() for row in (token_0, mask_0, token_1, mask_1)] == [[0, 0], [1, 0], [0, 0], [0, 1]]
+
+
+def test_a_caption_from_nowhere_is_refused():
+    cache = cache_of_two_beams()
+    cache.begin_step(torch.tensor([[2, 7], [2, 8]]))
+    with pytest.raises(ValueError, match="use_cache=False"):
+        cache.begin_step(torch.tensor([[2, 7, 9], [2, 9, 9]]))
+
+
+PUBLISHED = {"num_beams": 5, "max_length": 20, "early_stopping": "never"}
+ENDS = [[[3], 4.0]]  # a bias towards [SEP], so that it matters when a search stops
+
+
+def generate(model, recwarn, caplog, **options):
+    """Captions, and nothing is warned of."""
+    ids = model.generate(**inputs(), **options)
+    assert not [str(warning.message) for warning in recwarn.list]
+    assert not caplog.records
+    return ids.tolist()
+
+
+@pytest.fixture
+def plain_folder(tmp_path):
+    """A captioner whose files say nothing about the search, as the original's folders."""
+    torch.manual_seed(2)
+    tiny_captioner().save_pretrained(tmp_path)
+    GenerationConfig(sequence_bias=ENDS).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_defaults_are_the_published_inference(plain_folder, tmp_path, recwarn, caplog):
+    model = MengziOscarForImageCaptioning.from_pretrained(plain_folder).eval()
+    expected = generate(model, recwarn, caplog, **PUBLISHED)
+    for other in (True, False):
+        assert expected != generate(model, recwarn, caplog, **PUBLISHED | {"early_stopping": other})
+    model.save_pretrained(tmp_path / "saved")
+    saved = MengziOscarForImageCaptioning.from_pretrained(tmp_path / "saved").eval()
+    for captioner in (model, saved):
+        assert generate(captioner, recwarn, caplog) == expected
+        assert generate(captioner, recwarn, caplog, num_beams=5, max_length=20) == expected
+        for config in (GenerationConfig(num_beams=5), GenerationConfig(max_length=20), GenerationConfig()):
+            assert generate(captioner, recwarn, caplog, generation_config=config) == expected
+
+
+def test_the_same_without_a_generation_config(plain_folder, recwarn, caplog):
+    (plain_folder / "generation_config.json").unlink()
+    model = MengziOscarForImageCaptioning.from_pretrained(plain_folder).eval()
+    expected = generate(model, recwarn, caplog, **PUBLISHED, sequence_bias=ENDS)
+    assert generate(model, recwarn, caplog, sequence_bias=ENDS) == expected
+
+
+def test_what_a_file_or_a_call_says_holds(plain_folder, recwarn, caplog):
+    model = MengziOscarForImageCaptioning.from_pretrained(plain_folder).eval()
+    stops_early = generate(model, recwarn, caplog, **PUBLISHED | {"early_stopping": True})
+    config = GenerationConfig(num_beams=5, early_stopping=True)
+    assert generate(model, recwarn, caplog, generation_config=config) == stops_early
+    assert config.max_length is None  # what was passed in stays as it was
+    said = {"num_beams": 2, "early_stopping": True, "max_length": 9}
+    GenerationConfig(**said, sequence_bias=ENDS).save_pretrained(plain_folder)
+    model = MengziOscarForImageCaptioning.from_pretrained(plain_folder).eval()
+    assert not model.open_settings(None, {}).keys() & said.keys()
+    assert generate(model, recwarn, caplog) == generate(model, recwarn, caplog, **said)
+
+
+@pytest.mark.parametrize("folder_says", [{}, {"early_stopping": "never", "num_beams": 3}])
+def test_greedy_search_warns_of_nothing(folder_says, plain_folder, recwarn, caplog):
+    GenerationConfig(eos_token_id=3, **folder_says).save_pretrained(plain_folder)
+    model = MengziOscarForImageCaptioning.from_pretrained(plain_folder).eval()
+    greedy = generate(model, recwarn, caplog, num_beams=1, max_length=12)
+    assert generate(model, recwarn, caplog, generation_config=GenerationConfig(num_beams=1, max_length=12)) == greedy
+    assert generate(model, recwarn, caplog, num_beams=1, max_length=12, use_cache=False) == greedy
+
+
+def test_sampling_and_streaming_need_no_word_about_beams(recwarn, caplog):
+    model, told = tiny_captioner(), []
+    torch.manual_seed(1)
+    sampled = generate(model, recwarn, caplog, do_sample=True, max_length=12)
+    torch.manual_seed(1)
+    assert sampled == generate(model, recwarn, caplog, do_sample=True, max_length=12, num_beams=1)
+
+    class Streamer:
+        def put(self, ids):
+            told.append(ids)
+
+        def end(self):
+            told.append("end")
+
+    model.generate(torch.randn(1, 4, 22), streamer=Streamer(), max_length=6)
+    assert told[-1] == "end"

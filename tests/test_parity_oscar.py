@@ -202,7 +202,7 @@ def decode(model, call, inputs, **options):
     original, beams = call["scalar_inputs"], call["scalar_inputs"]["num_beams"]
     returned = 1  # transformers returns one caption of a greedy search
     if beams > 1:
-        options |= {"early_stopping": "never", "length_penalty": original["length_penalty"]}
+        options |= {"length_penalty": original["length_penalty"]}
         returned = original["num_keep_best"]
     if original["do_sample"]:
         returned = original["num_return_sequences"]

@@ -38,7 +38,7 @@ class PreparedImages:
     """What texts need of I images. `mask` (I, R) is None where every region is real."""
 
     states: torch.Tensor | None  # (I, R, H) embedded regions, where regions read the text
-    keys_values: list[tuple[torch.Tensor, torch.Tensor]] | None  # per layer 2 x (I, heads, R, d), where they do not
+    memories: list["RegionMemory"] | None  # one per layer, where they do not
     mask: torch.BoolTensor | None
 
 
@@ -49,16 +49,12 @@ def prepare_images(model, region_features, region_attention_mask=None) -> Prepar
     mask = None if region_attention_mask is None else region_attention_mask.bool()
     if model.config.regions_read_text:
         return PreparedImages(states, None, mask)
-    bias = bert._attention_bias(mask, states) if mask is not None else None
-    keys_values = []
+    seen, memories = bert.who_sees_whom(mask), []
     for number, layer in enumerate(bert.encoder.layer, start=1):
-        attention = layer.attention.self
-        heads = (*states.shape[:2], attention.num_attention_heads, attention.attention_head_size)
-        keys, values = (part(states).view(heads).transpose(1, 2) for part in (attention.key, attention.value))
-        keys_values.append((keys, values))
+        memories.append(RegionMemory(*layer.attention.self.keys_values(states), mask))
         if number < len(bert.encoder.layer):
-            states = layer(states, bias)
-    return PreparedImages(None, keys_values, mask)
+            states, _ = layer(states, seen)
+    return PreparedImages(None, memories, mask)
 
 
 def match_logits(model, images: PreparedImages, input_ids, token_type_ids, position_ids, attention_mask=None):
@@ -73,7 +69,7 @@ def match_logits(model, images: PreparedImages, input_ids, token_type_ids, posit
     tensors = (tensor.flatten(0, 1) for tensor in (input_ids, token_type_ids, position_ids))
     text = model.bert.embeddings(*tensors).view(*shape, -1)  # (I or 1, n, T, H)
     mask = None if attention_mask is None else attention_mask.bool()
-    read = read_together if images.keys_values is None else read_regions
+    read = read_together if images.memories is None else read_regions
     first = read(model.bert, images, text, mask)  # (I, n, H)
     pooled = model.bert.pooler(first.flatten(0, 1)[:, None])
     return model.classifier(model.dropout(pooled)).view(*first.shape[:2], -1)
@@ -81,11 +77,11 @@ def match_logits(model, images: PreparedImages, input_ids, token_type_ids, posit
 
 def read_together(bert, images, text, text_mask):
     """Text and regions read one another, as published: the first position of each pair after all layers (I, n, H)."""
-    (number, regions, width), texts = images.states.shape, text.shape[1]
+    (number, regions, _), texts = images.states.shape, text.shape[1]
     states = torch.cat(
         [text.expand(number, -1, -1, -1), images.states[:, None].expand(-1, texts, -1, -1)], dim=2
     ).flatten(0, 1)  # (I * n, T + R, H)
-    mask = bias = None
+    mask = None
     if text_mask is not None or images.mask is not None:
         text_mask = text.new_ones(text.shape[:3], dtype=torch.bool) if text_mask is None else text_mask
         regions_mask = images.mask
@@ -93,59 +89,54 @@ def read_together(bert, images, text, text_mask):
             regions_mask = text.new_ones((number, regions), dtype=torch.bool)
         parts = [text_mask.expand(number, -1, -1), regions_mask[:, None].expand(-1, texts, -1)]
         mask = torch.cat(parts, dim=2).flatten(0, 1)
-        bias = bert._attention_bias(mask, states)
-    *layers, last = bert.encoder.layer
-    for layer in layers:
-        states = layer(states, bias)
-    return first_position(last, states, mask).view(number, texts, width)
-
-
-def first_position(layer, states, mask=None):
-    """A BERT layer for the first position only: (B, S, H), (B, S) -> (B, H). It reads all positions."""
-    attention = layer.attention.self
-    heads = (attention.num_attention_heads, attention.attention_head_size)
-    query, key, value = (
-        part(positions).unflatten(-1, heads).transpose(1, 2)  # (B, heads, S or 1, d)
-        for part, positions in (
-            (attention.query, states[:, :1]),
-            (attention.key, states),
-            (attention.value, states),
-        )
-    )
-    dropout = attention.dropout.p if layer.training else 0.0
-    mask = None if mask is None else mask[:, None, None]
-    read = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=attention.scaling)
-    return layer.feed_forward_chunk(layer.attention.output(read.transpose(1, 2).flatten(2), states[:, :1]))[:, 0]
+    return first_position(bert, states, bert.who_sees_whom(mask)).unflatten(0, (number, texts))
 
 
 def read_regions(bert, images, text, text_mask):
-    """Texts read themselves and the keys and values of the regions: first positions (I, n, H).
+    """Texts read themselves and the keys and values of the regions: first positions (I, n, H)."""
+    number, texts = len(images.memories[0].keys), text.shape[1]
+    states = text.expand(number, -1, -1, -1).flatten(0, 1)  # (I * n, T, H)
+    mask = None if text_mask is None else text_mask.expand(number, -1, -1).flatten(0, 1)[:, None, None]
+    return first_position(bert, states, mask, images.memories).unflatten(0, (number, texts))
 
-    Keys and values of an image serve all its texts without a copy: the queries of n texts stand in one row.
+
+def first_position(bert, states, seen, memories=None):
+    """All layers, the last one for the first position only: (N, S, H) -> (N, H)."""
+    memories = memories or [None] * len(bert.encoder.layer)
+    *layers, last = zip(bert.encoder.layer, memories, strict=True)
+    for layer, memory in layers:
+        states, _ = layer(states, seen, memory=memory)
+    layer, memory = last
+    return layer(states[:, :1], seen, context=states, memory=memory)[0][:, 0]
+
+
+class RegionMemory:
+    """The keys and values (I, heads, R, d) of the regions of I images in one layer: the `memory` of that layer.
+
+    They serve all texts of an image without a copy: the queries of its n texts stand in one row for them.
     """
-    number = images.keys_values[0][0].shape[0]
-    states = text.expand(number, -1, -1, -1)  # (I, n, T, H)
-    layers = list(zip(bert.encoder.layer, images.keys_values, strict=True))
-    for layer, (region_keys, region_values) in layers:
-        attention = layer.attention.self
-        heads = (attention.num_attention_heads, attention.attention_head_size)
-        asking = states[:, :, :1] if layer is layers[-1][0] else states  # (I, n, Q, H), Q = T or 1
-        query, key, value = (
-            part(positions).unflatten(-1, heads).permute(0, 3, 1, 2, 4)  # (I, heads, n, T or Q, d)
-            for part, positions in ((attention.query, asking), (attention.key, states), (attention.value, states))
-        )
-        of_text = query @ key.transpose(-1, -2)  # (I, heads, n, Q, T)
-        of_regions = (query.flatten(2, 3) @ region_keys.transpose(-1, -2)).unflatten(2, query.shape[2:4])
+
+    def __init__(self, keys, values, mask=None):
+        self.keys, self.values, self.mask = keys, values, mask
+
+    def attend(self, attention, query, key, value, text_mask, output_attentions):
+        """(I * n, heads, Q, d) and (I * n, heads, T, d) twice -> (I * n, Q, heads, d)"""
+        images = len(self.keys)
+        of_text = query @ key.transpose(-1, -2)  # (I * n, heads, Q, T)
         if text_mask is not None:
-            of_text = of_text.masked_fill(~text_mask[:, None, :, None], torch.finfo(of_text.dtype).min)
-        if images.mask is not None:
-            of_regions = of_regions.masked_fill(~images.mask[:, None, None, None], torch.finfo(of_regions.dtype).min)
-        weights = (torch.cat([of_text, of_regions], dim=-1) * attention.scaling).softmax(dim=-1)
-        of_text, of_regions = attention.dropout(weights).split([key.shape[3], region_keys.shape[2]], dim=-1)
-        read = of_text @ value + (of_regions.flatten(2, 3) @ region_values).unflatten(2, query.shape[2:4])
-        read = read.permute(0, 2, 3, 1, 4).flatten(3)  # (I, n, Q, H)
-        states = layer.feed_forward_chunk(layer.attention.output(read, asking))
-    return states[:, :, 0]
+            of_text = of_text.masked_fill(~text_mask, torch.finfo(of_text.dtype).min)
+        rows = query.unflatten(0, (images, -1)).transpose(1, 2)  # (I, heads, n, Q, d)
+        of_regions = (rows.flatten(2, 3) @ self.keys.transpose(-1, -2)).unflatten(2, rows.shape[2:4])
+        if self.mask is not None:
+            of_regions = of_regions.masked_fill(~self.mask[:, None, None, None], torch.finfo(of_regions.dtype).min)
+        of_regions = of_regions.transpose(1, 2).flatten(0, 1)  # (I * n, heads, Q, R)
+        scores = torch.cat([of_text, of_regions], dim=-1) * attention.head_size**-0.5
+        weights = attention.dropout(scores.softmax(dim=-1))
+        of_text, of_regions = weights.split([key.shape[2], self.keys.shape[2]], dim=-1)
+        of_regions = of_regions.unflatten(0, (images, -1)).transpose(1, 2)  # (I, heads, n, Q, R)
+        from_regions = (of_regions.flatten(2, 3) @ self.values).unflatten(2, rows.shape[2:4])
+        read = of_text @ value + from_regions.transpose(1, 2).flatten(0, 1)  # (I * n, heads, Q, d)
+        return read.transpose(1, 2), None
 
 
 def log_odds(logits) -> torch.FloatTensor:

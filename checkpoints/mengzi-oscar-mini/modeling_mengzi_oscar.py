@@ -1,11 +1,13 @@
 """Mengzi-Oscar: BERT that reads text, object tags and detected image regions in one sequence, with heads.
 
-What differs from `BertModel` of transformers: region features go through one Linear (and a LayerNorm of their own)
-and stand after the text; they get no position or type embedding; a mask may be given per query (B, S, S). Everything
-else is imported from BERT. Parameter names are those of the released Oscar state dicts, so original folders load as
-they are. Sources: Oscar (Li et al. 2020), VinVL (Zhang et al. 2021), Mengzi (Zhang et al. 2021).
+What differs from BERT: region features go through one Linear (and a LayerNorm of their own) and stand after the text;
+they get no position or type embedding; a mask may be given per query (B, S, S); a layer can read keys and values that
+it has seen before (`memory`: decoding, matching) and be asked for some positions only (`context`). Parameter names are
+those of the released Oscar state dicts, so original folders load as they are. Sources: BERT (Devlin et al. 2018), Oscar
+(Li et al. 2020), VinVL (Zhang et al. 2021), Mengzi (Zhang et al. 2021).
 
-Shapes: B images, T text slots (caption or question, then tags), R regions, S = T + R, H hidden, V vocabulary.
+Shapes: B images, T text slots (caption or question, then tags), R regions, S = T + R, H hidden, V vocabulary; Q queries
+read K keys, each of d = H / heads numbers a head.
 """
 
 from dataclasses import dataclass
@@ -21,23 +23,20 @@ from transformers import (
     AutoModelForVisualQuestionAnswering,
     PreTrainedModel,
 )
-from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.models.bert.modeling_bert import (
-    BertEmbeddings,
-    BertEncoder,
-    BertLayer,
-    BertPooler,
-    BertPredictionHeadTransform,
-    BertSelfAttention,
-)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mengzi_oscar import MengziOscarConfig
 from .generation_mengzi_oscar import MaskQueryGenerationMixin
+
+ACTIVATIONS = {  # `hidden_act`: those that Oscar's code knows, and torch's names for them
+    "gelu": nn.functional.gelu,
+    "relu": nn.functional.relu,
+    "silu": nn.functional.silu,
+    "swish": nn.functional.silu,
+    "tanh": torch.tanh,
+}
 
 
 @dataclass
@@ -63,6 +62,200 @@ class MengziOscarForPreTrainingOutput(ModelOutput):
     relationship_loss: torch.FloatTensor | None = None  # mean over the rows; `loss` is the sum of both
 
 
+def activation(name: str):
+    if name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {name!r}")
+    return ACTIVATIONS[name]
+
+
+class MengziOscarEmbeddings(nn.Module):
+    """Word + position + type, LayerNorm, dropout: (B, T) -> (B, T, H)."""
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None) -> torch.FloatTensor:
+        """Types are 0 and positions count from 0 when missing."""
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        if position_ids is None:
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(position_ids)
+        embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings(position_ids)))
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention written out, which also returns its weights; in the form of transformers' attention functions.
+
+    Args:
+        query: (B, heads, Q, d). key, value: (B, heads, K, d). attention_mask: bool, broadcast to (B, heads, Q, K).
+
+    Returns:
+        (B, Q, heads, d) and the weights (B, heads, Q, K).
+    """
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = nn.functional.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class MengziOscarSelfAttention(nn.Module):
+    """Multi-head attention of some positions to all of them."""
+
+    is_causal = False  # who sees whom is always said by the mask; sdpa would take "no mask" for causal
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+                f"{config.num_attention_heads}"
+            )
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, hidden_states, attention_mask=None, context=None, memory=None, output_attentions=False):
+        """As `MengziOscarLayer`; returns (B, Q, H) and the weights (B, heads, Q, K), None if they were not made."""
+        query = self.split_heads(self.query(hidden_states))
+        key, value = self.keys_values(hidden_states if context is None else context)
+        arguments = (query, key, value, attention_mask, output_attentions)
+        read, weights = self.attend(*arguments) if memory is None else memory.attend(self, *arguments)
+        return read.flatten(2), weights
+
+    def keys_values(self, context) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """(B, K, H) -> twice (B, heads, K, d)"""
+        return self.split_heads(self.key(context)), self.split_heads(self.value(context))
+
+    def split_heads(self, states):
+        """(B, N, H) -> (B, heads, N, d)"""
+        return states.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+    def attend(self, query, key, value, attention_mask, output_attentions=False):
+        """-> (B, Q, heads, d), weights. Weights exist in eager attention only: who asks for them gets it."""
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        return attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout.p if self.training else 0.0,
+            scaling=self.head_size**-0.5,
+        )
+
+
+class MengziOscarAddAndNorm(nn.Module):
+    """Linear, dropout, the residual, LayerNorm: the end of both halves of a layer."""
+
+    def __init__(self, config: MengziOscarConfig, in_features: int):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, residual):
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+
+
+class MengziOscarAttention(nn.Module):
+    """The first half of a layer."""
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__()
+        self.self = MengziOscarSelfAttention(config)
+        self.output = MengziOscarAddAndNorm(config, config.hidden_size)
+
+    def forward(self, hidden_states, *arguments):
+        read, weights = self.self(hidden_states, *arguments)
+        return self.output(read, hidden_states), weights
+
+
+class MengziOscarIntermediate(nn.Module):
+    """Linear and activation: (..., H) -> (..., intermediate_size)."""
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = activation(config.hidden_act)
+
+    def forward(self, hidden_states):
+        return self.activation(self.dense(hidden_states))
+
+
+class MengziOscarLayer(nn.Module):
+    gradient_checkpointing = False  # set by `gradient_checkpointing_enable`, with the function below
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__()
+        self.attention = MengziOscarAttention(config)
+        self.intermediate = MengziOscarIntermediate(config)
+        self.output = MengziOscarAddAndNorm(config, config.intermediate_size)
+
+    def forward(self, hidden_states, attention_mask=None, context=None, memory=None, output_attentions=False):
+        """
+        Args:
+            hidden_states: (B, Q, H) of the positions that are wanted.
+            attention_mask: of `MengziOscarModel.who_sees_whom`.
+            context: (B, K, H) that they read; missing = themselves.
+            memory: keys and values from elsewhere. Its `attend(attention, query, key, value, attention_mask,
+                output_attentions)` stands in for `MengziOscarSelfAttention.attend`.
+
+        Returns:
+            (B, Q, H) and the attention weights (B, heads, Q, K) or None.
+        """
+        arguments = (hidden_states, attention_mask, context, memory, output_attentions)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self.compute, *arguments)
+        return self.compute(*arguments)
+
+    def compute(self, hidden_states, *arguments):
+        attended, weights = self.attention(hidden_states, *arguments)
+        return self.output(self.intermediate(attended), attended), weights
+
+
+class MengziOscarEncoder(nn.Module):
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(MengziOscarLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden_states, attention_mask=None, memories=None, output_attentions=False):
+        """(B, S, H) -> the states before and after every layer, and the attention weights of every layer.
+
+        `memories`: a memory per layer, see `MengziOscarLayer`.
+        """
+        states, attentions = [hidden_states], []
+        for number, layer in enumerate(self.layer):
+            memory = None if memories is None else memories[number]
+            hidden_states, weights = layer(hidden_states, attention_mask, None, memory, output_attentions)
+            states.append(hidden_states)
+            attentions.append(weights)
+        return tuple(states), tuple(attentions)
+
+
+class MengziOscarPooler(nn.Module):
+    """The first position, Linear, tanh: (B, S, H) -> (B, H)."""
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states):
+        return torch.tanh(self.dense(hidden_states[:, 0]))
+
+
 class MengziOscarPreTrainedModel(PreTrainedModel):
     config: MengziOscarConfig
     config_class = MengziOscarConfig
@@ -70,20 +263,21 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # our losses are means: Trainer must not rescale them
-    _no_split_modules = ["BertEmbeddings", "BertLayer"]
+    _no_split_modules = ["MengziOscarEmbeddings", "MengziOscarLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, MengziOscarLMHead):
-            init.zeros_(module.bias)
-        elif isinstance(module, BertEmbeddings):
-            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
-            init.zeros_(module.token_type_ids)
+            nn.init.zeros_(module.bias)  # transformers sees to it that this spares what was loaded
+
+    def as_asked(self, output: ModelOutput, return_dict: bool | None):
+        """A tuple for `return_dict=False`, in the call or in the config."""
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
 
 class MengziOscarModel(MengziOscarPreTrainedModel):
@@ -91,9 +285,9 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
 
     def __init__(self, config: MengziOscarConfig):
         super().__init__(config)
-        self.embeddings = BertEmbeddings(config)
-        self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config)
+        self.embeddings = MengziOscarEmbeddings(config)
+        self.encoder = MengziOscarEncoder(config)
+        self.pooler = MengziOscarPooler(config)
         self.img_embedding = nn.Linear(config.img_feature_dim, config.hidden_size)
         if config.use_img_layernorm:
             self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.img_layer_norm_eps)
@@ -106,8 +300,6 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
 
-    @merge_with_config_defaults
-    @capture_outputs
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -117,8 +309,9 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
         region_features: torch.FloatTensor | None = None,
         region_attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        past_key_values=None,
-        **kwargs,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -127,13 +320,17 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
                 (B, T + R, T + R) with rows = queries; 1 = may be seen. Missing = everything.
             token_type_ids: (B, T), 0 text, 1 tags. position_ids: (B, T), counted from 0 when missing.
             region_features: (B, R, D). region_attention_mask: (B, R); missing = all valid.
-            past_key_values: a `PrefixCache`, which keeps one row per image: the mask is then (images, T x beams, slots)
-                as its `begin_step` makes it, inputs and states are (images x beams, T, ...).
+            output_attentions: weights of every layer (B, heads, S, S) as `attentions`; this call is computed eagerly.
+            output_hidden_states: states (B, S, H) before and after every layer as `hidden_states`.
 
         Raises:
             ValueError: regions of another width than `img_feature_dim`, a mask that fits neither text nor S, or (on a
                 CPU, where it is cheap to look) an id beyond the vocabulary.
         """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             check_ids(input_ids, self.config.vocab_size)
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (B, T, H)
@@ -142,14 +339,15 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
             if not self.config.regions_read_text and attention_mask.dim() == 2:
                 attention_mask = hide_text_from_regions(attention_mask, hidden_states.shape[1])
             hidden_states = torch.cat([hidden_states, self.embed_regions(region_features)], dim=1)  # (B, T + R, H)
-        length = hidden_states.shape[1]
-        if past_key_values is not None:
-            hidden_states = past_key_values.by_image(hidden_states)
-        attention_mask = self._attention_bias(attention_mask, hidden_states)
-        hidden_states = self.encoder(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)[0]
-        if past_key_values is not None:
-            hidden_states = past_key_values.by_beam(hidden_states, length)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=self.pooler(hidden_states))
+        seen = self.who_sees_whom(attention_mask, output_attentions)
+        states, attentions = self.encoder(hidden_states, seen, output_attentions=output_attentions)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=states[-1],
+            pooler_output=self.pooler(states[-1]),
+            hidden_states=states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+        return self.as_asked(output, return_dict)
 
     def embed_regions(self, region_features: torch.FloatTensor) -> torch.FloatTensor:
         """(B, R, D) -> (B, R, H)"""
@@ -164,20 +362,28 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
             hidden_states = self.LayerNorm(hidden_states)
         return self.dropout(hidden_states)
 
-    def _attention_bias(self, attention_mask, hidden_states):
-        if attention_mask is None or attention_mask.dim() == 2:
-            return create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-            )
-        if "flash" in self.config._attn_implementation:
-            raise ValueError("flash attention takes no mask per query (B, S, S): load with attn_implementation='sdpa'")
-        allowed = attention_mask.bool()[:, None]  # (B, 1, Q, K)
+    def who_sees_whom(self, attention_mask, output_attentions=False) -> torch.Tensor | None:
+        """A mask (B, K) or (B, Q, K), 1 = may be seen, as attention functions take it.
+
+        Bool (B, 1, 1 or Q, K); None where all is seen; (B, K) as it is for flash attention.
+        """
+        flash = "flash" in (self.config._attn_implementation or "") and not output_attentions
+        if attention_mask is None:
+            return None
+        if attention_mask.dim() == 2:
+            if not torch.compiler.is_compiling() and attention_mask.all():  # kernels are faster without
+                return None
+            if flash:
+                return attention_mask
+            allowed = attention_mask.bool()[:, None, None]  # (B, 1, 1, K)
+        else:
+            if flash:
+                raise ValueError(
+                    "flash attention takes no mask per query (B, S, S): load with attn_implementation='sdpa'"
+                )
+            allowed = attention_mask.bool()[:, None]  # (B, 1, Q, K)
         # A query that may see nothing (padding) sees everything, as under the original's -10000 shift: never NaN.
-        allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
-        if self.config._attn_implementation == "sdpa":
-            return allowed
-        bias = torch.zeros(allowed.shape, dtype=hidden_states.dtype, device=allowed.device)
-        return bias.masked_fill(~allowed, torch.finfo(hidden_states.dtype).min)
+        return allowed | ~allowed.any(dim=-1, keepdim=True)
 
 
 def check_ids(input_ids, vocab_size):
@@ -210,9 +416,29 @@ def join_masks(attention_mask, region_attention_mask, text, regions):
 
 
 def hide_text_from_regions(attention_mask, text_length: int) -> torch.BoolTensor:
-    """Joint mask (B, S) -> who sees whom (B, S, S), rows = queries: text sees everything, regions see regions."""
+    """Joint mask (B, S) -> who sees whom (B, S, S), rows = queries: text sees everything, regions see regions.
+
+    Two text tokens, two regions:     w1 w2 r1 r2   <- keys
+                                 w1    1  1  1  1
+                                 w2    1  1  1  1
+                                 r1    .  .  1  1
+                                 r2    .  .  1  1
+    """
     is_text = torch.arange(attention_mask.shape[1], device=attention_mask.device) < text_length
     return attention_mask.bool()[:, None, :] & (is_text[:, None] | ~is_text[None, :])
+
+
+class MengziOscarTransform(nn.Module):
+    """Linear, activation, LayerNorm."""
+
+    def __init__(self, config: MengziOscarConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = activation(config.hidden_act)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states):
+        return self.LayerNorm(self.activation(self.dense(hidden_states)))
 
 
 class MengziOscarLMHead(nn.Module):
@@ -220,7 +446,7 @@ class MengziOscarLMHead(nn.Module):
 
     def __init__(self, config: MengziOscarConfig):
         super().__init__()
-        self.transform = BertPredictionHeadTransform(config)
+        self.transform = MengziOscarTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
@@ -267,7 +493,6 @@ class MengziOscarForPreTraining(MengziOscarLanguageModel):
         self.cls = MengziOscarHeads(config, contrast=True)
         self.post_init()
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -279,6 +504,7 @@ class MengziOscarForPreTraining(MengziOscarLanguageModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         next_sentence_label: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
         **kwargs,
     ) -> MengziOscarForPreTrainingOutput:
         """
@@ -298,6 +524,7 @@ class MengziOscarForPreTraining(MengziOscarLanguageModel):
             region_features=region_features,
             region_attention_mask=region_attention_mask,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         states = outputs.last_hidden_state
@@ -312,7 +539,7 @@ class MengziOscarForPreTraining(MengziOscarLanguageModel):
             relationship_loss = nn.functional.cross_entropy(relationship.float(), next_sentence_label)
         losses = [loss for loss in (prediction_loss, relationship_loss) if loss is not None]
         logits = masked_logits if labels is not None and self.training else self.cls.predictions(states)
-        return MengziOscarForPreTrainingOutput(
+        output = MengziOscarForPreTrainingOutput(
             sum(losses) if losses else None,
             logits,
             relationship,
@@ -321,6 +548,7 @@ class MengziOscarForPreTraining(MengziOscarLanguageModel):
             prediction_loss,
             relationship_loss,
         )
+        return self.as_asked(output, return_dict)
 
 
 class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGenerationMixin):
@@ -348,7 +576,6 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
         """(..., H) -> (..., V)"""
         return self.cls.predictions(hidden_states)
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -359,17 +586,22 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
         region_attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        past_key_values=None,
         logits_to_keep: int = 0,
+        prefix_cache=None,
+        return_dict: bool | None = None,
         **kwargs,
     ) -> MengziOscarCaptioningOutput:
         """
         Args:
             labels: (B, T), the token at each labelled position, -100 elsewhere.
             logits_to_keep: without labels, logits of the last so many text slots only; 0 = all.
+            prefix_cache: of `encode_prefix`, in `generate`: `input_ids` are then captions begun (B x beams, C), and
+                `logits` (B x beams, 1, V) those of their next token. Nothing else is read.
             The others as in `MengziOscarModel`; a mask (B, T) or (B, T + R) becomes the caption's attention by
             `caption_attention`, a 3-D one is taken as it is.
         """
+        if prefix_cache is not None:
+            return MengziOscarCaptioningOutput(logits=self.next_token_logits(input_ids, prefix_cache))
         text = input_ids if input_ids is not None else inputs_embeds
         if attention_mask is None or attention_mask.dim() == 2:
             if region_features is not None:
@@ -384,7 +616,7 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
             position_ids=position_ids,
             region_features=region_features,
             inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
+            return_dict=True,
             **kwargs,
         )
         states = outputs.last_hidden_state[:, : text.shape[1]]  # (B, T, H)
@@ -395,7 +627,8 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
             loss = self.caption_loss(logits, labels[labelled])
         else:
             logits = self.get_logits(states[:, -logits_to_keep:])
-        return MengziOscarCaptioningOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        output = MengziOscarCaptioningOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        return self.as_asked(output, return_dict)
 
     def caption_loss(self, logits: torch.FloatTensor, targets: torch.LongTensor) -> torch.FloatTensor:
         """Mean over the labelled tokens, without the worst ones after `drop_worst_after` calls; (n, V), (n,) -> ().
@@ -432,7 +665,16 @@ def caption_attention(attention_mask, token_type_ids, text_length: int) -> torch
     """Who sees whom in captioning: (B, S) joint mask and (B, T) types -> (B, S, S), rows = queries.
 
     Caption (type 0) sees its past and itself, tags and regions; tags and regions see tags and regions. Every slot sees
-    itself, padding too, so that no row of the softmax is empty.
+    itself, padding too, so that no row of the softmax is empty. Three caption tokens, one slot of padding, a tag, a
+    region:
+
+                 c1 c2 c3  .  t  r   <- keys
+             c1   1  .  .  .  1  1
+             c2   1  1  .  .  1  1
+             c3   1  1  1  .  1  1
+        padding   .  .  .  1  1  1   (nobody reads its state)
+            tag   .  .  .  .  1  1
+         region   .  .  .  .  1  1
     """
     valid = attention_mask.bool()
     is_caption = torch.zeros_like(valid)
@@ -484,7 +726,6 @@ class MengziOscarClassifier(MengziOscarPreTrainedModel):
         self.classifier = build_classifier(config, config.hidden_size)
         self.post_init()
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -495,6 +736,7 @@ class MengziOscarClassifier(MengziOscarPreTrainedModel):
         region_attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
         """`labels` as `classification_loss` takes them, the others as in `MengziOscarModel`; `logits` (B, N)."""
@@ -506,11 +748,13 @@ class MengziOscarClassifier(MengziOscarPreTrainedModel):
             region_features=region_features,
             region_attention_mask=region_attention_mask,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = classification_loss(logits, labels, self.config.loss_type) if labels is not None else None
-        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        output = SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        return self.as_asked(output, return_dict)
 
 
 class MengziOscarForImageTextRetrieval(MengziOscarClassifier):
@@ -545,7 +789,6 @@ class MengziOscarForVisualReasoning(MengziOscarPreTrainedModel):
         self.classifier = build_classifier(config, in_features, norm=bool(config.use_img_layernorm))
         self.post_init()
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -556,6 +799,7 @@ class MengziOscarForVisualReasoning(MengziOscarPreTrainedModel):
         region_attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
         """Every tensor as in `MengziOscarModel` with a dimension for the images behind the first; `labels` (B,)."""
@@ -569,11 +813,12 @@ class MengziOscarForVisualReasoning(MengziOscarPreTrainedModel):
             "inputs_embeds": inputs_embeds,
         }
         inputs = {name: tensor.flatten(0, 1) for name, tensor in inputs.items() if tensor is not None}
-        outputs = self.bert(**inputs, **kwargs)
+        outputs = self.bert(**inputs, return_dict=True, **kwargs)
         pooled = self.dropout(outputs.pooler_output).view(-1, self.config.num_choice * self.config.hidden_size)
         logits = self.classifier(pooled)
         loss = classification_loss(logits, labels, self.config.loss_type) if labels is not None else None
-        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        output = SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        return self.as_asked(output, return_dict)
 
 
 if not __name__.startswith("transformers_modules"):  # as code of a Hub repo it must not stand in for other repos

@@ -1,0 +1,100 @@
+"""Configuration of the VinVL X152-C4 region detector.
+
+The defaults are the detector that Microsoft released as vinvl_vg_x152c4 with the options of the Mengzi-Oscar commands
+(`NMS_FILTER 1`, `SCORE_THRESH 0.2`, `IGNORE_BOX_REGRESSION True`). Another size of the same network is other numbers.
+"""
+
+from transformers import PreTrainedConfig
+
+
+class VinVLConfig(PreTrainedConfig):
+    """Sizes, decision rules and label maps of a VinVL detector.
+
+    Args:
+        depths: bottlenecks in layer1, layer2, layer3 (the trunk) and layer4 (run on every region).
+        stem_channels: channels after the 7x7 convolution.
+        stage_channels: output channels of layer1; each later layer doubles them.
+        groups: groups of every 3x3 convolution.
+        width_per_group: channels per group in layer1; each later layer doubles them.
+        num_classes: object classes with background, which is class 0.
+        num_attributes: attributes with "no attribute", which is attribute 0.
+        anchor_sizes: sides of the square anchors in pixels of the resized image.
+        anchor_ratios: height / width of the anchors.
+        rpn_pre_nms_top_n: anchors that enter the NMS of the region proposal network.
+        rpn_post_nms_top_n: proposals per image.
+        rpn_nms_threshold: an overlap (IoU) above it suppresses a proposal.
+        nms_filter: how proposals become detections. 1: per-class NMS, each proposal keeps the best class in which it
+            survived (Mengzi-Oscar). 2: best class first, then one NMS for all classes (the features Microsoft
+            published for Oscar+). 0: per-class NMS, a proposal may give several detections.
+        class_nms_threshold: IoU threshold of filter 1 (a literal 0.3 in the original).
+        nms_threshold: IoU threshold of filters 0 and 2.
+        score_threshold: detections below it only fill up to `min_detections`.
+        min_detections: least number of detections per image, as far as there are proposals.
+        max_detections: greatest number of detections per image.
+        ignore_box_regression: the boxes are the proposals, so features, scores and boxes describe one rectangle.
+        predict_attributes: run the attribute head.
+        class_embedding_size: width of the label embedding that enters the attribute head.
+        attribute_hidden_size: hidden width of the attribute head.
+        attribute_threshold: attributes with a probability at or below it are dropped.
+        max_attributes_per_region: A of `attribute_ids` (B, R, A).
+        geometry_order: order of the last two numbers of a feature row, "wh" (width, height) or "hw".
+        rois_per_chunk: proposals that go through layer4 at a time. Changes memory and speed, not results; small
+            chunks stay in the cache of a CPU, a GPU wants a few hundred.
+        id2attribute: {attribute id: English}. `id2label` is {class id: English}; neither has an entry for 0.
+        labels_zh: {English: Chinese}, goes before the built-in dictionary.
+
+    Raises:
+        ValueError: a rule that does not exist, or filter 2 with box regression (the original mixes up rows there).
+    """
+
+    model_type = "vinvl"
+
+    depths: list[int] | tuple[int, ...] = (3, 8, 36, 3)
+    stem_channels: int = 64
+    stage_channels: int = 256
+    groups: int = 32
+    width_per_group: int = 8
+    num_classes: int = 1595
+    num_attributes: int = 525
+    anchor_sizes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_pre_nms_top_n: int = 6000
+    rpn_post_nms_top_n: int = 300
+    rpn_nms_threshold: float = 0.7
+    nms_filter: int = 1
+    class_nms_threshold: float = 0.3
+    nms_threshold: float = 0.5
+    score_threshold: float = 0.2
+    min_detections: int = 10
+    max_detections: int = 100
+    ignore_box_regression: bool = True
+    predict_attributes: bool = True
+    class_embedding_size: int = 256
+    attribute_hidden_size: int = 512
+    attribute_threshold: float = 0.05
+    max_attributes_per_region: int = 16
+    geometry_order: str = "wh"
+    rois_per_chunk: int = 20
+    id2attribute: dict[int, str] | dict[str, str] | None = None
+    labels_zh: dict[str, str] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.nms_filter not in (0, 1, 2):
+            raise ValueError(f"nms_filter is {self.nms_filter}; there are 0, 1 and 2")
+        if self.nms_filter == 2 and not self.ignore_box_regression:
+            raise ValueError("nms_filter 2 has no meaning with regressed boxes: set ignore_box_regression=True")
+        if self.geometry_order not in ("wh", "hw"):
+            raise ValueError(f"geometry_order is {self.geometry_order!r}; there are 'wh' and 'hw'")
+        self.id2label = self.id2label or {}  # None would become two invented labels
+        self.id2attribute = {int(key): value for key, value in (self.id2attribute or {}).items()}  # JSON keys are str
+        super().__post_init__(**kwargs)
+
+    @property
+    def appearance_size(self) -> int:
+        """Length of a region's appearance vector: the channels of layer4."""
+        return self.stage_channels * 8
+
+    @property
+    def region_feature_size(self) -> int:
+        """Length of a feature row: appearance and 6 numbers of box geometry (2,054)."""
+        return self.appearance_size + 6
