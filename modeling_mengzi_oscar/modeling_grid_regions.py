@@ -4,24 +4,26 @@ Grid features served captioning and VQA as well as detected regions in "In Defen
 2020). Config, image processor and model stand in this one file, because each is short and none is of use alone.
 """
 
-from copy import deepcopy
+from collections.abc import Mapping
+from copy import copy, deepcopy
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import PILImageResampling
+from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, PreTrainedModel
 
-from .modeling_regions import RegionModelOutput, box_geometry
+from .modeling_regions import RegionModelOutput, as_pictures, box_geometry
+from .photos import to_rgb
 
-try:
+try:  # not where a model is built: `from_pretrained` does that on no device and with torch's initialisers replaced
     import timm
 except ImportError:  # named when a model is built
     timm = None
 
 
-class GridRegionConfig(PreTrainedConfig):
+class GridRegionConfig(PretrainedConfig):
     """
     Args:
         backbone: name of a timm model; `backbone_kwargs` go to `timm.create_model`.
@@ -38,37 +40,122 @@ class GridRegionConfig(PreTrainedConfig):
 
     model_type = "grid_regions"
 
-    backbone: str = "tf_efficientnet_lite2"
-    backbone_kwargs: dict | None = None
-    num_features: int = 1280
-    grid_size: int = 7
-    tag_labels: list[str] | None = None
-    tag_classes: list[int] | None = None
-    tag_stage: int = 5
-    max_tags: int = 10
-    tag_threshold: float = 0.3
-    tag_sure: float | None = None
-    initializer_range: float = 0.02
+    def __init__(
+        self,
+        *,
+        backbone: str = "tf_efficientnet_lite2",
+        backbone_kwargs: dict | None = None,
+        num_features: int = 1280,
+        grid_size: int = 7,
+        tag_labels: list[str] | None = None,
+        tag_classes: list[int] | None = None,
+        tag_stage: int = 5,
+        max_tags: int = 10,
+        tag_threshold: float = 0.3,
+        tag_sure: float | None = None,
+        initializer_range: float = 0.02,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self.backbone_kwargs = backbone_kwargs
+        self.num_features = num_features
+        self.grid_size = grid_size
+        self.tag_labels = tag_labels
+        self.tag_classes = tag_classes
+        self.tag_stage = tag_stage
+        self.max_tags = max_tags
+        self.tag_threshold = tag_threshold
+        self.tag_sure = tag_sure
+        self.initializer_range = initializer_range
 
 
-class GridRegionImageProcessor(PilBackend):
-    """Photos -> `pixel_values` (B, 3, H, W), squashed to one size, and `original_sizes` (B, 2) height and width."""
+class GridRegionImageProcessor(BaseImageProcessor):
+    """Photos -> `pixel_values` (B, 3, H, W), squashed to one size, and `original_sizes` (B, 2) height and width.
 
-    resample = PILImageResampling.BICUBIC
-    image_mean = (0.5, 0.5, 0.5)
-    image_std = (0.5, 0.5, 0.5)
-    size = {"height": 260, "width": 260}
-    default_to_square = True
-    do_convert_rgb = True
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
+    Args:
+        size: in pixels, as `height_and_width` takes it.
+        resample: a filter of Pillow.
+        image_mean, image_std: of the values after `rescale_factor`, one number or one per channel.
+    """
+
     model_input_names = ["pixel_values", "original_sizes"]
 
-    def _preprocess(self, images, return_tensors=None, **kwargs):
-        batch = super()._preprocess(images, return_tensors=None, **kwargs)
-        batch["original_sizes"] = [image.shape[-2:] for image in images]
-        return batch.convert_to_tensors(return_tensors)
+    def __init__(
+        self,
+        size: dict[str, int] | tuple[int, int] | int = 260,
+        do_convert_rgb: bool = True,
+        do_resize: bool = True,
+        resample: int = Image.Resampling.BICUBIC,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: float | list[float] = (0.5, 0.5, 0.5),
+        image_std: float | list[float] = (0.5, 0.5, 0.5),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        height, width = height_and_width(size)
+        self.size = {"height": height, "width": width}
+        self.do_convert_rgb = do_convert_rgb
+        self.do_resize = do_resize
+        self.resample = int(resample)
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize = do_normalize
+        self.image_mean = image_mean
+        self.image_std = image_std
+
+    def preprocess(self, images, return_tensors: str | None = None, **changes) -> BatchFeature:
+        """
+        Args:
+            images: one or several, as `as_pictures` takes them.
+            return_tensors: "pt" or "np"; None: lists.
+            changes: for this call, of what `__init__` takes. None changes nothing.
+
+        Raises:
+            TypeError: `changes` has a name that `__init__` does not.
+        """
+        setting = copy(self)
+        for name, value in changes.items():
+            if name not in vars(self):
+                raise TypeError(f"GridRegionImageProcessor has no {name}")
+            if value is not None:
+                setattr(setting, name, value)
+        pictures = as_pictures(images)
+        original_sizes = [(picture.height, picture.width) for picture in pictures]
+        data = {"pixel_values": [setting.pixels(picture) for picture in pictures], "original_sizes": original_sizes}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """-> (3, H, W), float32 unless it is neither rescaled nor normalised. Rescaled in double: so it was trained."""
+        if self.do_convert_rgb:
+            picture = to_rgb(picture)
+        if self.do_resize:
+            height, width = height_and_width(self.size)
+            picture = picture.resize((width, height), self.resample)
+        values = np.asarray(picture)  # (H, W, 3)
+        if self.do_rescale:
+            values = (values.astype(np.float64) * self.rescale_factor).astype(np.float32)
+        if self.do_normalize:
+            mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
+            values = (values.astype(np.float32) - mean) / std
+        return values.transpose(2, 0, 1)
+
+
+def height_and_width(size) -> tuple[int, int]:
+    """{"height", "width"}, (height, width), or one number for a square.
+
+    Raises:
+        ValueError: something else, as a size that keeps the proportions of a photo.
+    """
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Mapping) and set(size) == {"height", "width"}:
+        return size["height"], size["width"]
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return size[0], size[1]
+    raise ValueError(f"size is {size}; give height and width: photos are squashed to one size")
 
 
 class ClassBranch(nn.Module):
@@ -126,8 +213,10 @@ class GridRegionModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module):
-        if module is getattr(self, "tag_classifier", None):  # timm initialises its own modules
+        if module is getattr(self, "tag_classifier", None):  # timm initialises its own modules ...
             super()._init_weights(module)
+        elif hasattr(module, "init_non_persistent_buffers"):  # ... which `from_pretrained` builds without values
+            module.init_non_persistent_buffers()
 
     def forward(self, pixel_values: torch.FloatTensor, original_sizes: torch.LongTensor, **kwargs) -> RegionModelOutput:
         """

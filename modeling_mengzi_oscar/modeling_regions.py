@@ -1,11 +1,14 @@
-"""What every region model returns, whatever it looks for in the pixels (VinVL detections, grid cells).
+"""What every region model takes and returns, whatever it looks for in the pixels (VinVL detections, grid cells).
 
 The box geometry follows the 2,054-d rows that Oscar and VinVL features have: appearance first, then six numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers.utils import ModelOutput
 
 
@@ -42,3 +45,38 @@ def box_geometry(boxes: torch.Tensor, original_sizes: torch.Tensor) -> torch.Ten
     height, width = original_sizes.to(boxes).unbind(-1)  # (B,), (B,)
     corners = boxes / torch.stack([width, height, width, height], dim=-1)[:, None]  # (B, R, 4)
     return torch.cat([corners, corners[..., 2:] - corners[..., :2]], dim=-1)
+
+
+def as_pictures(images) -> list[Image.Image]:
+    """What image processors are given -> PIL images, in the mode that they have.
+
+    Args:
+        images: a PIL image, a uint8 array or tensor, grey (H, W) or in colours (H, W, 3 or 4) or (3 or 4, H, W), or
+            several: a list, a column of a dataset, an array with one dimension more.
+
+    Raises:
+        ValueError: no image, or one that is something else.
+    """
+    stacked = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
+    several = stacked or (isinstance(images, Sequence) and not isinstance(images, str))
+    pictures = [_as_picture(image, number) for number, image in enumerate(images if several else [images])]
+    if not pictures:
+        raise ValueError("images is empty: give at least one image")
+    return pictures
+
+
+def _as_picture(image, number: int) -> Image.Image:
+    if isinstance(image, torch.Tensor):
+        image = image.numpy(force=True)
+    if isinstance(image, np.ndarray):
+        if image.ndim == 3 and image.shape[-1] not in (3, 4) and image.shape[0] in (3, 4):
+            image = image.transpose(1, 2, 0)  # channels first, as torchvision reads photos
+        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (3, 4))):
+            raise ValueError(
+                f"image {number} is an array of shape {image.shape} and type {image.dtype}; "
+                "give (height, width, 3) RGB in uint8"
+            )
+        image = Image.fromarray(np.ascontiguousarray(image))
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"image {number} is a {type(image).__name__}; give a PIL image or a uint8 array")
+    return image
