@@ -5,7 +5,7 @@ The fields keep their original names and their defaults when absent, so an origi
 
 from transformers import AutoConfig, PretrainedConfig
 
-from .supported_transformers import NEWEST_TESTED, OLDEST  # noqa: F401  (importing it checks the installed release)
+from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
 
 
 class MengziOscarConfig(PretrainedConfig):

@@ -6,6 +6,8 @@ The defaults are the detector that Microsoft released as vinvl_vg_x152c4 with th
 
 from transformers import PretrainedConfig
 
+from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
+
 
 class VinVLConfig(PretrainedConfig):
     """Sizes, decision rules and label maps of a VinVL detector.

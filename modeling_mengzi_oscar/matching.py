@@ -285,7 +285,7 @@ class Matcher:
 
     def _tag_ids(self, image):
         words = " ".join(self.processor._first_tags(image.get("tags") or ()))
-        return self.processor._ids(words) if words else []
+        return self.processor.token_ids(words) if words else []
 
     def _batches(self, texts, tag_ids, rows):
         if tag_ids or rows is not None:

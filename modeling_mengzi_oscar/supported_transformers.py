@@ -5,6 +5,7 @@ lacks is imported; what is newer than the tests are told once and tried: there i
 """
 
 import re
+import sys
 import warnings
 
 import transformers
@@ -29,15 +30,15 @@ def check(installed: str):
             f"pip install --upgrade 'transformers>={OLDEST}'"
         )
     if minor(installed) > minor(NEWEST_TESTED):
-        # Python tells a warning once per place. This file may be there several times (a copy for each file that a
-        # repo's Auto classes load), so the place is transformers itself.
+        # Python tells a warning once per place. This file may be there several times (a copy for each class that a
+        # repo's Auto classes load), so the list of what was told is the one of the program that runs.
         warnings.warn_explicit(
             f"mengzi-oscar is tested with transformers {OLDEST} to {NEWEST_TESTED}, {installed} is installed: it "
             "should work; if it does not, please report it and use a release of that range",
             UserWarning,
             transformers.__file__,
             1,
-            registry=vars(transformers).setdefault("__warningregistry__", {}),
+            registry=vars(sys.modules["__main__"]).setdefault("__warningregistry__", {}),
         )
 
 

@@ -138,8 +138,8 @@ class InBatchCollator:
     def with_tags(self, texts, items):
         rows = []
         for item in items:
-            tag_ids = self.processor._ids(" ".join(self.processor._first_tags(item["tags"])))
-            ids = [self.processor._ids(other["text"]) for other in items]
+            tag_ids = self.processor.token_ids(" ".join(self.processor._first_tags(item["tags"])))
+            ids = [self.processor.token_ids(other["text"]) for other in items]
             rows += [self.processor.lay_out(row, tag_ids, "pair", self.processor.max_length) for row in ids]
         group = {name: pad_rows([row[name] for row in rows], 0) for name in rows[0]}
         group = {name: torch.from_numpy(array).unflatten(0, (len(items), -1)) for name, array in group.items()}

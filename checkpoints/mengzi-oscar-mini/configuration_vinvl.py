@@ -4,10 +4,12 @@ The defaults are the detector that Microsoft released as vinvl_vg_x152c4 with th
 (`NMS_FILTER 1`, `SCORE_THRESH 0.2`, `IGNORE_BOX_REGRESSION True`). Another size of the same network is other numbers.
 """
 
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig
+
+from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
 
 
-class VinVLConfig(PreTrainedConfig):
+class VinVLConfig(PretrainedConfig):
     """Sizes, decision rules and label maps of a VinVL detector.
 
     Args:
@@ -49,45 +51,75 @@ class VinVLConfig(PreTrainedConfig):
 
     model_type = "vinvl"
 
-    depths: list[int] | tuple[int, ...] = (3, 8, 36, 3)
-    stem_channels: int = 64
-    stage_channels: int = 256
-    groups: int = 32
-    width_per_group: int = 8
-    num_classes: int = 1595
-    num_attributes: int = 525
-    anchor_sizes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
-    anchor_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0)
-    rpn_pre_nms_top_n: int = 6000
-    rpn_post_nms_top_n: int = 300
-    rpn_nms_threshold: float = 0.7
-    nms_filter: int = 1
-    class_nms_threshold: float = 0.3
-    nms_threshold: float = 0.5
-    score_threshold: float = 0.2
-    min_detections: int = 10
-    max_detections: int = 100
-    ignore_box_regression: bool = True
-    predict_attributes: bool = True
-    class_embedding_size: int = 256
-    attribute_hidden_size: int = 512
-    attribute_threshold: float = 0.05
-    max_attributes_per_region: int = 16
-    geometry_order: str = "wh"
-    rois_per_chunk: int = 20
-    id2attribute: dict[int, str] | dict[str, str] | None = None
-    labels_zh: dict[str, str] | None = None
-
-    def __post_init__(self, **kwargs):
-        if self.nms_filter not in (0, 1, 2):
-            raise ValueError(f"nms_filter is {self.nms_filter}; there are 0, 1 and 2")
-        if self.nms_filter == 2 and not self.ignore_box_regression:
+    def __init__(
+        self,
+        *,
+        depths: list[int] | tuple[int, ...] = (3, 8, 36, 3),
+        stem_channels: int = 64,
+        stage_channels: int = 256,
+        groups: int = 32,
+        width_per_group: int = 8,
+        num_classes: int = 1595,
+        num_attributes: int = 525,
+        anchor_sizes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512),
+        anchor_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0),
+        rpn_pre_nms_top_n: int = 6000,
+        rpn_post_nms_top_n: int = 300,
+        rpn_nms_threshold: float = 0.7,
+        nms_filter: int = 1,
+        class_nms_threshold: float = 0.3,
+        nms_threshold: float = 0.5,
+        score_threshold: float = 0.2,
+        min_detections: int = 10,
+        max_detections: int = 100,
+        ignore_box_regression: bool = True,
+        predict_attributes: bool = True,
+        class_embedding_size: int = 256,
+        attribute_hidden_size: int = 512,
+        attribute_threshold: float = 0.05,
+        max_attributes_per_region: int = 16,
+        geometry_order: str = "wh",
+        rois_per_chunk: int = 20,
+        id2label: dict[int, str] | dict[str, str] | None = None,
+        id2attribute: dict[int, str] | dict[str, str] | None = None,
+        labels_zh: dict[str, str] | None = None,
+        **kwargs,
+    ):
+        if nms_filter not in (0, 1, 2):
+            raise ValueError(f"nms_filter is {nms_filter}; there are 0, 1 and 2")
+        if nms_filter == 2 and not ignore_box_regression:
             raise ValueError("nms_filter 2 has no meaning with regressed boxes: set ignore_box_regression=True")
-        if self.geometry_order not in ("wh", "hw"):
-            raise ValueError(f"geometry_order is {self.geometry_order!r}; there are 'wh' and 'hw'")
-        self.id2label = self.id2label or {}  # None would become two invented labels
-        self.id2attribute = {int(key): value for key, value in (self.id2attribute or {}).items()}  # JSON keys are str
-        super().__post_init__(**kwargs)
+        if geometry_order not in ("wh", "hw"):
+            raise ValueError(f"geometry_order is {geometry_order!r}; there are 'wh' and 'hw'")
+        super().__init__(id2label=id2label or {}, **kwargs)  # None would become two invented labels
+        self.depths = depths
+        self.stem_channels = stem_channels
+        self.stage_channels = stage_channels
+        self.groups = groups
+        self.width_per_group = width_per_group
+        self.num_classes = num_classes
+        self.num_attributes = num_attributes
+        self.anchor_sizes = anchor_sizes
+        self.anchor_ratios = anchor_ratios
+        self.rpn_pre_nms_top_n = rpn_pre_nms_top_n
+        self.rpn_post_nms_top_n = rpn_post_nms_top_n
+        self.rpn_nms_threshold = rpn_nms_threshold
+        self.nms_filter = nms_filter
+        self.class_nms_threshold = class_nms_threshold
+        self.nms_threshold = nms_threshold
+        self.score_threshold = score_threshold
+        self.min_detections = min_detections
+        self.max_detections = max_detections
+        self.ignore_box_regression = ignore_box_regression
+        self.predict_attributes = predict_attributes
+        self.class_embedding_size = class_embedding_size
+        self.attribute_hidden_size = attribute_hidden_size
+        self.attribute_threshold = attribute_threshold
+        self.max_attributes_per_region = max_attributes_per_region
+        self.geometry_order = geometry_order
+        self.rois_per_chunk = rois_per_chunk
+        self.labels_zh = labels_zh
+        self.id2attribute = {int(key): value for key, value in (id2attribute or {}).items()}  # JSON keys are str
 
     @property
     def appearance_size(self) -> int:

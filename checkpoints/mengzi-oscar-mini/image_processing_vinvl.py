@@ -6,9 +6,10 @@ not looked at, as in the original; whoever opens a photo turns it upright first.
 """
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers import BaseImageProcessor, BatchFeature
+
+from .modeling_regions import as_pictures
 
 
 class VinVLImageProcessor(BaseImageProcessor):
@@ -52,7 +53,7 @@ class VinVLImageProcessor(BaseImageProcessor):
         Padding changes what the detector finds (its convolutions see it), so batch images of equal resized size.
 
         Args:
-            images: a PIL image, an (H, W, 3) or (H, W) uint8 RGB array or tensor, or a list of these.
+            images: a PIL image, a uint8 RGB or grey array or tensor, or several (`as_pictures`).
             return_tensors: "pt" (default) or "np".
 
         Returns:
@@ -62,10 +63,7 @@ class VinVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: no image, or one that is neither a PIL image nor a uint8 RGB or grey array.
         """
-        images = list(images) if isinstance(images, (list, tuple)) else [images]
-        if not images:
-            raise ValueError("images is empty: give at least one image")
-        pictures = [_to_rgb(image, number) for number, image in enumerate(images)]
+        pictures = [picture.convert("RGB") for picture in as_pictures(images)]
         original_sizes = [(picture.height, picture.width) for picture in pictures]
         sizes = [self.resized_size(*size) for size in original_sizes]
         mean = np.array(self.image_mean, dtype=np.float32)
@@ -82,18 +80,3 @@ class VinVLImageProcessor(BaseImageProcessor):
             "reshaped_input_sizes": np.array(sizes, dtype=np.int64),
         }
         return BatchFeature(data=data, tensor_type=return_tensors)
-
-
-def _to_rgb(image, number: int) -> Image.Image:
-    if isinstance(image, torch.Tensor):
-        image = image.numpy(force=True)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 3)):
-            raise ValueError(
-                f"image {number} is an array of shape {image.shape} and type {image.dtype}; "
-                "give (height, width, 3) RGB in uint8"
-            )
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"image {number} is a {type(image).__name__}; give a PIL image or a uint8 array")
-    return image.convert("RGB")

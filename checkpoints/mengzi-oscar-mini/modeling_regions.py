@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from transformers.utils import ModelOutput
 
+from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
+
 
 @dataclass
 class RegionModelOutput(ModelOutput):

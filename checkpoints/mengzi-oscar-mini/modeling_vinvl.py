@@ -18,13 +18,12 @@ head reuses the region vectors instead of computing them again.
 """
 
 import math
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import nms
 from transformers import PreTrainedModel
-from transformers import initialization as init
 
 from .configuration_vinvl import VinVLConfig
 from .modeling_regions import RegionModelOutput, box_geometry
@@ -32,6 +31,7 @@ from .modeling_regions import RegionModelOutput, box_geometry
 STRIDE = 16  # pixels of the resized image per cell of the C4 map
 POOLED = 14  # RoIAlign gives 14x14 bins, which layer4 halves
 LARGEST_LOG_SCALE = math.log(1000 / 16)  # proposals grow at most 62.5 times beyond their anchor
+NEEDS_TORCHVISION = "VinVLModel needs torchvision: pip install torchvision"
 SUPPRESSION_ELEMENTS = 2**23  # class-wise NMS takes as many classes at a time as fit in this many pairs of boxes
 
 
@@ -167,14 +167,22 @@ def clip_boxes(boxes: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-class VinVLAnchors(nn.Module):
-    """Holds the anchors under the original's key; `anchors` is computed, so that no cast to bfloat16 can round it."""
+class VinVLCellAnchors(nn.Module):
+    """Holds the anchors of a cell under the original's key."""
 
     def __init__(self, config: VinVLConfig):
         super().__init__()
         self.sizes, self.ratios = config.anchor_sizes, config.anchor_ratios
-        self.cell_anchors = nn.Module()
-        self.cell_anchors.register_buffer("0", cell_anchors(self.sizes, self.ratios))
+        self.register_buffer("0", cell_anchors(self.sizes, self.ratios))
+
+
+class VinVLAnchors(nn.Module):
+    """Computes the anchors instead of reading the held ones, so that no cast to bfloat16 can round them."""
+
+    def __init__(self, config: VinVLConfig):
+        super().__init__()
+        self.sizes, self.ratios = config.anchor_sizes, config.anchor_ratios
+        self.cell_anchors = VinVLCellAnchors(config)
 
     def forward(self, height: int, width: int, device) -> torch.Tensor:
         """(height x width x anchors, 4): row by row, cell by cell, anchor by anchor."""
@@ -222,6 +230,15 @@ class VinVLRegionProposals(nn.Module):
                     break
             proposals.append(image_boxes[kept])
         return proposals
+
+
+def nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """torchvision's: rows of (N, 4) that stand, best first. torchvision is imported here because it takes seconds."""
+    try:  # transformers wants everything installed that is imported outside of a try, even where no detector runs
+        from torchvision.ops import nms as torchvision_nms
+    except ImportError:
+        raise ImportError(NEEDS_TORCHVISION) from None
+    return torchvision_nms(boxes, scores, threshold)
 
 
 def axis_taps(start, extent, length: int, bins: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -490,10 +507,12 @@ class VinVLModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["VinVLBottleneck"]
-    _keep_in_fp32_modules_strict = {"bn1", "bn2", "bn3", "downsample.1"}  # rounded once, after they met the weights
+    _keep_in_fp32_modules_strict = ["bn1", "bn2", "bn3", "downsample.1"]  # rounded once, after they met the weights
 
     def __init__(self, config: VinVLConfig):
         super().__init__(config)
+        if find_spec("torchvision") is None:
+            raise ImportError(NEEDS_TORCHVISION)
         self.backbone = VinVLBackbone(config)
         self.rpn = VinVLRegionProposals(config)
         self.roi_heads = nn.ModuleDict({"box": VinVLBoxHead(config)})
@@ -504,12 +523,12 @@ class VinVLModel(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if module.__class__.__name__ == "VinVLFrozenNorm":
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-        elif module.__class__.__name__ == "VinVLAnchors":
-            init.copy_(module.cell_anchors.get_buffer("0"), cell_anchors(module.sizes, module.ratios))
+            nn.init.ones_(module.weight)  # while a checkpoint is loaded these leave alone what it has
+            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.running_mean)
+            nn.init.ones_(module.running_var)
+        elif module.__class__.__name__ == "VinVLCellAnchors":
+            module.get_buffer("0").copy_(cell_anchors(module.sizes, module.ratios))
 
     @torch.no_grad()
     def fold_norms(self) -> "VinVLModel":

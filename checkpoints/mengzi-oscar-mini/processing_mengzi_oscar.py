@@ -112,9 +112,10 @@ class MengziOscarProcessor(ProcessorMixin):
 
     def _encode_text(self, texts, tags, layout, max_length):
         """[CLS] text [SEP] tags [SEP] of every image, padded."""
-        tag_ids = [self._ids(words) for words in tags] if tags is not None else [[]] * len(texts)
+        tag_ids = [self.token_ids(words) for words in tags] if tags is not None else [[]] * len(texts)
         rows = [
-            self.lay_out(self._ids(text), ids, layout, max_length) for text, ids in zip(texts, tag_ids, strict=True)
+            self.lay_out(self.token_ids(text), ids, layout, max_length)
+            for text, ids in zip(texts, tag_ids, strict=True)
         ]
         padding = {"input_ids": self.tokenizer.pad_token_id}
         return {name: pad_rows([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
@@ -122,7 +123,7 @@ class MengziOscarProcessor(ProcessorMixin):
     def tag_ids(self, tags, max_length=None) -> list[int]:
         """Tags of one image (words or one string) in the caption layout: their token ids with [SEP]; [] if none."""
         room = (max_length or self.max_length) - self.tag_position_offset - 1
-        ids = self._ids(" ".join(self._first_tags(tags)))[:room]
+        ids = self.token_ids(" ".join(self._first_tags(tags)))[:room]
         return [*ids, self.tokenizer.sep_token_id] if ids else []
 
     def lay_out(self, text_ids, tag_ids, layout, max_length) -> dict[str, list[int]]:
@@ -164,7 +165,7 @@ class MengziOscarProcessor(ProcessorMixin):
             "tag_attention_mask": pad_rows([[1] * len(row) for row in rows], 0),
         }
 
-    def _ids(self, text):
+    def token_ids(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def batch_decode(self, sequences, skip_special_tokens=True, **kwargs) -> list[str]:
