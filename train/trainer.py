@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from collators import LikeLengths
 from report import draw_curves, run_card, save_samples, write_score_table
 from torch.utils.data import DataLoader, Subset
@@ -131,8 +131,8 @@ class OscarTrainer(Trainer):
         totals = torch.zeros(2, 2, dtype=torch.float64, device=self.args.device)
         batches = self.validation_batches()
         for batch in tqdm(batches, desc="validation", leave=False, disable=not self.is_world_process_zero()):
-            batch = {name: self.placed(tensor) for name, tensor in batch.items()}
-            with self.compute_loss_context_manager():
+            batch = send_to_device(batch, self.args.device)
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
                 _, outputs = self.compute_loss(self.model, batch, return_outputs=True)
             totals += torch.stack(loss_sums(outputs, batch))
         sums, counts = self.accelerator.reduce(totals, reduction="sum")
@@ -146,11 +146,6 @@ class OscarTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
         )
-
-    def placed(self, tensor):
-        """On the device; floating point as the weights are, which DeepSpeed makes bfloat16."""
-        dtype = self.model.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self.args.device, dtype)
 
     def is_best(self, scores) -> bool:
         """Whether no evaluation before was as good; `Trainer` notes the best in its state when this one is over.
