@@ -65,6 +65,7 @@ class OscarTrainer(Trainer):
         if options.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
         super().__init__(args=args, train_dataset=train_dataset, callbacks=callbacks, **kwargs)
+        self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga says, for releases that do not know it yet
 
     def run(self):
         """Trains, from the newest whole checkpoint if there is one; evaluates at the end; pushes if asked."""
