@@ -22,10 +22,10 @@ from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from tag_sentences import TagSentenceArguments
-from trainer import newest_checkpoint
 from transformers import TrainingArguments
 from weight_averaging import WeightAverage
 
+from checkpoints import newest_checkpoint
 from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.photos import open_photo
 
@@ -92,8 +92,6 @@ def test_resuming_gives_the_same_weights(data_dir, start, tmp_path):
         for max_steps in steps:
             settings = common | {"max_steps": max_steps}
             caption_script.main([*flags(data_dir, start, tmp_path / output, **settings), "--do_train"])
-    state = json.loads((tmp_path / "parts" / "checkpoint-4" / "trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["LossCalls"]["attributes"] == {"loss_calls": 4}
     for file in ("model.safetensors", "weight_average.safetensors"):
         whole, parts = (load_file(tmp_path / output / "checkpoint-4" / file) for output in ("whole", "parts"))
         assert whole.keys() == parts.keys()
@@ -240,11 +238,12 @@ def test_early_stopping(data_dir, start, tmp_path):
 
 def test_an_interrupted_checkpoint_does_not_count(tmp_path):
     assert newest_checkpoint(tmp_path) is None
-    for step, state in {1: "{}", 2: '{"epoch": 1.0}', 10: '{"epoch"'}.items():
+    for step in (1, 9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-11").mkdir()
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    for file in ("9/weight_average.safetensors", "10/weight_average.safetensors", "11/.weight_average.safetensors"):
+        (tmp_path / f"checkpoint-{file}").touch()
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_what_is_missing_is_said(data_dir, start, tmp_path):

@@ -3,7 +3,8 @@
 import argparse
 import atexit
 import gc
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -53,17 +54,17 @@ def parse_arguments(*dataclass_types, description, arguments=None):
     parser.add_argument("--recipe", type=Path, help="YAML file of flags; the command line overrides it")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", type=Path)
+    arguments = sys.argv[1:] if arguments is None else arguments
     recipe = first.parse_known_args(arguments)[0].recipe
     if recipe is not None:
         if not recipe.is_file():
             parser.error(f"{recipe}: no such recipe")
-        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        flags = {action.dest: action for action in parser._actions}
-        for name in settings:
-            if name not in flags:
+        names, given = {flag.name for kind in dataclass_types for flag in fields(kind)}, []
+        for name, value in yaml.safe_load(recipe.read_text(encoding="utf-8")).items():
+            if name not in names:
                 parser.error(f"{recipe}: {name!r} is not a flag of this script")
-            flags[name].required = False
-        parser.set_defaults(**settings)
+            given += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        arguments = [*given, *arguments]
     parsed = parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
     for options in parsed:
         if isinstance(options, TrainingArguments):

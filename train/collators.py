@@ -39,6 +39,38 @@ class SeededRows(Dataset):
         return random.Random(f"{self.seed} {int(self.epoch)} {index}")
 
 
+class LikeLengths(Dataset):
+    """`SeededRows` in an order that makes batches of like lengths; seed and epoch decide it, as every draw.
+
+    Random chunks of 50 steps, each sorted, as transformers has them. The longest row is the first of all: what does not
+    fit into memory shows at once.
+    """
+
+    def __init__(self, rows, step_size):
+        self.rows, self.lengths, self.chunk = rows, rows.lengths, 50 * step_size
+        self.epoch, self.order = None, []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        if self.epoch != int(self.rows.epoch):
+            self.epoch = int(self.rows.epoch)
+            self.order = self.draw_order()
+        return self.rows[self.order[index]]
+
+    def set_epoch(self, epoch):
+        self.rows.set_epoch(epoch)
+
+    def draw_order(self) -> list[int]:
+        shuffled = random.Random(f"{self.rows.seed} {self.epoch}").sample(range(len(self)), len(self))
+        chunks = [shuffled[first : first + self.chunk] for first in range(0, len(self), self.chunk)]
+        chunks = [sorted(chunk, key=self.lengths.__getitem__, reverse=True) for chunk in chunks]
+        longest = max(range(len(chunks)), key=lambda number: self.lengths[chunks[number][0]])
+        chunks.insert(0, chunks.pop(longest))
+        return [index for chunk in chunks for index in chunk]
+
+
 def tag_words(regions, labels) -> list[str]:
     """Names of an image's tags, as a store's row holds them: of the whole image if there are any, else of its regions.
 

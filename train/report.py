@@ -48,7 +48,7 @@ def draw_curves(log_history, metric, path):
 def write_score_table(log_history, path):
     """One row per evaluation, Markdown."""
     rows = [entry for entry in log_history if "eval_loss" in entry]
-    ignored = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    ignored = {"eval_runtime", "eval_samples_per_second"}
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval_"))
     names = [name for name in names if name not in ignored]
     lines = ["| step | epoch | " + " | ".join(name.removeprefix("eval_") for name in names) + " |"]
@@ -91,8 +91,6 @@ def sample_card(sample) -> Image.Image:
 def run_card(task, config, options, training, state, scores) -> str:
     """The model card of a run: base model, data, hyper-parameters, scores of the chosen step, versions."""
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
-    ignored = {"runtime", "samples_per_second", "steps_per_second", "epoch"}
-    numbers = {name: value for name, value in numbers.items() if name not in ignored}
     settings = {name: getattr(training, name) for name in RUN}
     settings = {name: value for name, value in settings.items() if value not in (None, False, -1)}
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "datasets"))

@@ -3,31 +3,33 @@
 * A loss is a mean over all rows (or labelled tokens) of an optimiser step, whatever process or accumulated batch they
   are in: two processes give the same weights as one with twice the batch.
 * What is drawn for a row comes from seed, epoch and row (`collators.py`), so a run that was killed ends as if it had
-  not been. A checkpoint counts when it is whole; `run` goes on from the newest that is.
+  not been. A checkpoint counts when every process has written its part; `run` goes on from the newest that does.
 * Evaluation uses the averaged weights, adds the job's own scores to the loss, and keeps the best as <output_dir>/best,
   a Hub repo with a model card that the run wrote.
 * Speed and peak memory stand in every line of the log; `report.py` draws the curves and ten samples.
+
+What is overridden is public in transformers, and tests/test_trainer_surface.py fails when it is no longer called.
 """
 
 import ctypes
-import json
+import math
 import resource
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
+from collators import LikeLengths
 from report import draw_curves, run_card, save_samples, write_score_table
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput
 from weight_averaging import WeightAverage
 
+from checkpoints import WholeCheckpoints, newest_checkpoint, step_of
 from modeling_mengzi_oscar.hub import push
 
 
@@ -44,30 +46,35 @@ class OscarTrainer(Trainer):
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the counts of the whole step
 
-    def __init__(self, *, args, options, task, best_metric, save, evaluate_task=None, callbacks=(), **kwargs):
+    def __init__(
+        self, *, args, options, task, best_metric, save, train_dataset, evaluate_task=None, callbacks=(), **kwargs
+    ):
         args.remove_unused_columns = False  # the collators make the inputs
-        args.prediction_loss_only = True  # scores are made by evaluate_task
-        args.label_names = args.label_names or ["labels"]
         args.metric_for_best_model = args.metric_for_best_model or best_metric
-        args.restore_callback_states_from_checkpoint = True  # LossCalls, and the patience of early stopping
         args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+        args.restore_callback_states_from_checkpoint = True  # the patience of early stopping
         self.push_at_the_end, args.push_to_hub = args.push_to_hub, False  # the best folder, not every checkpoint
+        limit, args.save_total_limit = args.save_total_limit, None  # WholeCheckpoints deletes
+        if args.train_sampling_strategy == "group_by_length" and hasattr(train_dataset, "lengths"):
+            args.train_sampling_strategy = "sequential"
+            train_dataset = LikeLengths(train_dataset, args.train_batch_size * args.gradient_accumulation_steps)
         self.options, self.task, self.save, self.evaluate_task = options, task, save, evaluate_task
         self.average = WeightAverage(options.ema_decay)
         self.samples = []
-        callbacks = [*callbacks, self.average, LossCalls(), EpochOfDraws(), FreedMemory()]
+        callbacks = [*callbacks, self.average, WholeCheckpoints(self.average, limit), EpochOfDraws(), FreedMemory()]
         if options.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
-        super().__init__(args=args, callbacks=callbacks, **kwargs)
+        super().__init__(args=args, train_dataset=train_dataset, callbacks=callbacks, **kwargs)
+        self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga says, for releases that do not know it yet
 
     def run(self):
         """Trains, from the newest whole checkpoint if there is one; evaluates at the end; pushes if asked."""
         checkpoint = newest_checkpoint(self.args.output_dir)
-        self.last_log = time.monotonic(), int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+        self.last_log = time.monotonic(), step_of(checkpoint) if checkpoint else 0
         self.train(resume_from_checkpoint=checkpoint)
         last = self.state.global_step
         if not any("eval_loss" in entry and entry["step"] == last for entry in self.state.log_history):
-            self._determine_best_metric(self.evaluate(), None)
+            self.evaluate()
         if self.push_at_the_end and self.args.should_save:
             name = self.args.hub_model_id or Path(self.args.output_dir).name
             print(push(self.best_folder, name, private=bool(self.args.hub_private_repo)))
@@ -78,10 +85,11 @@ class OscarTrainer(Trainer):
 
     # Loss
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        """(rows, labelled things) of a step, over its accumulated batches and all processes."""
-        counts = torch.tensor([loss_counts(batch) for batch in batch_samples], device=device).sum(dim=0)
-        return self.accelerator.reduce(counts, reduction="sum")
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of a step, and their (rows, labelled things) over all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        counts = torch.tensor([loss_counts(batch) for batch in batches], device=device).sum(dim=0)
+        return batches, self.accelerator.reduce(counts, reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
@@ -97,62 +105,70 @@ class OscarTrainer(Trainer):
         """Matrices; no decay for biases and LayerNorms, the one inside a `Sequential` included."""
         return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
 
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths"):
-            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return LengthGroupedSampler(size, lengths=dataset.lengths)
-        return super()._get_train_sampler(train_dataset)
-
     # Evaluation
 
-    def get_eval_dataloader(self, eval_dataset=None):
-        """The rows of this process: each is in one process, and none is repeated to fill a batch."""
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        return DataLoader(
-            Subset(dataset, share_of(len(dataset))),
-            batch_size=self.args.eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
-
-    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+    def evaluate(self, *args, **kwargs):
+        """Loss and the job's own scores, of the averaged weights; what people look at; the best folder."""
+        start, scores = time.monotonic(), {}
         with self.average.applied_to(self.model):
-            scores = {"loss": self.validation_loss(dataloader, description)}
+            scores["loss"] = self.validation_loss()
             if self.evaluate_task is not None:
                 task_scores, self.samples = self.evaluate_task(self.model)
                 scores |= task_scores
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        rows = len(dataloader.dataset.dataset)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
+            seconds = time.monotonic() - start
+            speed = {"runtime": round(seconds, 3), "samples_per_second": round(len(self.eval_dataset) / seconds, 2)}
+            metrics = {f"eval_{name}": value for name, value in (scores | speed).items()}
+            self.log(metrics)
+            is_best = self.is_best(scores)
+            if self.args.should_save:
+                self.report(scores, is_best)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     @torch.no_grad()
-    def validation_loss(self, dataloader, description) -> float:
+    def validation_loss(self) -> float:
         """As in training a mean over all rows (or labelled tokens), here of the whole split."""
         self.model.eval()
         totals = torch.zeros(2, 2, dtype=torch.float64, device=self.args.device)
-        for batch in tqdm(dataloader, desc=description, leave=False, disable=not self.is_world_process_zero()):
-            batch = self._prepare_inputs(batch)
-            with self.compute_loss_context_manager():
+        batches = self.validation_batches()
+        for batch in tqdm(batches, desc="validation", leave=False, disable=not self.is_world_process_zero()):
+            batch = send_to_device(batch, self.args.device)
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
                 _, outputs = self.compute_loss(self.model, batch, return_outputs=True)
             totals += torch.stack(loss_sums(outputs, batch))
         sums, counts = self.accelerator.reduce(totals, reduction="sum")
         return (sums / counts.clamp(min=1)).sum().item()
 
-    def _determine_best_metric(self, metrics, trial):
-        is_best = super()._determine_best_metric(metrics, trial)
-        self.state.best_global_step = None  # best/ is kept apart: rotation shall keep the newest checkpoints
-        if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            draw_curves(self.state.log_history, self.args.metric_for_best_model, folder / "curves.png")
-            write_score_table(self.state.log_history, folder / "scores.md")
-            save_samples(self.samples, folder)
-            if is_best:
-                scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-                card = run_card(self.task, self.model.config, self.options, self.args, self.state, scores)
-                with self.average.applied_to(self.model):
-                    self.save(self.best_folder, card)
-        return is_best
+    def validation_batches(self):
+        """The rows of this process: each is in one process, and none is repeated to fill a batch."""
+        return DataLoader(
+            Subset(self.eval_dataset, share_of(len(self.eval_dataset))),
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def is_best(self, scores) -> bool:
+        """Whether no evaluation before was as good; `Trainer` notes the best in its state when this one is over.
+
+        Raises:
+            SystemExit: there is no such score.
+        """
+        name = self.args.metric_for_best_model.removeprefix("eval_")
+        if name not in scores:
+            raise SystemExit(f"--metric_for_best_model {name}: an evaluation gives {', '.join(scores)}")
+        sign = 1 if self.args.greater_is_better else -1
+        best = -math.inf if self.state.best_metric is None else sign * self.state.best_metric
+        return sign * scores[name] > best
+
+    def report(self, scores, is_best):
+        folder = Path(self.args.output_dir)
+        draw_curves(self.state.log_history, self.args.metric_for_best_model, folder / "curves.png")
+        write_score_table(self.state.log_history, folder / "scores.md")
+        save_samples(self.samples, folder)
+        if is_best:
+            card = run_card(self.task, self.model.config, self.options, self.args, self.state, scores)
+            self.save(self.best_folder, card)
 
     # Log and checkpoints
 
@@ -165,35 +181,23 @@ class OscarTrainer(Trainer):
             logs["peak_memory_gb"] = round(peak_memory() / 1e9, 2)
         super().log(logs, start_time)
 
-    def _save_rng_state(self, output_dir):
-        """Everything that resuming needs is there before trainer_state.json, which makes a checkpoint whole."""
-        super()._save_rng_state(output_dir)
-        if self.args.should_save:
-            self.average.save(output_dir)
-        self.accelerator.wait_for_everyone()
-
-
-class LossCalls(TrainerCallback, ExportableState):
-    """Carries the counter behind `drop_worst_after` through checkpoints; the original began again at 0."""
-
-    loss_calls = 0
-    model = None
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.model = getattr(model, "captioner", model)
-        if state.global_step and hasattr(self.model, "loss_calls"):
-            self.model.loss_calls = self.loss_calls
-
-    def state(self):
-        return {"args": {}, "attributes": {"loss_calls": getattr(self.model, "loss_calls", 0)}}
+    def save_model(self, *args, **kwargs):
+        self.state.best_global_step = None  # best/ is kept apart: no checkpoint is the best one, which could be missed
+        super().save_model(*args, **kwargs)
 
 
 class EpochOfDraws(TrainerCallback):
-    """Tells the training data which epoch its draws are for."""
+    """Tells the training data which epoch its draws are for, and the model how many batches it has seen.
+
+    That is the counter behind `drop_worst_after`; in the original it began again at 0 when a run was resumed.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        getattr(model, "captioner", model).loss_calls = round(state.epoch * len(train_dataloader))
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if hasattr(train_dataloader.dataset, "set_epoch"):
-            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
+            train_dataloader.dataset.set_epoch(int(state.epoch))
 
 
 class FreedMemory(TrainerCallback):
@@ -234,18 +238,6 @@ def share_of(total) -> range:
 def in_order(rows) -> list:
     """[(index, row)] of this process -> the rows of all processes by index, each once."""
     return [row for _, row in sorted(dict(gather_object(rows)).items())]
-
-
-def newest_checkpoint(output_dir) -> str | None:
-    """The newest whole checkpoint: its state is written last, and one that cannot be read was interrupted."""
-    folders = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for folder in reversed(folders):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(folder)
-        except (OSError, ValueError):
-            continue
-    return None
 
 
 def peak_memory() -> int:

@@ -35,7 +35,9 @@ class WeightAverage(TrainerCallback):
             average.lerp_(parameters[name].detach().float(), 1 - decay)
 
     def save(self, folder):
-        save_file(self.average, Path(folder) / FILE)
+        """Under a temporary name first: the file is there when it is whole."""
+        save_file(self.average, folder / f".{FILE}")
+        (folder / f".{FILE}").replace(folder / FILE)
 
     @contextmanager
     @torch.no_grad()

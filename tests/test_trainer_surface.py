@@ -1,0 +1,197 @@
+"""What train/ relies on in transformers: nothing private, and the installed release calls each method it overrides."""
+
+import ast
+import inspect
+import sys
+from collections import Counter
+
+import pytest
+import torch
+import trainer
+import transformers
+from arguments import RunArguments
+from collators import LikeLengths, SeededRows
+from conftest import REPOSITORY, tiny_captioner
+from self_critical import SelfCriticalTrainer
+from trainer import OscarTrainer
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from weight_averaging import WeightAverage
+
+from checkpoints import newest_checkpoint, whole_checkpoints
+
+SOURCES = sorted((REPOSITORY / "train").glob("*.py"))
+PRIVATE = {}  # what train/ uses of others that is not public -> why; empty, and to be kept so
+
+# What OscarTrainer overrides, and who of transformers has to call it
+HOOKS = {"compute_loss", "evaluate", "get_batch_samples", "get_decay_parameter_names", "log", "save_model"}
+EVENTS = {
+    "WeightAverage": {"on_train_begin", "on_step_end"},
+    "WholeCheckpoints": {"on_save"},
+    "EpochOfDraws": {"on_train_begin", "on_epoch_begin"},
+    "FreedMemory": {"on_step_end"},
+}
+
+
+class Sentences(SeededRows):
+    """Eight captions of two to five tokens over one region each."""
+
+    lengths = [2, 5, 3, 4, 2, 5, 3, 4]
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        ids = torch.tensor([2, *range(5, 5 + self.lengths[index])])
+        inputs = {"input_ids": ids, "labels": ids, "region_features": torch.full((1, 22), float(index))}
+        return {"index": index} | inputs
+
+
+def collate(items):
+    batch = {"region_features": torch.stack([item["region_features"] for item in items])}
+    for name, fill in {"input_ids": 0, "labels": -100}.items():
+        rows = [item[name] for item in items]
+        batch[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
+    return batch
+
+
+def make_trainer(folder, **settings):
+    settings = {
+        "max_steps": 6,
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "logging_steps": 1,
+    } | settings
+    args = TrainingArguments(
+        str(folder), per_device_train_batch_size=2, use_cpu=True, report_to="none", disable_tqdm=True, **settings
+    )
+    return OscarTrainer(
+        model=tiny_captioner(),
+        args=args,
+        options=RunArguments(model_name_or_path="start", dataset="sentences", early_stopping_patience=9),
+        task="caption",
+        best_metric="loss",
+        save=lambda folder, card: (folder.mkdir(exist_ok=True), (folder / "README.md").write_text(card)),
+        data_collator=collate,
+        train_dataset=Sentences(),
+        eval_dataset=Sentences(),
+    )
+
+
+def own_methods(kind) -> set:
+    return {name for name, value in vars(kind).items() if inspect.isfunction(value) and name != "__init__"}
+
+
+def test_only_public_methods_are_overridden():
+    overridden = {
+        name for kind in (OscarTrainer, SelfCriticalTrainer) for name in own_methods(kind) if hasattr(Trainer, name)
+    }
+    assert overridden == HOOKS
+    callbacks = {name: kind for name, kind in vars(trainer).items() if inspect.isclass(kind)}
+    callbacks = {name: kind for name, kind in callbacks.items() if issubclass(kind, TrainerCallback)}
+    ours = {name: kind for name, kind in callbacks.items() if not kind.__module__.startswith("transformers")}
+    events = {name: own_methods(kind) & own_methods(TrainerCallback) for name, kind in ours.items()}
+    assert {name: names for name, names in events.items() if names} == EVENTS
+
+
+@pytest.mark.parametrize("name", sorted(HOOKS) + sorted(f"{kind}.{event}" for kind in EVENTS for event in EVENTS[kind]))
+def test_the_installed_trainer_calls_what_is_overridden(name, calls):
+    assert calls[name] > 0
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    """How often code of transformers called each of our methods in a training with evaluations and checkpoints."""
+    counts = Counter()
+
+    def counted(name, method):
+        def wrapper(*args, **kwargs):
+            counts[name] += sys._getframe(1).f_globals["__name__"].startswith("transformers.")
+            return method(*args, **kwargs)
+
+        return wrapper
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in HOOKS:
+            patch.setattr(OscarTrainer, name, counted(name, getattr(OscarTrainer, name)))
+        for kind, events in EVENTS.items():
+            for event in events:
+                callback = getattr(trainer, kind)
+                patch.setattr(callback, event, counted(f"{kind}.{event}", getattr(callback, event)))
+        make_trainer(tmp_path_factory.mktemp("run")).run()
+    return counts
+
+
+def test_nothing_private_is_imported_or_touched():
+    """Names that transformers does not export, attributes with an underscore that this repository does not define."""
+    texts = [
+        path.read_text(encoding="utf-8") for path in [*SOURCES, *(REPOSITORY / "modeling_mengzi_oscar").glob("*.py")]
+    ]
+    trees = [ast.parse(text) for text in texts]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    found = set()
+    for node in (node for tree in trees[: len(SOURCES)] for node in ast.walk(tree)):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "transformers":
+            public = dir(transformers) if node.module == "transformers" else ()
+            found |= {alias.name for alias in node.names if alias.name not in public}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names if alias.name.startswith("_") and alias.name not in own}
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            found |= {node.attr} - own
+    assert found == set(PRIVATE)
+
+
+def test_a_resumed_run_goes_on_with_what_is_counted_and_kept(tmp_path):
+    """The counter of batches behind `drop_worst_after`, the patience of early stopping, the newest checkpoints only."""
+    first = make_trainer(tmp_path, max_steps=4, gradient_accumulation_steps=3, save_total_limit=1)
+    first.run()
+    batches = first.model.loss_calls
+    assert batches == 4 + 4  # four batches an epoch: steps of three and one
+    assert [folder.name for folder in whole_checkpoints(tmp_path)] == ["checkpoint-4"]
+    second = make_trainer(tmp_path, max_steps=5, gradient_accumulation_steps=3, save_total_limit=1)
+    second.run()
+    assert second.model.loss_calls == batches + 3
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert second.state.best_metric <= first.state.best_metric
+    assert second.state.best_model_checkpoint is None
+    assert (tmp_path / "best" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("written_last", [(TrainerState, "save_to_json"), (WeightAverage, "save")])
+def test_killed_before_a_checkpoint_is_whole_the_older_one_is_still_there(tmp_path, monkeypatch, written_last):
+    def killed(*args, **kwargs):
+        if (tmp_path / "checkpoint-4").exists():
+            raise KeyboardInterrupt
+        return write(*args, **kwargs)
+
+    write = getattr(*written_last)
+    monkeypatch.setattr(*written_last, killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, save_total_limit=1).run()
+    assert (tmp_path / "checkpoint-4" / "optimizer.pt").is_file()
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_a_metric_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(SystemExit, match="--metric_for_best_model rouge: an evaluation gives loss"):
+        make_trainer(tmp_path, metric_for_best_model="rouge").run()
+
+
+def test_like_lengths_meet_in_an_order_of_seed_and_epoch():
+    rows = Sentences(seed=7)
+    rows.lengths = [index * 37 % 101 for index in range(101)]
+    ordered = LikeLengths(rows, step_size=1)  # chunks of 50
+    orders = []
+    for epoch in (0, 1, 0):
+        torch.manual_seed(len(orders))  # what else was drawn does not matter
+        ordered.set_epoch(epoch)
+        ordered[0]
+        orders.append(ordered.order)
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(101))
+    lengths = [rows.lengths[index] for index in orders[0]]
+    assert lengths[0] == 100
+    assert sum(later > earlier for earlier, later in zip(lengths, lengths[1:], strict=False)) <= 2  # chunk to chunk
