@@ -5,7 +5,7 @@ DATA ?= data/flickr8k-cn
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space test lint bench clean
+.PHONY: help demo space test lint bench matrix clean
 
 help:            ## this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
 	$(BIN)/python benchmarks/space_load.py --requests 100
 	rm -rf .venv/bench
 	$(BIN)/python benchmarks/features.py --folder .venv/bench --rows 500 --images 100000
+
+# RELEASES="5.5.4 newest" runs some of them.
+matrix: .venv/demo ## the bundled checkpoint under every release of transformers, a table
+	$(BIN)/python tests/releases/matrix.py $(RELEASES)
 
 clean:           ## remove .venv and what the demo wrote
 	rm -rf .venv demo.png
