@@ -19,6 +19,7 @@ head reuses the region vectors instead of computing them again.
 
 import math
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,10 @@ from transformers import PreTrainedModel
 
 from .configuration_vinvl import VinVLConfig
 from .modeling_regions import RegionModelOutput, box_geometry
+
+if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .labels_zh import to_chinese  # noqa: F401
+    from .supported_transformers import OLDEST  # noqa: F401
 
 STRIDE = 16  # pixels of the resized image per cell of the C4 map
 POOLED = 14  # RoIAlign gives 14x14 bins, which layer4 halves

@@ -5,6 +5,7 @@ region model, so that a photo can never meet the wrong features.
 """
 
 import re
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,14 @@ from .modeling_mengzi_oscar import (
 from .photos import open_photo
 from .processing_mengzi_oscar import MengziOscarProcessor
 from .quantization import quantize
+
+if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .configuration_mengzi_oscar import MengziOscarConfig  # noqa: F401
+    from .configuration_vinvl import VinVLConfig  # noqa: F401
+    from .generation_mengzi_oscar import MaskQueryGenerationMixin  # noqa: F401
+    from .labels_zh import to_chinese  # noqa: F401
+    from .modeling_regions import RegionModelOutput  # noqa: F401
+    from .supported_transformers import OLDEST  # noqa: F401
 
 DETAILED_LENGTH = 30  # tokens of a detailed caption, with start and end
 

@@ -5,11 +5,16 @@ Unlike transformers' usual processors the longer side is truncated, small images
 not looked at, as in the original; whoever opens a photo turns it upright first.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 
 from .modeling_regions import as_pictures
+
+if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .supported_transformers import OLDEST  # noqa: F401
 
 
 class VinVLImageProcessor(BaseImageProcessor):

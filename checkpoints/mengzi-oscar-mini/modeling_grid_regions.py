@@ -6,6 +6,7 @@ Grid features served captioning and VQA as well as detected regions in "In Defen
 
 from collections.abc import Mapping
 from copy import copy, deepcopy
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, Pre
 
 from .modeling_regions import RegionModelOutput, as_pictures, box_geometry
 from .photos import to_rgb
+
+if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .supported_transformers import OLDEST  # noqa: F401
 
 try:  # not where a model is built: `from_pretrained` does that on no device and with torch's initialisers replaced
     import timm

@@ -11,6 +11,7 @@ read K keys, each of d = H / heads numbers a head.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -29,6 +30,10 @@ from transformers.utils import ModelOutput
 
 from .configuration_mengzi_oscar import MengziOscarConfig
 from .generation_mengzi_oscar import MaskQueryGenerationMixin
+
+if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
+    from .supported_transformers import OLDEST  # noqa: F401
 
 ACTIVATIONS = {  # `hidden_act`: those that Oscar's code knows, and torch's names for them
     "gelu": nn.functional.gelu,
@@ -274,6 +279,10 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
         if isinstance(module, MengziOscarLMHead):
             nn.init.zeros_(module.bias)  # transformers sees to it that this spares what was loaded
 
+    def save_pretrained(self, *args, save_original_format=False, **kwargs):
+        """As in transformers, with today's names: by itself it writes those that a file had (`LayerNorm.gamma`)."""
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     def as_asked(self, output: ModelOutput, return_dict: bool | None):
         """A tuple for `return_dict=False`, in the call or in the config."""
         as_dict = self.config.return_dict if return_dict is None else return_dict
@@ -469,6 +478,12 @@ class MengziOscarLanguageModel(MengziOscarPreTrainedModel):
 
     _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
 
+    def tie_weights(self, missing_keys=None, **kwargs):
+        """As in transformers, which calls it once the weights that a file has are in their place."""
+        if missing_keys is not None:  # 5.3 takes a decoder that is still to be tied for one that was loaded
+            missing_keys |= {name for name in self._tied_weights_keys if self.get_parameter(name).is_meta}
+        super().tie_weights(missing_keys=missing_keys, **kwargs)
+
     def get_output_embeddings(self):
         return self.cls.predictions.decoder
 
@@ -567,7 +582,7 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
         self.post_init()
 
     def tie_weights(self, *args, **kwargs):
-        """Ties, then freezes what the config says: transformers calls this once the weights are in their place."""
+        """Ties, then freezes what the config says."""
         super().tie_weights(*args, **kwargs)
         if self.config.freeze_embedding:
             self.get_input_embeddings().weight.requires_grad_(False)

@@ -7,12 +7,16 @@ padding between.
 """
 
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from .configuration_mengzi_oscar import MengziOscarConfig
+
+if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .supported_transformers import OLDEST  # noqa: F401
 
 # Ideographs, kana, CJK punctuation, full-width forms: no space stands between these in Chinese text.
 CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef“”‘’…—"

@@ -292,15 +292,14 @@ def begun_captions():
 
 @check
 def cache():
-    """With the cache and without, the same; and the cache is used: a step reads two tokens a row."""
+    """With the cache and without, the same; and the cache is used: a step computes two positions a caption."""
     widths = []
-    hook = CAPTIONER.register_forward_pre_hook(
-        lambda model, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
+    embeddings = CAPTIONER.get_submodule("bert.embeddings.word_embeddings")
+    hook = embeddings.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
     for options in (GREEDY, BEAMS, SAMPLING):
         widths.clear()
         cached = generated(CAPTIONER, PROMPT, **options, **WITH_SCORES)
-        assert max(widths) <= 2, f"{options}: steps of {widths} tokens with a cache"
+        assert max(widths[1:]) <= 2, f"{options}: tags and steps of {widths} tokens with a cache"
         widths.clear()
         plain = generated(CAPTIONER, PROMPT, **options, **WITH_SCORES, use_cache=False)
         assert min(widths) > 2, f"{options}: steps of {widths} tokens without a cache"
@@ -421,8 +420,11 @@ def vinvl():
 
 @check
 def silence():
-    """Nothing above made the library warn, but for the heads that their folder has no weights for."""
-    expected = ("newly initialized", "You should probably TRAIN", "LOAD REPORT")
+    """Nothing above made the library warn, but for the heads that their folder has no weights for.
+
+    5.1 to 5.3 say of every image processor of a repo that it is "loaded as a fast processor", which ours is not.
+    """
+    expected = ("newly initialized", "You should probably TRAIN", "LOAD REPORT", "loaded as a fast processor")
     said = sorted({text for text in SAID if not any(part in text for part in expected)})
     assert not said, f"{len(said)} warnings: {' / '.join(said)}"
 
