@@ -89,7 +89,12 @@ def test_saving_keeps_every_bit_and_wrong_sizes_are_named(tmp_path):
     model = GridRegionModel(GridRegionConfig(backbone="test_efficientnet", num_features=256, tag_labels=["狗"])).eval()
     model.save_pretrained(tmp_path)
     loaded = GridRegionModel.from_pretrained(tmp_path).eval()
+    saved, read = model.state_dict(), loaded.state_dict()
+    assert saved.keys() == read.keys()
+    assert all(torch.equal(saved[name], read[name]) for name in saved)
+    # Weights read from a file lie at other addresses, which changes the order of sums in some releases of torch.
     inputs = torch.randn(1, 3, 96, 96), torch.tensor([[9, 9]])
-    assert torch.equal(model(*inputs).region_features, loaded(*inputs).region_features)
+    found = loaded(*inputs).region_features
+    torch.testing.assert_close(found, model(*inputs).region_features, atol=1e-7, rtol=1e-6)
     with pytest.raises(ValueError, match="test_efficientnet has 256 channels, config.num_features says 1280"):
         GridRegionModel(GridRegionConfig(backbone="test_efficientnet"))

@@ -57,7 +57,7 @@ def test_padding_regions_and_padding_text_change_nothing():
         alone[name] = alone[name][:, :5]
     for name in ("region_features", "region_attention_mask"):
         alone[name] = alone[name][:, :2]
-    torch.testing.assert_close(model(**alone).logits[0], together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(**alone).logits[0], together, atol=2e-5, rtol=1e-5)
 
 
 def test_caption_attention():
