@@ -71,6 +71,23 @@ def extra_of_developers(name) -> bool:
     }
 
 
+@pytest.mark.parametrize("target", ["demo", "space", "test", "lint", "test-newest", "test-oldest"])
+def test_which_installs_are_locked(target):
+    command = ["make", "--dry-run", "--always-make", target]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    installs = [line for line in result.stdout.splitlines() if "pip install" in line]
+    lists = {"test-newest": set(), "test-oldest": {"tests/oldest.txt"}}.get(target, {"constraints.txt"})
+    assert len(installs) >= 2 - (target == "test-oldest")
+    for line in installs:
+        assert set(re.findall(r"--(?:build-)?constraint (\S+)", line)) == lists, line
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
+def test_installs_of_the_pages_are_locked(name):
+    [line] = re.findall(r"^\.venv/bin/pip install .*", (REPOSITORY / name).read_text("utf-8"), flags=re.MULTILINE)
+    assert "-c constraints.txt" in line
+
+
 def test_differences_are_named():
     before = {"numpy": "2.0.0", "torch": "2.6.0", "old": "1.0"}
     now = {"new": "3.1", "numpy": "2.0.0", "torch": "2.15.0"}
