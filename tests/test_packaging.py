@@ -159,6 +159,7 @@ def test_the_wheel_carries_the_mini_whole(wheel):
     assert "research use only" in (licences / "checkpoints" / "mengzi-oscar-mini" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_wheel_captions_where_there_is_no_repository(wheel, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(Path(sample_photos()["astronaut"][0]).read_bytes())
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(REPOSITORY)]
