@@ -1,14 +1,15 @@
-# Everything installs into .venv by itself; remove that folder to start afresh.
+# Everything installs into .venv by itself, in the versions of constraints.txt; remove that folder to start afresh.
 PYTHON ?= python3
 BIN := .venv/bin
-DATA ?= data/flickr8k-cn
-PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PIP := -m pip install --disable-pip-version-check
+# The second file is for what pip builds (jieba has no wheel): setuptools in the locked version too.
+LOCKED := --constraint constraints.txt --build-constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space test lint bench matrix clean
+.PHONY: help demo space test lint bench matrix test-newest test-oldest lock clean
 
 help:            ## this list
-	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: .venv/demo ## caption six sample photos with the bundled checkpoint, write demo.png
 	$(BIN)/mengzi-oscar caption --samples --picture demo.png
@@ -39,15 +40,41 @@ bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
 matrix: .venv/demo ## the bundled checkpoint under every release of transformers, a table
 	$(BIN)/python tests/releases/matrix.py $(RELEASES)
 
-clean:           ## remove .venv and what the demo wrote
-	rm -rf .venv demo.png
+# What needs neither the training's libraries nor the demo's.
+LIBRARY := $(patsubst %,tests/test_%.py,cli generation grid_regions imports labels_zh matching matrix modeling \
+	parity_oscar photos pipeline processing quantization region_store supported_transformers vinvl)
 
-.venv/pip: setup.cfg
+# Without the lock, in a folder of its own: the newest of everything, and the oldest that setup.cfg promises.
+test-newest:     ## the suite with today's newest releases: which of them broke what
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP) --upgrade pip setuptools
+	.venv-newest/bin/python $(PIP) --editable ".[dev]"
+	.venv-newest/bin/python .ci/lock.py compare
+	.venv-newest/bin/python -m pytest -q || { .venv-newest/bin/python .ci/lock.py compare; exit 1; }
+	@touch .venv-newest/passed
+
+test-oldest:     ## the library with the lower bounds of setup.cfg (tests/oldest.txt)
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP) --constraint tests/oldest.txt --editable ".[demo]" pytest
+	.venv-oldest/bin/python -m pytest -q $(LIBRARY)
+
+lock:            ## constraints.txt from the environment of test-newest, once the suite passed there
+	@test -e .venv-newest/passed || $(MAKE) test-newest
+	.venv-newest/bin/python .ci/lock.py write
+
+clean:           ## remove what was installed and what the demo wrote
+	rm -rf .venv .venv-newest .venv-oldest demo.png
+
+# pip first, since it installs the others: older ones do not know --build-constraint.
+.venv/pip: constraints.txt setup.cfg
 	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) --constraint constraints.txt pip setuptools
 	@touch $@
 
 # One extra, one stamp: what is installed already costs nothing the second time.
 .venv/demo .venv/space .venv/test .venv/dev: .venv/pip
 	@echo "installing into .venv: about 6 GB the first time, most of it torch"
-	$(PIP) --editable ".[$(@F)]"
+	$(BIN)/python $(PIP) $(LOCKED) --editable ".[$(@F)]"
 	@touch $@

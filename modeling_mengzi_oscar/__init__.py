@@ -22,6 +22,7 @@ _MODULE_OF = {
     "VinVLModel": "modeling_vinvl",
     "RegionModelOutput": "modeling_regions",
     "RegionFeatureStore": "region_store",
+    "bundled_checkpoint": "environment",
     "import_tsv": "oscar_tsv",
     "export_tsv": "oscar_tsv",
 }

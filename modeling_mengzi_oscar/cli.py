@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+from . import __version__
+from .environment import bundled_checkpoint
+
 EXAMPLES = """examples:
   mengzi-oscar caption photo.jpg
   mengzi-oscar caption *.jpg --num-beams 3 --picture captions.png
@@ -18,9 +21,10 @@ EXAMPLES = """examples:
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
   mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
+  mengzi-oscar environment
 """
 TASKS = ("caption", "retrieval", "vqa", "gqa", "nlvr2", "pretrain")
-BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "mengzi-oscar-mini"
+BUNDLED = bundled_checkpoint()
 MINI_NOTICE = {
     "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材多半说错，有时认得主要的东西。",
     "en": "The mini model learnt from 6,000 photos (people, dogs, sports, outdoors); it is mostly wrong elsewhere.",
@@ -29,9 +33,9 @@ MINI_NOTICE = {
 
 def main(arguments=None) -> int:
     options = parser().parse_args(arguments)
-    commands = {"caption": caption, "ask": ask, "match": match, "extract": extract, "convert": convert, "push": push}
+    commands = (caption, ask, match, extract, convert, push, environment)
     try:
-        return commands[options.command](options)
+        return {command.__name__: command for command in commands}[options.command](options)
     except BrokenPipeError:  # `mengzi-oscar caption *.jpg | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush at its end
         return 1
@@ -44,11 +48,12 @@ def parser():
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"mengzi-oscar {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("caption", help="write a caption for each photo")
     add.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF or TIFF")
     add.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
-    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint of this repository)")
+    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint that comes along)")
     add_int8(add)
     add.add_argument("--num-beams", type=positive, default=5)
     add.add_argument("--max-length", type=positive, help="tokens, with start and end (default 20; detailed: 30)")
@@ -58,14 +63,14 @@ def parser():
     add = commands.add_parser("ask", help="answer a question about a photo (checkpoints with an ask/ head)")
     add.add_argument("photo", metavar="PHOTO")
     add.add_argument("question", metavar="QUESTION")
-    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint of this repository)")
+    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint that comes along)")
     add_int8(add)
     add.add_argument("--top", type=positive, default=5, help="answers printed (default 5)")
     add.add_argument("--json", action="store_true")
     add = commands.add_parser("match", help="does a text belong to a photo? (checkpoints with a match/ head)")
     add.add_argument("photo", metavar="PHOTO")
     add.add_argument("texts", nargs="+", metavar="TEXT")
-    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint of this repository)")
+    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint that comes along)")
     add_int8(add)
     add.add_argument("--json", action="store_true")
     add = commands.add_parser("extract", help="region features of many photos")
@@ -92,6 +97,7 @@ def parser():
     add.add_argument("--private", action="store_true")
     add.add_argument("--create-pr", action="store_true", help="a pull request instead of a commit")
     add.add_argument("--dry-run", action="store_true", help="check, and list what would be sent")
+    commands.add_parser("environment", help="versions, device and dtype, for bug reports")
     return parser
 
 
@@ -249,6 +255,16 @@ def push(options) -> int:
     return 0
 
 
+def environment(options) -> int:
+    from .environment import environment as rows_of_environment
+
+    rows = rows_of_environment()
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value}")
+    return 0
+
+
 def load_pipeline(options):
     quiet()
     from .pipeline_mengzi_oscar import MengziOscarPipeline
@@ -258,7 +274,7 @@ def load_pipeline(options):
 
 def model_or_bundled(model):
     if model is None and not BUNDLED.is_dir():
-        raise ValueError("the mini checkpoint comes with the repository, not with the package: name one with --model")
+        raise ValueError(f"{BUNDLED}: the mini checkpoint is not there: name another one with --model")
     return str(BUNDLED) if model is None else model
 
 

@@ -27,6 +27,6 @@ def sample_photos(samples=SAMPLES) -> dict[str, tuple[Path, str]]:
     for name, (package, file, credit) in samples.items():
         found = importlib.util.find_spec(package)  # the path only: importing them takes seconds
         if found is None:
-            raise ModuleNotFoundError('the sample photos need scikit-image and scikit-learn: pip install ".[demo]"')
+            raise ModuleNotFoundError("the sample photos are missing: pip install scikit-image scikit-learn")
         photos[name] = (Path(found.origin).parent / file, credit)
     return photos

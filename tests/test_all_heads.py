@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 from conftest import tiny_config
+from packaging.version import Version
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
@@ -148,6 +149,10 @@ def test_half_precision(model_class, dtype):
     assert torch.nn.functional.cosine_similarity(output.float().flatten(), expected.flatten(), dim=0) > 0.995
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.7"),
+    reason="the compiler of torch 2.6 stops in transformers's decorators",
+)
 @every_head
 @pytest.mark.parametrize("labels", [False, True], ids=["inference", "loss"])
 def test_compiles_without_graph_breaks(model_class, labels):

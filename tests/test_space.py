@@ -611,12 +611,6 @@ def test_the_space_is_complete():
     assert {"title", "sdk", "sdk_version", "python_version", "app_file", "license", "tags"} <= set(header)
     assert header["sdk"] == "gradio"
     assert (REPOSITORY / "space" / header["app_file"]).exists()
-    assert header["sdk_version"] == "6.31.0"
-    listed = (REPOSITORY / "space" / "requirements.txt").read_text("utf-8")
-    metadata = (REPOSITORY / "setup.cfg").read_text("utf-8")
-    needed = re.search(r"install_requires =\n(.*?)\n\n", metadata, flags=re.DOTALL)[1]
-    for line in re.findall(r"^ +(\w[^#\n]*)$", needed, flags=re.MULTILINE):
-        assert line.replace(" ", "") in listed.replace(" ", ""), line
 
 
 def test_deploy_writes_a_space_that_holds_everything(tmp_path):

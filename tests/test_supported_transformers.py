@@ -1,7 +1,6 @@
 """What shipped code takes from transformers, and what it says where a release is too old or newer than the tests."""
 
 import ast
-import configparser
 import os
 import re
 import subprocess
@@ -148,14 +147,28 @@ sys.modules["transformers"].__version__ = "4.57.6"
 
 
 def test_the_range_is_the_same_everywhere():
-    setup = configparser.ConfigParser()
-    setup.read(REPOSITORY / "setup.cfg", encoding="utf-8")
-    places = {
-        "setup.cfg": setup["options"]["install_requires"],
-        "space/requirements.txt": (REPOSITORY / "space" / "requirements.txt").read_text("utf-8"),
-    }
-    for name, text in places.items():
-        assert re.findall(r"^transformers\b(.*)$", text, re.MULTILINE) == [f" >= {OLDEST}"], name
-    for name in ("README.md", "README_zh.md", "docs/versions.md", "checkpoints/mengzi-oscar-mini/README.md"):
-        text = (REPOSITORY / name).read_text("utf-8")
-        assert re.findall(r"transformers`? (\d+\.\d+) (?:to|至|到) (\d+\.\d+)", text) == [(OLDEST, NEWEST_TESTED)], name
+    """What installs, what is tested and what pages say: all as supported_transformers.py has it."""
+
+    def found(pattern, *path):
+        return re.findall(pattern, REPOSITORY.joinpath(*path).read_text("utf-8"), re.MULTILINE)
+
+    assert found(r"^    transformers >= (\S+)$", "setup.cfg")[0] == OLDEST
+    assert found(r"^(\d+\.\d+)\.\d+$", "tests", "releases", "releases.txt")[:: len(minors()) - 1] == [
+        OLDEST,
+        NEWEST_TESTED,
+    ]
+    assert found(r"^transformers==(\d+\.\d+)", "tests", "oldest.txt") == [OLDEST]
+    for lock in ("constraints.txt", "space/requirements.txt"):
+        assert found(r"^transformers==(\d+\.\d+)", lock) == [NEWEST_TESTED]
+    for page in ("README.md", "README_zh.md", "docs/versions.md", "checkpoints/mengzi-oscar-mini/README.md"):
+        ranges = found(r"transformers`? (\d+\.\d+) (?:to|至|到) (\d+\.\d+)", page)
+        assert set(ranges) == {(OLDEST, NEWEST_TESTED)}, page
+
+
+def minors():
+    """Every minor release of the matrix: none between the oldest and the newest is left out."""
+    lines = (REPOSITORY / "tests" / "releases" / "releases.txt").read_text("utf-8").splitlines()
+    found = [tuple(map(int, line.split(".")[:2])) for line in lines if not line.startswith("#")]
+    first, last = found[0], found[-1]
+    assert found == [(first[0], number) for number in range(first[1], last[1] + 1)]
+    return found
