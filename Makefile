@@ -36,7 +36,7 @@ bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
 	rm -rf .venv/bench
 	$(BIN)/python benchmarks/features.py --folder .venv/bench --rows 500 --images 100000
 
-# RELEASES="5.5.4 newest" runs some of them.
+# RELEASES="oldest 5.5.4 latest" runs some of them.
 matrix: .venv/demo ## the bundled checkpoint under every release of transformers, a table
 	$(BIN)/python tests/releases/matrix.py $(RELEASES)
 

@@ -270,13 +270,18 @@ class MaskQueryGenerationMixin(GenerationMixin):
         bert.encoder(states, bert.who_sees_whom(mask), memories=cache.layers)
         return cache
 
-    def next_token_logits(self, input_ids, cache: PrefixCache) -> torch.FloatTensor:
-        """Captions so far (B x beams, C) -> logits of the next token of each, (B x beams, 1, V)."""
+    def next_tokens(self, input_ids, cache: PrefixCache, output_attentions=False):
+        """Captions so far (B x beams, C) -> logits of the next token of each, (B x beams, 1, V).
+
+        And the states and attention weights of the layers, as `MengziOscarEncoder` gives them: a row per image.
+        """
         bert = self.base_model
         asked, positions, seen = cache.begin_step(input_ids)
         states = cache.by_image(bert.embeddings(asked, position_ids=positions[None]))
-        states = bert.encoder(states, bert.who_sees_whom(seen), memories=cache.layers)[0][-1]
-        return self.get_logits(cache.by_beam(states, len(positions))[:, -1:])
+        seen = bert.who_sees_whom(seen, output_attentions)
+        states, attentions = bert.encoder(states, seen, cache.layers, output_attentions)
+        logits = self.get_logits(cache.by_beam(states[-1], len(positions))[:, -1:])
+        return logits, states, attentions
 
     def prepare_inputs_for_generation(
         self,
@@ -288,11 +293,14 @@ class MaskQueryGenerationMixin(GenerationMixin):
         tag_attention_mask=None,
         tag_position_ids=None,
         mask_token_id=None,
+        output_attentions=None,
+        output_hidden_states=None,
         **of_the_library,  # attention_mask, position_ids, use_cache, ...: nothing here depends on them
     ):
         """Inputs of `forward` for one step: with the cache the caption so far, else everything and a [MASK]."""
+        wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if prefix_cache is not None:
-            return {"input_ids": input_ids, "prefix_cache": prefix_cache}
+            return {"input_ids": input_ids, "prefix_cache": prefix_cache} | wanted
         caption = torch.cat([input_ids, input_ids.new_full((len(input_ids), 1), mask_token_id)], dim=1)
         positions = torch.arange(caption.shape[1], device=input_ids.device).expand_as(caption)
         # The [MASK] stands last among the text: attention follows positions and masks, not the order of the slots.
@@ -304,7 +312,7 @@ class MaskQueryGenerationMixin(GenerationMixin):
             "region_features": region_features,
             "region_attention_mask": region_attention_mask,
             "logits_to_keep": 1,
-        }
+        } | wanted
 
     @torch.no_grad()
     def score_captions(self, captions, region_features, region_attention_mask=None, tags=None, tag_position=None):

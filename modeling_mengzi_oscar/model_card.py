@@ -2,6 +2,11 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .supported_transformers import NEWEST_TESTED, OLDEST
+
+TESTED = (
+    f"Tested with transformers {OLDEST} to {NEWEST_TESTED}; needs torch, and timm or torchvision for the region model."
+)
 USAGE = """from transformers import AutoProcessor, {auto_class}
 
 repo = "…"  # this repository or a folder with its files
@@ -98,7 +103,7 @@ def model_card(task, config, name, base_model=None, datasets=None, scores=None, 
         lines += ["", f"## Scores on {dataset}{f', {split}' if split else ''}", "", *([about, ""] if about else [])]
         lines += ["| metric | value |", "|---|--:|"]
         lines += [f"| {result.metric_type} | {result.metric_value:.4f} |" for result in results]
-    lines += ["", "## Use", "", "```python", USAGE.format(auto_class=auto_class, usage=usage), "```", ""]
+    lines += ["", "## Use", "", TESTED, "", "```python", USAGE.format(auto_class=auto_class, usage=usage), "```", ""]
     if config.region_model and task == "caption":
         lines += ["From a photo:", "", "```python", PHOTO_USAGE, "```", ""]
     return f"---\n{data}\n---\n\n" + "\n".join(lines)
@@ -122,6 +127,8 @@ def detector_card(config, name) -> str:
 The VinVL detector ({config.num_classes - 1:,} classes, {config.num_attributes - 1:,} attributes) of
 microsoft/scene_graph_benchmark, converted by `mengzi-oscar convert`: an image to regions, each with a feature row of
 {config.region_feature_size:,} numbers.
+
+{TESTED}
 
 ```python
 from transformers import AutoImageProcessor, AutoModel

@@ -616,7 +616,13 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
             `caption_attention`, a 3-D one is taken as it is.
         """
         if prefix_cache is not None:
-            return MengziOscarCaptioningOutput(logits=self.next_token_logits(input_ids, prefix_cache))
+            logits, states, attentions = self.next_tokens(input_ids, prefix_cache, kwargs.get("output_attentions"))
+            output = MengziOscarCaptioningOutput(
+                logits=logits,
+                hidden_states=states if kwargs.get("output_hidden_states") else None,
+                attentions=attentions if kwargs.get("output_attentions") else None,
+            )
+            return self.as_asked(output, return_dict)
         text = input_ids if input_ids is not None else inputs_embeds
         if attention_mask is None or attention_mask.dim() == 2:
             if region_features is not None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from announced_removals import no_announced_removals  # noqa: F401  (for every test)
 from PIL import Image
 from transformers import BertTokenizer
 

@@ -77,6 +77,22 @@ def test_prefix_is_encoded_once_per_image():
     assert set(calls[1:]) == {(3, 4 * 2)}  # per beam the last token and the [MASK]
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_states_and_attention_of_the_steps(use_cache):
+    model, asked = tiny_captioner(), {"output_attentions": True, "output_hidden_states": True}
+    options = {"max_length": 6, "min_length": 6, "return_dict_in_generate": True, "use_cache": use_cache} | asked
+    output = model.generate(**inputs(), num_beams=1, **options)
+    last = output.attentions[3][-1], output.hidden_states[3][-1]  # the step that writes the fifth token, last layer
+    assert (len(output.attentions[3]), len(output.hidden_states[3])) == (2, 3)
+    if use_cache:  # a row per image: the last token and the [MASK]; slots: 4 tags, 6 regions, 6 positions
+        assert last[0].shape == (3, 4, 2, 4 + 6 + 6)
+        assert last[1].shape == (3, 2, 32)
+    else:  # 4 tags, 4 tokens, the [MASK], 6 regions
+        assert last[0].shape == (3, 4, 15, 15)
+        assert last[1].shape == (3, 15, 32)
+    torch.testing.assert_close(last[0].sum(dim=-1), torch.ones(last[0].shape[:-1]))
+
+
 def test_prompt_continues_the_caption():
     model = tiny_captioner()
     options = {"num_beams": 1, "max_length": 12, "pad_token_id": 0}

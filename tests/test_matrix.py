@@ -141,14 +141,14 @@ def test_names_of_releases(monkeypatch, capsys):
     report = {"install": [{"metadata": {"version": "5.99.0"}}]}
     monkeypatch.setattr(overlays, "pip", lambda *arguments: json.dumps(report))
     assert overlays.named([]) == overlays.RELEASES
-    assert overlays.named(["oldest", "5.7.0", "newest", "5.7.0"]) == [overlays.RELEASES[0], "5.7.0", "5.99.0"]
-    assert "newest: 5.99.0 on the package index" in capsys.readouterr().out
+    assert overlays.named(["oldest", "5.7.0", "latest", "5.7.0"]) == [overlays.RELEASES[0], "5.7.0", "5.99.0"]
+    assert "latest: 5.99.0 on the package index" in capsys.readouterr().out
 
     def no_index(*arguments):
         raise RuntimeError
 
     monkeypatch.setattr(overlays, "pip", no_index)
-    assert overlays.named(["newest"]) == [overlays.RELEASES[-1]]
+    assert overlays.named(["latest"]) == overlays.named(["newest"]) == [overlays.RELEASES[-1]]
     assert "no package index" in capsys.readouterr().out
 
 

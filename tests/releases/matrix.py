@@ -1,8 +1,9 @@
 """The contract under each release of transformers: `python tests/releases/matrix.py [RELEASE ...]`, or `make matrix`.
 
-RELEASE is a version, "oldest", "newest" or "installed" (no overlay: what the environment has); without one, all of
-releases.txt. Prints a table, then a line for everything that failed, and exits with 1 if something did. The digits of
-every check are compared with reference.json; --write-reference makes that file of the release named.
+RELEASE is a version, "oldest" or "newest" of releases.txt, "latest" (what the package index has today) or "installed"
+(no overlay: what the environment has); without one, all of releases.txt. Prints a table, then a line for everything
+that failed, and exits with 1 if something did. The digits of every check are compared with reference.json;
+--write-reference makes that file of the release named.
 """
 
 import argparse
@@ -166,7 +167,7 @@ def table_row(result, names, failed) -> str:
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("releases", nargs="*", help='versions, "oldest", "newest", "installed"; none = all of the list')
+    parser.add_argument("releases", nargs="*", help='versions, "oldest", "newest", "latest", "installed"; none = all')
     parser.add_argument("--write-reference", action="store_true", help="make reference.json of the one release named")
     parser.add_argument("--model", type=Path, default=MINI, help="a folder to check in place of the bundled one")
     parser.add_argument("--jobs", type=int, default=2, help="releases at a time, one thread and 1.5 GB each")

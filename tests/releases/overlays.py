@@ -64,20 +64,20 @@ def size(folder) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def newest() -> str:
+def latest() -> str:
     """The newest release on the package index today; without an index the newest of the list."""
     try:
         arguments = ("install", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-", "transformers")
         [found] = json.loads(pip(*arguments))["install"]
     except RuntimeError:
-        print(f"newest: no package index can be reached; {RELEASES[-1]} is the newest of releases.txt")
+        print(f"latest: no package index can be reached; {RELEASES[-1]} is the newest of releases.txt")
         return RELEASES[-1]
     release = found["metadata"]["version"]
-    print(f"newest: {release} on the package index today, {RELEASES[-1]} in releases.txt")
+    print(f"latest: {release} on the package index today, {RELEASES[-1]} in releases.txt")
     return release
 
 
 def named(words) -> list[str]:
-    """Releases from what was typed: versions, "oldest", "newest"; nothing = the whole list."""
-    meaning = {"oldest": lambda: RELEASES[0], "newest": newest}
+    """Releases from what was typed: versions, "oldest" and "newest" of the list, "latest"; nothing = the whole list."""
+    meaning = {"oldest": lambda: RELEASES[0], "newest": lambda: RELEASES[-1], "latest": latest}
     return list(dict.fromkeys(meaning[word]() if word in meaning else word for word in words)) or RELEASES
