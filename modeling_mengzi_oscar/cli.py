@@ -36,6 +36,8 @@ def main(arguments=None) -> int:
     commands = (caption, ask, match, extract, convert, push, environment)
     try:
         return {command.__name__: command for command in commands}[options.command](options)
+    except ImportError as error:  # a library that is missing or too old: its message says what to install
+        return fail(str(error))
     except BrokenPipeError:  # `mengzi-oscar caption *.jpg | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush at its end
         return 1

@@ -236,18 +236,26 @@ class MengziOscarEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(MengziOscarLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden_states, attention_mask=None, memories=None, output_attentions=False):
-        """(B, S, H) -> the states before and after every layer, and the attention weights of every layer.
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        memories=None,
+        output_attentions=False,
+        output_hidden_states=False,
+    ):
+        """(B, S, H) -> (B, S, H); the states before and after every layer, and its attention weights, or None.
 
         `memories`: a memory per layer, see `MengziOscarLayer`.
         """
-        states, attentions = [hidden_states], []
+        states, attentions = (hidden_states,), ()
         for number, layer in enumerate(self.layer):
             memory = None if memories is None else memories[number]
             hidden_states, weights = layer(hidden_states, attention_mask, None, memory, output_attentions)
-            states.append(hidden_states)
-            attentions.append(weights)
-        return tuple(states), tuple(attentions)
+            if output_hidden_states:  # else each is freed as soon as the next one is there
+                states += (hidden_states,)
+            attentions += (weights,)
+        return hidden_states, states if output_hidden_states else None, attentions if output_attentions else None
 
 
 class MengziOscarPooler(nn.Module):
@@ -349,13 +357,10 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
                 attention_mask = hide_text_from_regions(attention_mask, hidden_states.shape[1])
             hidden_states = torch.cat([hidden_states, self.embed_regions(region_features)], dim=1)  # (B, T + R, H)
         seen = self.who_sees_whom(attention_mask, output_attentions)
-        states, attentions = self.encoder(hidden_states, seen, output_attentions=output_attentions)
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=states[-1],
-            pooler_output=self.pooler(states[-1]),
-            hidden_states=states if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
+        hidden_states, states, attentions = self.encoder(
+            hidden_states, seen, None, output_attentions, output_hidden_states
         )
+        output = BaseModelOutputWithPooling(hidden_states, self.pooler(hidden_states), states, attentions)
         return self.as_asked(output, return_dict)
 
     def embed_regions(self, region_features: torch.FloatTensor) -> torch.FloatTensor:
@@ -616,12 +621,7 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
             `caption_attention`, a 3-D one is taken as it is.
         """
         if prefix_cache is not None:
-            logits, states, attentions = self.next_tokens(input_ids, prefix_cache, kwargs.get("output_attentions"))
-            output = MengziOscarCaptioningOutput(
-                logits=logits,
-                hidden_states=states if kwargs.get("output_hidden_states") else None,
-                attentions=attentions if kwargs.get("output_attentions") else None,
-            )
+            output = MengziOscarCaptioningOutput(None, *self.next_tokens(input_ids, prefix_cache, **kwargs))
             return self.as_asked(output, return_dict)
         text = input_ids if input_ids is not None else inputs_embeds
         if attention_mask is None or attention_mask.dim() == 2:

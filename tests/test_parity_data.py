@@ -97,7 +97,7 @@ def test_tokens(name, lower):
     for item in calls["tokenize"]["expect"][name]:
         assert tokenizer.tokenize(item["text"]) == item["tokens"], item["text"]
         if "ids" in item:
-            assert processor_of(folder)._ids(item["text"]) == item["ids"]
+            assert processor_of(folder).token_ids(item["text"]) == item["ids"]
     assert sorted(tokenizer.all_special_tokens) == calls["tokenize"]["expect"]["all_special_tokens"]
 
 

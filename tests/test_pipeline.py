@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import tiny_config
 from PIL import Image
 
@@ -116,3 +117,23 @@ def test_the_commands_print_the_same(with_heads, photo, tmp_path, capsys):
         assert main([*call, "--model", str(with_heads), "--json"]) == 0
         records = json.loads(capsys.readouterr().out)
         assert [record["probability"] for record in records] == pytest.approx([p for _, p in rows], rel=1e-4)
+
+
+def test_a_folder_that_says_nothing_is_searched_as_published(tiny_checkpoint, photo, tmp_path):
+    """By the pipeline and by transformers' `pipeline`, as if generation_config.json said it."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "silent")
+    (tmp_path / "silent" / "generation_config.json").unlink()
+    published = {"num_beams": 5, "max_length": 20, "early_stopping": "never"}
+    pipeline = MengziOscarPipeline.from_pretrained(tmp_path / "silent")
+    expected = pipeline.caption(photo, **published)
+    assert len(expected["captions"]) == 5
+    assert pipeline.caption(photo) == expected
+    assert pipeline.caption(photo, early_stopping=True, num_beams=2) != expected
+    options = {"model": str(tmp_path / "silent"), "trust_remote_code": True}
+    assert transformers.pipeline("mengzi-oscar-captioning", **options)(photo) == expected
+
+
+def test_a_length_given_either_way_is_one_caption_with_one_score(tiny_checkpoint, photo):
+    pipeline = MengziOscarPipeline.from_pretrained(tiny_checkpoint)
+    pipeline.captioner.config.tag_position_offset = 4  # so that the length says where tags stand
+    assert pipeline.caption(photo, max_new_tokens=8) == pipeline.caption(photo, max_length=9)

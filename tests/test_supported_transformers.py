@@ -12,6 +12,7 @@ import transformers
 from conftest import REPOSITORY
 
 from modeling_mengzi_oscar import hub
+from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.supported_transformers import NEWEST_TESTED, OLDEST, check
 
 AUTO = "Auto classes: the way in that every user types"
@@ -144,6 +145,16 @@ sys.modules["transformers"].__version__ = "4.57.6"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: mengzi-oscar works with transformers {OLDEST} and newer, 4.57.6 is installed")
+
+
+def test_the_command_says_it_in_one_line(monkeypatch, capsys):
+    def too_old(options):
+        check("4.57.6")
+
+    monkeypatch.setattr("modeling_mengzi_oscar.cli.load_pipeline", too_old)
+    assert main(["caption", "--samples"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mengzi-oscar works with transformers {OLDEST} and newer")
 
 
 def test_the_range_is_the_same_everywhere():

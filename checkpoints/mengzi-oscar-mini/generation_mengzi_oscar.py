@@ -270,7 +270,7 @@ class MaskQueryGenerationMixin(GenerationMixin):
         bert.encoder(states, bert.who_sees_whom(mask), memories=cache.layers)
         return cache
 
-    def next_tokens(self, input_ids, cache: PrefixCache, output_attentions=False):
+    def next_tokens(self, input_ids, cache: PrefixCache, output_attentions=False, output_hidden_states=False):
         """Captions so far (B x beams, C) -> logits of the next token of each, (B x beams, 1, V).
 
         And the states and attention weights of the layers, as `MengziOscarEncoder` gives them: a row per image.
@@ -279,9 +279,8 @@ class MaskQueryGenerationMixin(GenerationMixin):
         asked, positions, seen = cache.begin_step(input_ids)
         states = cache.by_image(bert.embeddings(asked, position_ids=positions[None]))
         seen = bert.who_sees_whom(seen, output_attentions)
-        states, attentions = bert.encoder(states, seen, cache.layers, output_attentions)
-        logits = self.get_logits(cache.by_beam(states[-1], len(positions))[:, -1:])
-        return logits, states, attentions
+        last, states, attentions = bert.encoder(states, seen, cache.layers, output_attentions, output_hidden_states)
+        return self.get_logits(cache.by_beam(last, len(positions))[:, -1:]), states, attentions
 
     def prepare_inputs_for_generation(
         self,
