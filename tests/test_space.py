@@ -174,10 +174,10 @@ def test_match_rank_and_ask_are_the_pipelines(client, photo, with_heads):  # noq
 
 def test_the_endpoints_are_mcp_tools(url):
     session = pytest.importorskip("mcp", reason='MCP needs gradio[mcp]: pip install -e ".[space]"').ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
     async def talk():
-        async with streamablehttp_client(f"{url}/gradio_api/mcp/") as (read, write, _), session(read, write) as tools:
+        async with streamable_http_client(f"{url}/gradio_api/mcp/") as (read, write, _), session(read, write) as tools:
             await tools.initialize()
             listed = {tool.name: tool for tool in (await tools.list_tools()).tools}
             photo = "data:image/png;base64," + base64.b64encode(encoded(noise())).decode()
