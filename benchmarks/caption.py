@@ -32,8 +32,8 @@ from measure import (
 from PIL import ImageOps
 
 from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarForImageCaptioning, MengziOscarPipeline
+from modeling_mengzi_oscar.demo.samples import sample_photos
 from modeling_mengzi_oscar.photos import open_photo
-from modeling_mengzi_oscar.samples import sample_photos
 
 RECORDED = {"default mode": 0.145, "cached mode": 0.65}  # images/s of the original, 2 threads, bert-base size, beam 5
 

@@ -25,15 +25,15 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from modeling_mengzi_oscar.oscar_tsv import import_tsv  # noqa: E402
-from modeling_mengzi_oscar.region_store import RegionFeatureStore  # noqa: E402
+from modeling_mengzi_oscar.features.oscar_tsv import import_tsv  # noqa: E402
+from modeling_mengzi_oscar.features.store import RegionFeatureStore  # noqa: E402
 
 OPEN = """
 import sys, time
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
-from modeling_mengzi_oscar.region_store import RegionFeatureStore
+from modeling_mengzi_oscar.features.store import RegionFeatureStore
 def memory(kind):
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024

@@ -20,7 +20,8 @@ from measure import benchmark_parser, copy_in, count_flops, in_turn, measure_mac
 from transformers import BertTokenizer
 
 from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarForImageTextRetrieval, MengziOscarProcessor
-from modeling_mengzi_oscar.matching import Matcher, shortlist
+from modeling_mengzi_oscar.matching import Matcher
+from modeling_mengzi_oscar.retrieval import shortlist
 
 MINI = Path(__file__).resolve().parents[1] / "checkpoints" / "mengzi-oscar-mini"
 ORIGINAL = 7.7  # pairs/s of the original, bert-base size, 70 + 70 slots, 2 threads of a quiet CPU of this class

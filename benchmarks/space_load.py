@@ -27,8 +27,8 @@ import psutil
 from tqdm import tqdm
 
 from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.demo.samples import MORE_SAMPLES, SAMPLES, sample_photos
 from modeling_mengzi_oscar.photos import open_photo
-from modeling_mengzi_oscar.samples import MORE_SAMPLES, SAMPLES, sample_photos
 
 SPACE = Path(__file__).resolve().parents[1] / "space" / "app.py"
 

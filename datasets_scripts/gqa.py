@@ -21,7 +21,7 @@ from glob import escape, glob
 
 import datasets
 
-from modeling_mengzi_oscar.label_maps import read_answers as read_answer_list
+from modeling_mengzi_oscar.convert.label_maps import read_answers as read_answer_list
 
 from .reading import (
     SENTENCES,

@@ -16,7 +16,7 @@ import sys
 
 from datasets.exceptions import DatasetGenerationError
 
-from modeling_mengzi_oscar.region_store import RegionFeatureStore
+from modeling_mengzi_oscar.features.store import RegionFeatureStore
 
 from .reading import FilesBuilder
 

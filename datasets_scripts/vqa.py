@@ -24,7 +24,7 @@ from collections import Counter
 
 import datasets
 
-from modeling_mengzi_oscar.label_maps import read_answers as read_answer_list
+from modeling_mengzi_oscar.convert.label_maps import read_answers as read_answer_list
 
 from .reading import (
     SENTENCES,

@@ -21,10 +21,10 @@ _MODULE_OF = {
     "VinVLImageProcessor": "image_processing_vinvl",
     "VinVLModel": "modeling_vinvl",
     "RegionModelOutput": "modeling_regions",
-    "RegionFeatureStore": "region_store",
-    "bundled_checkpoint": "environment",
-    "import_tsv": "oscar_tsv",
-    "export_tsv": "oscar_tsv",
+    "RegionFeatureStore": "features.store",
+    "bundled_checkpoint": "cli.environment",
+    "import_tsv": "features.oscar_tsv",
+    "export_tsv": "features.oscar_tsv",
 }
 __all__ = sorted(_MODULE_OF)
 

@@ -43,7 +43,8 @@ class VinVLConfig(PretrainedConfig):
         rois_per_chunk: proposals that go through layer4 at a time. Changes memory and speed, not results; small
             chunks stay in the cache of a CPU, a GPU wants a few hundred.
         id2attribute: {attribute id: English}. `id2label` is {class id: English}; neither has an entry for 0.
-        labels_zh: {English: Chinese}, goes before the built-in dictionary.
+        id2label_zh, id2attribute_zh: the same in Chinese, as conversion writes them.
+        labels_zh: {English: Chinese} of the captioner's training; goes before `id2label_zh`.
 
     Raises:
         ValueError: a rule that does not exist, or filter 2 with box regression (the original mixes up rows there).
@@ -82,6 +83,8 @@ class VinVLConfig(PretrainedConfig):
         rois_per_chunk: int = 20,
         id2label: dict[int, str] | dict[str, str] | None = None,
         id2attribute: dict[int, str] | dict[str, str] | None = None,
+        id2label_zh: dict[int, str] | None = None,
+        id2attribute_zh: dict[int, str] | None = None,
         labels_zh: dict[str, str] | None = None,
         **kwargs,
     ):
@@ -119,7 +122,9 @@ class VinVLConfig(PretrainedConfig):
         self.geometry_order = geometry_order
         self.rois_per_chunk = rois_per_chunk
         self.labels_zh = labels_zh
-        self.id2attribute = {int(key): value for key, value in (id2attribute or {}).items()}  # JSON keys are str
+        self.id2attribute = with_numbers(id2attribute)
+        self.id2label_zh = with_numbers(id2label_zh)
+        self.id2attribute_zh = with_numbers(id2attribute_zh)
 
     @property
     def appearance_size(self) -> int:
@@ -130,3 +135,8 @@ class VinVLConfig(PretrainedConfig):
     def region_feature_size(self) -> int:
         """Length of a feature row: appearance and 6 numbers of box geometry (2,054)."""
         return self.appearance_size + 6
+
+
+def with_numbers(names) -> dict[int, str]:
+    """Names by id, whose numbers JSON makes strings."""
+    return {int(key): name for key, name in (names or {}).items()}

@@ -10,7 +10,7 @@ from engine import QUESTIONS
 from uploads import open_upload, photos_in, read_photo, uploaded
 from words import UserError
 
-from modeling_mengzi_oscar.samples import MORE_SAMPLES, SAMPLES, sample_photos
+from modeling_mengzi_oscar.demo.samples import MORE_SAMPLES, SAMPLES, sample_photos
 
 MAX_GALLERY = 24
 

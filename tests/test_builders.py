@@ -9,7 +9,7 @@ from builders import AIC_TRAIN, BUILDERS, build, builder_of, edit, without_image
 from datasets import load_dataset
 
 from datasets_scripts import prepare
-from modeling_mengzi_oscar.region_store import RegionFeatureStore
+from modeling_mengzi_oscar.features.store import RegionFeatureStore
 
 every_builder = pytest.mark.parametrize("name", BUILDERS)
 

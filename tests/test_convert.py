@@ -26,7 +26,7 @@ from modeling_mengzi_oscar import (
     VinVLModel,
 )
 from modeling_mengzi_oscar.cli import main
-from modeling_mengzi_oscar.convert_oscar_checkpoint import HEADS, convert, find_task, fit
+from modeling_mengzi_oscar.convert.oscar import HEADS, convert, find_task, fit
 from modeling_mengzi_oscar.hub import check_repo
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_vinvl import TINY, random_model, tiny_inputs
 
-from modeling_mengzi_oscar.convert_vinvl_checkpoint import convert
+from modeling_mengzi_oscar.convert.vinvl import convert
 from modeling_mengzi_oscar.image_processing_vinvl import VinVLImageProcessor
 from modeling_mengzi_oscar.modeling_vinvl import VinVLModel
 

@@ -22,11 +22,11 @@ from test_vinvl import TINY
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionImageProcessor, GridRegionModel, RegionFeatureStore
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.configuration_vinvl import VinVLConfig
-from modeling_mengzi_oscar.extraction import SeenIds, batches_of_one_size
+from modeling_mengzi_oscar.features.extraction import SeenIds, batches_of_one_size
+from modeling_mengzi_oscar.features.oscar_tsv import import_tsv
+from modeling_mengzi_oscar.features.photo_sources import ListedPhotos, TarPhotos, open_source
 from modeling_mengzi_oscar.image_processing_vinvl import VinVLImageProcessor
 from modeling_mengzi_oscar.modeling_vinvl import VinVLModel
-from modeling_mengzi_oscar.oscar_tsv import import_tsv
-from modeling_mengzi_oscar.photo_sources import ListedPhotos, TarPhotos, open_source
 from modeling_mengzi_oscar.photos import open_photo
 
 SIZES = [(40, 30), (64, 48), (30, 40), (40, 30), (64, 48), (48, 64), (40, 30), (30, 40), (64, 48), (40, 30)]
@@ -343,7 +343,7 @@ def test_index_is_saved_on_the_way(photos, grid, tmp_path, monkeypatch):
     """The writer is reopened after some shards; the store is the same as without."""
     flags = ["--images-per-shard", 2]
     expected = extracted(photos, tmp_path / "one", grid, *flags)
-    monkeypatch.setattr("modeling_mengzi_oscar.extraction.SHARDS_PER_INDEX", 2)
+    monkeypatch.setattr("modeling_mengzi_oscar.features.extraction.SHARDS_PER_INDEX", 2)
     found = extracted(photos, tmp_path / "two", grid, *flags)
     same(found, expected)
     assert list(found) == list(expected)
@@ -569,7 +569,7 @@ def test_picture_of_a_detector_and_of_a_grid(photos, vinvl, grid, tmp_path, caps
 
 
 def test_picture_draws_boxes_where_they_are(tmp_path):
-    from modeling_mengzi_oscar.pictures import COLOURS, GAP, draw_regions
+    from modeling_mengzi_oscar.demo.pictures import COLOURS, GAP, draw_regions
 
     region = {"box": [50, 20, 150, 80], "label": "狗", "score": 0.9, "attributes": [{"label": "白色", "score": 0.5}]}
     english = region | {"label": "dog", "attributes": [{"label": "white", "score": 0.5}]}

@@ -20,7 +20,7 @@ from transformers.dynamic_module_utils import get_imports
 from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarPipeline, MengziOscarProcessor
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.hub import AUTO_MAPS, PACKAGE, assemble, check_repo
-from modeling_mengzi_oscar.model_card import TASKS, model_card
+from modeling_mengzi_oscar.hub.model_card import TASKS, model_card
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError
 
 # In front of every script of a process where the package does not exist, though it is installed here.
@@ -110,7 +110,6 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "generation_config.json",
         "generation_mengzi_oscar.py",
         "image_processing_vinvl.py",
-        "labels_zh.py",
         "matching.py",
         "model.safetensors",
         "modeling_grid_regions.py",
@@ -214,7 +213,7 @@ def test_shipped_files_import_only_what_the_readme_of_a_repo_may_ask_for(tiny_ch
 
 
 def test_dry_run_lists_what_would_be_sent(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr("modeling_mengzi_oscar.hub.HfApi", None)  # nothing is sent
+    monkeypatch.setattr("modeling_mengzi_oscar.hub.repo.HfApi", None)  # nothing is sent
     assert main(["push", str(tiny_checkpoint), "user/x", "--private", "--dry-run"]) == 0
     *rows, last = capsys.readouterr().out.splitlines()
     assert [row.split()[1] for row in rows] == [str(name) for name in check_repo(tiny_checkpoint)]

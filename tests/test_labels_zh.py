@@ -1,13 +1,10 @@
-import ast
 import json
 import re
-from pathlib import Path
 
 import pytest
 from conftest import shared_path
 
-from modeling_mengzi_oscar import labels_zh
-from modeling_mengzi_oscar.labels_zh import (
+from modeling_mengzi_oscar.labels.chinese import (
     ATTRIBUTES_ZH,
     OBJECTS_ZH,
     attribute_to_chinese,
@@ -15,6 +12,7 @@ from modeling_mengzi_oscar.labels_zh import (
     to_chinese,
     untranslated,
 )
+from modeling_mengzi_oscar.labels.tables import read_table
 
 WITH_LATIN_LETTERS = {"tee shirt": "T恤", "tshirt": "T恤"}  # how it is written in Chinese; nothing else
 
@@ -45,13 +43,12 @@ ATTRIBUTE_SENSES = {
 }  # fmt: skip
 
 
-def test_the_file_needs_only_the_standard_library_and_names_nothing_twice():
-    tree = ast.parse(Path(labels_zh.__file__).read_text(encoding="utf-8"))
-    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert modules == {"json", "collections.abc", "os"}
-    tables = [node.value for node in tree.body if isinstance(node, ast.AnnAssign)]
-    assert [len(table.keys) for table in tables] == [len(OBJECTS_ZH), len(ATTRIBUTES_ZH)]  # a dict hides doubles
+@pytest.mark.parametrize("name", ["objects_zh.tsv", "attributes_zh.tsv", "imagenet_zh.tsv"])
+def test_tables_are_whole_and_name_nothing_twice(name):
+    rows = read_table(name)
+    assert all(value and value == value.strip() for row in rows for value in row.values())  # none missing, none more
+    first = next(iter(rows[0]))
+    assert len({row[first] for row in rows}) == len(rows)
 
 
 def test_every_class_of_the_detector_has_a_word():

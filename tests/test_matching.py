@@ -23,13 +23,10 @@ from modeling_mengzi_oscar.hub import add_head, check_repo, save_checkpoint
 from modeling_mengzi_oscar.matching import (
     EncodedTexts,
     Matcher,
-    StoredImages,
-    encoder_scores,
     match_logits,
     prepare_images,
-    score_matrix,
-    shortlist,
 )
+from modeling_mengzi_oscar.retrieval import StoredImages, encoder_scores, score_matrix, shortlist
 
 TEXTS = [
     "一只猫",

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import shared_path
 
-from modeling_mengzi_oscar.oscar_tsv import _TsvWriter, export_tsv, import_tsv
-from modeling_mengzi_oscar.region_store import RegionFeatureStore
+from modeling_mengzi_oscar.features.oscar_tsv import _TsvWriter, export_tsv, import_tsv
+from modeling_mengzi_oscar.features.store import RegionFeatureStore
 
 DIM = 14
 WORDS = ["人", "马", "草 地", "dog"]
@@ -246,8 +246,8 @@ def test_killed_import_goes_on_to_the_same_store(tmp_path):
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from modeling_mengzi_oscar import region_store
-from modeling_mengzi_oscar.oscar_tsv import import_tsv
+from modeling_mengzi_oscar.features import store_folder as region_store
+from modeling_mengzi_oscar.features.oscar_tsv import import_tsv
 flush = region_store.RegionFeatureWriter.flush
 def until_the_third(self):
     if self._shard_number == 3:
@@ -276,10 +276,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from modeling_mengzi_oscar.oscar_tsv import import_tsv
+from modeling_mengzi_oscar.features.oscar_tsv import import_tsv
 def private():
     return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Private_Dirty:")) // 1024
-import modeling_mengzi_oscar.region_store as module
+import modeling_mengzi_oscar.features.store as module
 before, most = private(), 0
 flush = module.RegionFeatureWriter.flush
 def watched(self):

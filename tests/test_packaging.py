@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from modeling_mengzi_oscar import __version__, bundled_checkpoint, environment
 from modeling_mengzi_oscar.cli import main
-from modeling_mengzi_oscar.samples import sample_photos
+from modeling_mengzi_oscar.demo.samples import sample_photos
 
 spec = importlib.util.spec_from_file_location("lock", REPOSITORY / ".ci" / "lock.py")
 lock = importlib.util.module_from_spec(spec)
@@ -193,7 +193,7 @@ def test_environment_says_what_is_broken(tmp_path):
     (tmp_path / "torch.py").write_text("raise OSError('libtorch.so:\\n wrong ELF class')")
     (tmp_path / "code.py").write_text(
         "import importlib.metadata as metadata\n"
-        "from modeling_mengzi_oscar import cli, environment\n"
+        "from modeling_mengzi_oscar import cli\nfrom modeling_mengzi_oscar.cli import environment\n"
         "def version(name):\n"
         "    raise metadata.PackageNotFoundError(name)\n"
         "environment.version = version\n"

@@ -26,8 +26,8 @@ from transformers import BertConfig, BertForPreTraining, BertTokenizer, Training
 
 from datasets_scripts.pretraining_corpus import PretrainingCorpus
 from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore
+from modeling_mengzi_oscar.features.oscar_tsv import import_tsv
 from modeling_mengzi_oscar.hub import check_repo
-from modeling_mengzi_oscar.oscar_tsv import import_tsv
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.demo.samples import sample_photos
 from modeling_mengzi_oscar.photos import open_photo
 from modeling_mengzi_oscar.quantization import quantize
-from modeling_mengzi_oscar.samples import sample_photos
 
 MINI = str(REPOSITORY / "checkpoints" / "mengzi-oscar-mini")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modeling_mengzi_oscar import cli
-from modeling_mengzi_oscar.samples import sample_photos
+from modeling_mengzi_oscar.demo.samples import sample_photos
 
 BOTH = pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
 SCRIPTS = {"start_mini": start_mini, "extract_features": extract_features, "caption": caption}

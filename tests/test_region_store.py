@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from modeling_mengzi_oscar import region_store
-from modeling_mengzi_oscar.region_store import RegionFeatureStore
+from modeling_mengzi_oscar.features import store_folder as region_store
+from modeling_mengzi_oscar.features.store import RegionFeatureStore
 
 DIM = 22
 
@@ -156,7 +156,7 @@ def test_power_cut_while_a_shard_is_written(tmp_path):
     code = f"""
 import os, signal, sys
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-from modeling_mengzi_oscar import region_store
+from modeling_mengzi_oscar.features import store_folder as region_store
 from test_region_store import write
 whole = region_store.save_file
 def half(tensors, path, metadata):

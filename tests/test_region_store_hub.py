@@ -8,7 +8,7 @@ from packaging.version import Version
 from test_hub import answer, run_python
 from test_region_store import name_of, regions_of, write
 
-from modeling_mengzi_oscar.region_store import RegionFeatureStore
+from modeling_mengzi_oscar.features.store import RegionFeatureStore
 
 REPO = "user/flickr8k-cn"
 DATASET = f"datasets/{REPO}"  # its name on the server
@@ -23,7 +23,7 @@ import json, os, pickle, sys
 sys.path.insert(0, sys.argv[1])
 import datasets
 from datasets import load_dataset
-from modeling_mengzi_oscar.region_store import RegionFeatureStore
+from modeling_mengzi_oscar.features.store import RegionFeatureStore
 from test_region_store import assert_holds, name_of, regions_of
 repo, arguments = sys.argv[2], sys.argv[3:]
 """

@@ -24,10 +24,11 @@ from modeling_mengzi_oscar import (
     MengziOscarProcessor,
 )
 from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.demo.samples import sample_photos
 from modeling_mengzi_oscar.hub import save_checkpoint
-from modeling_mengzi_oscar.labels_imagenet_zh import CLASSES_OF_WORDS, GROUP_OF_WORD, class_words
+from modeling_mengzi_oscar.labels.imagenet import GROUP_OF_WORD, class_words
+from modeling_mengzi_oscar.labels.tables import read_table
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
-from modeling_mengzi_oscar.samples import sample_photos
 
 MINI = REPOSITORY / "checkpoints" / "mengzi-oscar-mini"
 STAGE = 3  # of the five of test_efficientnet
@@ -43,15 +44,13 @@ def photo():
 
 def test_every_class_has_one_word():
     numbers = []
-    for group in CLASSES_OF_WORDS.values():
-        for spans in group.values():
-            for span in spans.split():
-                first, _, last = span.partition("-")
-                numbers += range(int(first), int(last or first) + 1)
+    for row in read_table("imagenet_zh.tsv"):
+        for span in row["classes"].split():
+            first, _, last = span.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
     assert sorted(numbers) == list(range(1000))
     words = class_words()
     assert set(words) == set(GROUP_OF_WORD)
-    assert sum(map(len, CLASSES_OF_WORDS.values())) == len(GROUP_OF_WORD)  # no word is in two groups
     assert all("\u4e00" <= character <= "\u9fff" for word in words for character in word)
 
 
@@ -252,11 +251,11 @@ def test_rows_of_a_word_say_the_word(tmp_path):
     path.write_text("COCO_train2014_1#0\t沙发上有一只猫。\nCOCO_train2014_2#0\t桌子上的一杯咖啡\n", encoding="utf-8")
     assert read_sentences(path) == ["沙发上有一只猫", "桌子上的一杯咖啡"]
     rows = PhotosAndTagSentences(Photos(), read_sentences(path), rounds=2)
-    words = [word for group in ("animal", "place", "furniture", "food") for word in CLASSES_OF_WORDS[group]]
+    words = [word for word, group in GROUP_OF_WORD.items() if group in ("animal", "place", "furniture", "food")]
     assert len(rows) == 2 + 2 * len(words)  # of the other groups no sentence speaks
     assert len(PhotosAndTagSentences(Photos(), read_sentences(path), rounds=2, sentences_only=True)) == 2 * len(words)
     assert rows[1] == "photo 1"
-    animals = CLASSES_OF_WORDS["animal"]
+    animals = [word for word, group in GROUP_OF_WORD.items() if group == "animal"]
     kinds, doubted = set(), []
     for round_number in range(2):
         for number, word in enumerate(animals):

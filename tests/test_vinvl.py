@@ -429,7 +429,7 @@ def test_tags_and_describe():
         assert tags[image] == [region["label"] for region in regions[image]]
         assert tags[image][0] == names[int(output.class_ids[image, 0])]
         assert all(attribute["score"] > 0.05 for region in regions[image] for attribute in region["attributes"])
-    pytest.importorskip("modeling_mengzi_oscar.labels_zh")
+    pytest.importorskip("modeling_mengzi_oscar.labels.chinese")
     model.config.labels_zh = {tags[0][0]: "东西"}
     assert model.tags(output)[0][0] == "东西"
     with pytest.raises(ValueError, match="there are 'zh' and 'en'"):

@@ -21,7 +21,7 @@ from transformers import BertTokenizer
 
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionModel, MengziOscarForImageCaptioning, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint, save_vocabulary
-from modeling_mengzi_oscar.labels_imagenet_zh import class_words
+from modeling_mengzi_oscar.labels.imagenet import class_words
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 TAG_THRESHOLD = 0.2

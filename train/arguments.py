@@ -14,7 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from datasets_scripts.prepare import NAMES, builder_class
 from modeling_mengzi_oscar import RegionFeatureStore
-from modeling_mengzi_oscar.extraction import label_texts
+from modeling_mengzi_oscar.features.extraction import label_texts
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 

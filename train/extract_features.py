@@ -14,7 +14,7 @@ from datetime import timedelta
 from accelerate import PartialState
 
 from modeling_mengzi_oscar.cli import add_extract_arguments
-from modeling_mengzi_oscar.extraction import extract
+from modeling_mengzi_oscar.features.extraction import extract
 
 
 def main(arguments=None):

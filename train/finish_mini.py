@@ -12,7 +12,7 @@ from pathlib import Path
 
 from modeling_mengzi_oscar import MengziOscarConfig
 from modeling_mengzi_oscar.hub import assemble, check_repo
-from modeling_mengzi_oscar.model_card import model_card
+from modeling_mengzi_oscar.hub.model_card import model_card
 
 NOTES = """
 4.3 M parameters of captioner, 4.9 M of backbone (EfficientNet-Lite2, 7 × 7 grid cells as regions), float16; 5.0 M of

@@ -22,7 +22,7 @@ from trainer import OscarTrainer
 from transformers import PreTrainedConfig, TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore
-from modeling_mengzi_oscar.convert_oscar_checkpoint import convert
+from modeling_mengzi_oscar.convert.oscar import convert
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from modeling_mengzi_oscar.model_card import model_card
+from modeling_mengzi_oscar.demo.pictures import GREY, INK, PAPER, arrange, fit, font
+from modeling_mengzi_oscar.hub.model_card import model_card
 from modeling_mengzi_oscar.photos import open_photo
-from modeling_mengzi_oscar.pictures import GREY, INK, PAPER, arrange, fit, font
 
 SAMPLES = 10
 PHOTO_WIDTH, TEXT_SIZE, LINE = 420, 22, 30

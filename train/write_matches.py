@@ -12,7 +12,7 @@ from trainer import in_order, share_of
 from transformers import AutoModel, AutoProcessor
 
 from metrics.retrieval_recall.recall import retrieval_recall
-from modeling_mengzi_oscar.matching import encoder_scores, score_matrix, shortlist
+from modeling_mengzi_oscar.retrieval import encoder_scores, score_matrix, shortlist
 
 BEST = 10  # matches written per image and per text
 

@@ -30,7 +30,6 @@ from .configuration_vinvl import VinVLConfig
 from .modeling_regions import RegionModelOutput, box_geometry
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
-    from .labels_zh import to_chinese  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
 STRIDE = 16  # pixels of the resized image per cell of the C4 map
@@ -646,7 +645,7 @@ class VinVLModel(PreTrainedModel):
 
         Args:
             output: what the model returned.
-            language: "zh" (words missing from the dictionaries stay English) or "en".
+            language: "zh" (classes that the config has no Chinese for stay English) or "en".
 
         Raises:
             ValueError: another language, or a class that `config.id2label` does not name.
@@ -696,11 +695,10 @@ class VinVLModel(PreTrainedModel):
             )
         if language == "en":
             return names[index]
-        from .labels_zh import attribute_to_chinese, to_chinese  # here: detecting does not need the dictionary
-
         if kind == "attribute":  # a captioner's dictionary has the senses of objects: "light" is 灯 there, 浅色 here
-            return attribute_to_chinese(names[index])
-        return to_chinese(names[index], self.config.labels_zh)
+            return self.config.id2attribute_zh.get(index, names[index])
+        trained = self.config.labels_zh or {}
+        return trained.get(names[index]) or self.config.id2label_zh.get(index, names[index])
 
 
 def pad(rows) -> torch.Tensor:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .configuration_mengzi_oscar import MengziOscarConfig  # noqa: F401
     from .configuration_vinvl import VinVLConfig  # noqa: F401
     from .generation_mengzi_oscar import MaskQueryGenerationMixin  # noqa: F401
-    from .labels_zh import to_chinese  # noqa: F401
     from .modeling_regions import RegionModelOutput  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 

@@ -17,10 +17,10 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError, safe_open
 
+from ..pipeline_mengzi_oscar import CheckpointError, region_model_classes
 from .model_card import model_card
-from .pipeline_mengzi_oscar import CheckpointError, region_model_classes
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).resolve().parents[1]
 REGION_MODEL_FOLDER = "region_model"
 PINNED = re.compile(r"[\w.-]+/[\w.-]+@[\w.-]+")  # Hub id with revision
 RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import ", re.MULTILINE)  # those by which transformers finds code files
@@ -249,7 +249,7 @@ def check_model(folder) -> None:
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: {file} is missing")
     module = AUTO_MAPS[model_type]["AutoModel"].split(".")[0]
-    model_class = getattr(import_module(f".{module}", __package__), name)
+    model_class = getattr(import_module(f"..{module}", __package__), name)
     try:
         with torch.device("meta"):
             model = model_class(model_class.config_class.from_pretrained(folder))

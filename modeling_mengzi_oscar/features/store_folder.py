@@ -37,7 +37,7 @@ SHARDS_WITHOUT_INDEX = 64  # that a writer leaves, or an eighth of its shards if
 SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
 
 
-class RegionFeatureStore:
+class StoreFolder:
     """Read side. `store[image_id]` returns one image's arrays, each copied once out of the mapped file.
 
     Opening reads the index's header only; a shard is mapped when one of its images is first asked for. A store can be
@@ -78,38 +78,6 @@ class RegionFeatureStore:
         self._unindexed = len(self._names) - len(indexed)
         if self._unindexed:
             self._merge_into_index(first=len(indexed))
-
-    @staticmethod
-    def open(path, revision=None, streaming=False):
-        """The store of a folder, or of a dataset repo on the Hub that it was pushed to (`region_store_hub.py`).
-
-        Args:
-            path: folder, or Hub id `org/name` or `org/name@revision`; a folder of that name goes first.
-            revision: branch, tag or commit of the Hub id.
-            streaming: download the index only, and read the rows that are asked for over HTTP.
-
-        Raises:
-            FileNotFoundError: there is no store of that name, here or there.
-        """
-        if Path(path).exists():
-            return RegionFeatureStore(path)
-        from .region_store_hub import HUB_ID, StreamedRegionFeatureStore, download
-
-        name = f"{path}@{revision}" if revision else str(path)
-        if not HUB_ID.fullmatch(name):
-            return RegionFeatureStore(path)  # raises
-        return StreamedRegionFeatureStore(name) if streaming else RegionFeatureStore(download(name))
-
-    def push_to_hub(self, repo_id, private=None):
-        """Upload as the folder `features` of a dataset repo; see `region_store_hub.push`."""
-        from .region_store_hub import push
-
-        return push(self, repo_id, private)
-
-    @staticmethod
-    def writer(path, dtype="float16", images_per_shard=512, worker="00000", region_model=None, labels=None):
-        """A `RegionFeatureWriter`; see there."""
-        return RegionFeatureWriter(path, dtype, images_per_shard, worker, region_model, labels)
 
     @property
     def feature_dim(self):
@@ -162,10 +130,10 @@ class RegionFeatureStore:
                 yield shard.image_id(row)
 
     def __repr__(self):
-        return f"RegionFeatureStore({str(self.path)!r}, {len(self)} images, {self.feature_dim} x {self.dtype})"
+        return f"{type(self).__name__}({str(self.path)!r}, {len(self)} images, {self.feature_dim} x {self.dtype})"
 
     def __reduce__(self):
-        return RegionFeatureStore, (self.path,)
+        return type(self), (self.path,)
 
     def verify(self):
         """Read every byte. Raises ValueError with shard and row for what is damaged; returns the number of images."""
@@ -261,7 +229,7 @@ class RegionFeatureWriter:
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(f"*.{worker}.tmp"):  # of this worker's killed predecessor
             leftover.unlink()
-        self._store = RegionFeatureStore(self.path) if (self.path / "store.json").is_file() else None
+        self._store = StoreFolder(self.path) if (self.path / "store.json").is_file() else None
         self._fields = None  # {name: shape of one row}, from the first image on
         if self._store:
             self.region_model = region_model or self._store.region_model
@@ -344,7 +312,7 @@ class RegionFeatureWriter:
 
     def _update_index(self):
         self._shards_since_index = 0
-        while (self.path / "store.json").is_file() and (store := RegionFeatureStore(self.path))._unindexed:
+        while (self.path / "store.json").is_file() and (store := StoreFolder(self.path))._unindexed:
             store._save_index(self.worker)  # once more if another worker wrote meanwhile
 
     def _metadata(self):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from .configuration_vinvl import VinVLConfig
-from .image_processing_vinvl import VinVLImageProcessor
-from .modeling_vinvl import VinVLModel, cell_anchors
+from ..configuration_vinvl import VinVLConfig
+from ..image_processing_vinvl import VinVLImageProcessor
+from ..labels.chinese import attribute_to_chinese, to_chinese
+from ..modeling_vinvl import VinVLModel, cell_anchors
 
 SHARED = "roi_heads.box.feature_extractor."
 DUPLICATE = "attribute.feature_extractor."
@@ -52,6 +53,8 @@ def convert(source, output, labelmap, labels=None, **options) -> Path:
     config.id2label, config.id2attribute = names, attributes
     config.label2id = {name: index for index, name in names.items()}
     config.labels_zh = _read_dictionary(labels) if labels else None
+    config.id2label_zh = {index: to_chinese(name, config.labels_zh) for index, name in names.items()}
+    config.id2attribute_zh = {index: attribute_to_chinese(name) for index, name in attributes.items()}
     model = _load(state_dict, config, source)
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

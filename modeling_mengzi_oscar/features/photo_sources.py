@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from .photos import SUFFIXES, PhotoError
+from ..photos import SUFFIXES, PhotoError
 
 MAX_FILE_BYTES = 2**28  # of one photo in an archive; a sparse file there may claim any size
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__
+from .. import __version__
 from .environment import bundled_checkpoint
 
 EXAMPLES = """examples:
@@ -132,7 +132,7 @@ def positive(text):
 def caption(options) -> int:
     photos = {str(path): (path, None) for path in options.photos}
     if options.samples:
-        from .samples import sample_photos
+        from ..demo.samples import sample_photos
 
         try:
             photos |= sample_photos()
@@ -142,7 +142,7 @@ def caption(options) -> int:
         return fail("mengzi-oscar caption: name a photo, or --samples")
     if options.picture and not Path(options.picture).resolve().parent.is_dir():
         return fail(f"--picture {options.picture}: no such folder; make it first")
-    from .photos import PhotoError, open_photo
+    from ..photos import PhotoError, open_photo
 
     opened, failed = {}, 0
     for name, (path, credit) in photos.items():
@@ -172,7 +172,7 @@ def caption(options) -> int:
     if notice:
         print("\n".join(notice.values()), file=sys.stderr)
     if options.picture:
-        from .pictures import draw_captions, save_picture
+        from ..demo.pictures import draw_captions, save_picture
 
         images, credits = zip(*opened.values(), strict=True)
         names = [Path(name).name for name in opened]
@@ -205,7 +205,7 @@ def extract(options) -> int:
     quiet()
     import torch
 
-    from .extraction import extract as extract_photos
+    from ..features.extraction import extract as extract_photos
 
     try:
         settings = vars(options) | {"model": model_or_bundled(options.model)}
@@ -220,9 +220,9 @@ def extract(options) -> int:
 
 def convert(options) -> int:
     quiet()
-    from .convert_oscar_checkpoint import convert as convert_checkpoint
-    from .convert_oscar_checkpoint import convert_detector
-    from .hub import read_json
+    from ..convert.oscar import convert as convert_checkpoint
+    from ..convert.oscar import convert_detector
+    from ..hub.repo import read_json
 
     try:
         if options.source.endswith(".pth"):
@@ -241,7 +241,7 @@ def convert(options) -> int:
 
 def push(options) -> int:
     quiet()
-    from . import hub
+    from .. import hub
 
     try:
         if not options.dry_run:
@@ -269,7 +269,7 @@ def environment(options) -> int:
 
 def load_pipeline(options):
     quiet()
-    from .pipeline_mengzi_oscar import MengziOscarPipeline
+    from ..pipeline_mengzi_oscar import MengziOscarPipeline
 
     return MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), int8=options.int8)
 

@@ -18,7 +18,7 @@ import numpy as np
 from huggingface_hub import DatasetCard, HfApi, HfFileSystem, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from .region_store import SHARD_NAME, RegionFeatureStore
+from .store_folder import SHARD_NAME, StoreFolder
 
 FOLDER = "features"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -96,7 +96,7 @@ def push(store, repo_id, private=None):
     return commit.commit_url
 
 
-class StreamedRegionFeatureStore(RegionFeatureStore):
+class StreamedRegionFeatureStore(StoreFolder):
     """A store on the Hub of which `store.json` and the index are downloaded, and single rows read by HTTP ranges.
 
     The first row of a shard costs its header and everything but the features, some percent of it; a further row costs

@@ -19,13 +19,14 @@ import torch
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
-from .labels_zh import to_chinese
-from .modeling_regions import RegionModelOutput
+from ..labels.chinese import to_chinese
+from ..modeling_regions import RegionModelOutput
+from ..photos import MAX_PIXELS, PhotoError, open_photo
+from ..pipeline_mengzi_oscar import describe_regions, load_region_model
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
-from .photos import MAX_PIXELS, PhotoError, open_photo
-from .pipeline_mengzi_oscar import describe_regions, load_region_model
-from .region_store import RegionFeatureStore, hash_id
+from .store import RegionFeatureStore
+from .store_folder import hash_id
 
 IMAGES_PER_SHARD = 256  # what a killed process has to do again, at most
 SHARDS_PER_INDEX = 32  # then the index is brought up to date, and the writer forgets what it added
@@ -390,7 +391,7 @@ def draw_first(source, region_model, prepare, path):
     Raises:
         PhotoError: none could be read.
     """
-    from .pictures import draw_regions, save_picture
+    from ..demo.pictures import draw_regions, save_picture
 
     drawn = []
     for photo in source.fetch_photos():

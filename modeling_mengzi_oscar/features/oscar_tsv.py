@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .region_store import RegionFeatureStore, hash_id
+from .store import RegionFeatureStore
+from .store_folder import hash_id
 
 try:  # the same function with the processor's vector instructions; decoding is most of the work of an import
     from pybase64 import b64decode

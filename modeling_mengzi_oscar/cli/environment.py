@@ -5,9 +5,9 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import __version__
+from .. import __version__
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "huggingface_hub", "safetensors", "timm")
 LIBRARIES += ("pillow", "numpy", "datasets", "accelerate", "gradio")
 PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # what speed and rounding depend on
@@ -64,7 +64,7 @@ def threads_and_gpu() -> str:
 def device_and_dtype() -> str:
     """Where the commands compute, with the imports that they make."""
     torch = import_module("torch")
-    import_module(".pipeline_mengzi_oscar", __package__)
+    import_module("..pipeline_mengzi_oscar", __package__)
     return f"cpu in float32; extract: {'cuda' if torch.cuda.is_available() else 'cpu'}"
 
 

@@ -2,7 +2,7 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .supported_transformers import NEWEST_TESTED, OLDEST
+from ..supported_transformers import NEWEST_TESTED, OLDEST
 
 TESTED = (
     f"Tested with transformers {OLDEST} to {NEWEST_TESTED}; needs torch, and timm or torchvision for the region model."

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
-from . import convert_vinvl_checkpoint
-from . import modeling_mengzi_oscar as modeling
-from .configuration_mengzi_oscar import MengziOscarConfig
-from .generation_mengzi_oscar import published_generation_config
-from .hub import PINNED, REGION_MODEL_FOLDER, assemble, one_line, read_json, region_model_config, save_vocabulary
+from .. import modeling_mengzi_oscar as modeling
+from ..configuration_mengzi_oscar import MengziOscarConfig
+from ..generation_mengzi_oscar import published_generation_config
+from ..hub.model_card import detector_card, model_card
+from ..hub.repo import PINNED, REGION_MODEL_FOLDER, assemble, one_line, read_json, region_model_config, save_vocabulary
+from ..pipeline_mengzi_oscar import CheckpointError
+from ..processing_mengzi_oscar import MengziOscarProcessor
+from . import vinvl
 from .label_maps import read_answers
-from .model_card import detector_card, model_card
-from .pipeline_mengzi_oscar import CheckpointError
-from .processing_mengzi_oscar import MengziOscarProcessor
 
 HEADS = {
     "pretrain": modeling.MengziOscarForPreTraining,
@@ -130,7 +130,7 @@ def convert_detector(source, output, labelmap, labels=None) -> str:
     """The original's detector (vinvl_vg_x152c4.pth) into a Hub repo of its own; what came out, in words."""
     if not labelmap:
         raise CheckpointError(f"{source}: the detector needs its label map (--labelmap)")
-    output = convert_vinvl_checkpoint.convert(source, output, labelmap, labels)
+    output = vinvl.convert(source, output, labelmap, labels)
     config = region_model_config(output)
     assemble(output, detector_card(config, output.name))
     said = f"region model vinvl, features {config.region_feature_size} wide."

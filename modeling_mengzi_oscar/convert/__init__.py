@@ -1,0 +1,1 @@
+"""Original checkpoints, detectors and label maps into ours."""

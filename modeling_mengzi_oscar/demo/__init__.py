@@ -1,0 +1,1 @@
+"""What there is to show: sample photos, and pictures of captions and regions."""

@@ -1,0 +1,1 @@
+"""What the classes of detectors and classifiers are called in Chinese."""
