@@ -122,7 +122,7 @@ class MengziOscarPipeline:
         if isinstance(photo, list):
             return [self.ask(one, question, top) for one in photo]
         model, processor = self._head("ask")
-        image = self._image(photo)
+        image = self._regions_and_tags(photo)
         inputs = processor(text=[question], tags=[image["tags"]], regions=[image["region_features"]], layout="pair")
         with torch.inference_mode():
             logits = model(**inputs.to(model.device)).logits[0].float()
@@ -147,7 +147,7 @@ class MengziOscarPipeline:
         matcher = Matcher(model, processor, batch_size)
         encoded, results = matcher.encode(texts), []
         for one in photos:
-            probabilities = matcher.probabilities(matcher.row(self._image(one), encoded).cpu())
+            probabilities = matcher.probabilities(matcher.row(self._regions_and_tags(one), encoded).cpu())
             rows = zip(texts, probabilities.tolist(), strict=True)
             results.append([{"text": text, "probability": probability} for text, probability in rows])
         return results if isinstance(photo, list) else results[0]
@@ -160,13 +160,13 @@ class MengziOscarPipeline:
             self._heads[task] = self._load_head(task)
         return self._heads[task]
 
-    def _image(self, photo):
+    def _regions_and_tags(self, photo):
         """The regions (R, D) and tags of one photo."""
-        regions, tags = self._look([open_photo(photo)])
+        regions, tags = self._find_regions([open_photo(photo)])
         return {"region_features": regions.region_features[0][regions.region_attention_mask[0].bool()], "tags": tags[0]}
 
     @torch.inference_mode()
-    def _look(self, photos):
+    def _find_regions(self, photos):
         """RGB photos -> output of the region model, and the tags of each photo."""
         inputs = self.image_processor(photos, return_tensors="pt").to(self.region_model.device)
         regions = self.region_model(**inputs)
@@ -174,7 +174,7 @@ class MengziOscarPipeline:
 
     @torch.inference_mode()
     def _caption_batch(self, photos, style, generation):
-        regions, tags = self._look(photos)
+        regions, tags = self._find_regions(photos)
         encoded = self.processor(tags=tags, regions=regions, return_tensors="pt").to(self.captioner.device)
         settings = self.captioner.open_settings(None, generation) | generation
         beams = self.captioner.generation_setting("num_beams", None, settings) or 1

@@ -7,6 +7,16 @@ The original scores one pair per row, 70 text and 70 region slots whatever their
 * texts stand in order of length and meet an image in batches of one length: no padding, no mask; equal texts once;
 * the last layer is computed for the first position, which is all that the classifier reads.
 
+Rows and columns of a pair with a text of three tokens and two regions, in the two kinds of checkpoint:
+
+    as published                          regions_read_text: false
+         t1 t2 t3 r1 r2  <- keys               t1 t2 t3 | r1 r2      the right half is the same for all texts
+    t1    1  1  1  1  1                   t1    1  1  1 |  1  1      of an image: a `RegionMemory` per layer
+    t2    1  1  1  1  1                   t2    1  1  1 |  1  1
+    t3    1  1  1  1  1                   t3    1  1  1 |  1  1
+    r1    1  1  1  1  1                   r1            |  1  1      computed once per image
+    r2    1  1  1  1  1                   r2            |  1  1
+
 Scores are those of `MengziOscarForImageTextRetrieval.score` (tests/test_matching.py), as log-odds: with two classes the
 difference of the logits, whose sigmoid is the probability; log-odds keep their order in float16 where probabilities
 near 0 and 1 would become equal. With one label (the original's regression) the raw output.
@@ -59,13 +69,13 @@ def match_logits(model, images: PreparedImages, input_ids, token_type_ids, posit
     tensors = (tensor.flatten(0, 1) for tensor in (input_ids, token_type_ids, position_ids))
     text = model.bert.embeddings(*tensors).view(*shape, -1)  # (I or 1, n, T, H)
     mask = None if attention_mask is None else attention_mask.bool()
-    read = read_together if images.memories is None else read_regions
-    first = read(model.bert, images, text, mask)  # (I, n, H)
+    encode = encode_together if images.memories is None else encode_with_memories
+    first = encode(model.bert, images, text, mask)  # (I, n, H)
     pooled = model.bert.pooler(first.flatten(0, 1)[:, None])
     return model.classifier(model.dropout(pooled)).view(*first.shape[:2], -1)
 
 
-def read_together(bert, images, text, text_mask):
+def encode_together(bert, images, text, text_mask):
     """Text and regions read one another, as published: the first position of each pair after all layers (I, n, H)."""
     (number, regions, _), texts = images.states.shape, text.shape[1]
     states = torch.cat(
@@ -82,7 +92,7 @@ def read_together(bert, images, text, text_mask):
     return first_position(bert, states, bert.who_sees_whom(mask)).unflatten(0, (number, texts))
 
 
-def read_regions(bert, images, text, text_mask):
+def encode_with_memories(bert, images, text, text_mask):
     """Texts read themselves and the keys and values of the regions: first positions (I, n, H)."""
     number, texts = len(images.memories[0].keys), text.shape[1]
     states = text.expand(number, -1, -1, -1).flatten(0, 1)  # (I * n, T, H)
@@ -125,8 +135,8 @@ class RegionMemory:
         of_text, of_regions = weights.split([key.shape[2], self.keys.shape[2]], dim=-1)
         of_regions = of_regions.unflatten(0, (images, -1)).transpose(1, 2)  # (I, heads, n, Q, R)
         from_regions = (of_regions.flatten(2, 3) @ self.values).unflatten(2, rows.shape[2:4])
-        read = of_text @ value + from_regions.transpose(1, 2).flatten(0, 1)  # (I * n, heads, Q, d)
-        return read.transpose(1, 2), None
+        attended = of_text @ value + from_regions.transpose(1, 2).flatten(0, 1)  # (I * n, heads, Q, d)
+        return attended.transpose(1, 2), None
 
 
 def log_odds(logits) -> torch.FloatTensor:
@@ -157,15 +167,19 @@ class EncodedTexts:
     def __len__(self):
         return len(self.row_of)
 
-    def batches(self, tag_ids: list[int], batch_size: int, chosen=None) -> Iterator[tuple[np.ndarray, dict]]:
+    def batches(self, tag_ids: list[int], batch_size: int, row_numbers=None) -> Iterator[tuple[np.ndarray, dict]]:
         """Numbers of rows (n,) and their tensors (1, n, T) with one image's tags, by length.
 
         A batch ends where it is full, and where the length changes unless it is still small: then it is padded.
 
         Args:
-            chosen: numbers of the rows wanted; None = all.
+            row_numbers: numbers of the rows wanted; None = all.
         """
-        order = self.order if chosen is None else np.asarray(chosen)[np.argsort(self.lengths[chosen], kind="stable")]
+        order = (
+            self.order
+            if row_numbers is None
+            else np.asarray(row_numbers)[np.argsort(self.lengths[row_numbers], kind="stable")]
+        )
         start = 0
         for end in range(1, len(order) + 1):
             full = end - start == batch_size
@@ -213,24 +227,24 @@ class Matcher:
         return texts if isinstance(texts, EncodedTexts) else EncodedTexts(self.processor, texts, share_equal=True)
 
     @torch.inference_mode()
-    def row(self, image, texts: EncodedTexts, chosen=None) -> torch.FloatTensor:
+    def row(self, image, texts: EncodedTexts, text_numbers=None) -> torch.FloatTensor:
         """Log-odds (n,) of one image with the texts, on the model's device.
 
         Args:
             image: {"region_features": (R, D), "tags": words or one string, may be missing}.
-            chosen: numbers of the texts wanted; None = all.
+            text_numbers: numbers of the texts wanted; None = all.
         """
         device = self.model.device
         features = torch.as_tensor(image["region_features"])[: self.processor.max_regions]
         prepared = prepare_images(self.model, features[None].to(device, self.model.dtype))
         result = torch.empty(len(texts.lengths), device=device)
-        rows = None if chosen is None else np.unique(texts.row_of[chosen])
+        rows = None if text_numbers is None else np.unique(texts.row_of[text_numbers])
         for numbers, batch in self._batches(texts, self._tag_ids(image), rows):
             if device.type == "cuda":  # only from pinned memory does the copy go on while the last batch is computed
                 batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             result[numbers] = log_odds(match_logits(self.model, prepared, **batch))[0]
-        wanted = texts.row_of if chosen is None else texts.row_of[chosen]
+        wanted = texts.row_of if text_numbers is None else texts.row_of[text_numbers]
         return result[torch.from_numpy(wanted).to(device)]
 
     def probabilities(self, scores) -> np.ndarray:
@@ -243,8 +257,10 @@ class Matcher:
         texts = self.encode(texts)
         matrix = np.full((len(images), len(texts)), NOT_SCORED, dtype=np.float32)
         for index in range(len(images)):
-            chosen = slice(None) if candidates is None else candidates[index]
-            matrix[index, chosen] = self.row(images[index], texts, None if candidates is None else chosen).cpu()
+            text_numbers = slice(None) if candidates is None else candidates[index]
+            matrix[index, text_numbers] = self.row(
+                images[index], texts, None if candidates is None else text_numbers
+            ).cpu()
         return matrix
 
     def _tag_ids(self, image):

@@ -239,7 +239,14 @@ def pack_captions(captions, region_attention_mask, mask_token_id, pad_token_id=0
     A caption [CLS] c1 ... cn [SEP] takes n + 1 slots for what is written ([CLS] c1 ... cn, positions 0 to n) and n + 1
     for [MASK] queries (positions 1 to n + 1, labels c1 ... cn [SEP]). The query at position p sees the tokens of its
     caption before p, itself, tags and regions: what the step of decoding that writes p sees. No caption sees another
-    one, tags and regions see no caption.
+    one, tags and regions see no caption. One caption [CLS] c [SEP], a region:
+
+                       [CLS]  c  M1 M2  r     <- keys; M1 asks for c, M2 for [SEP]
+        [CLS], pos. 0     1   .   .  .  1
+            c, pos. 1     1   1   .  .  1
+           M1, pos. 1     1   .   1  .  1     M1 stands where c stands and must not see it
+           M2, pos. 2     1   1   .  1  1
+               region     .   .   .  .  1
 
     Args:
         captions: per image a list of token id lists, [CLS] first and [SEP] last.

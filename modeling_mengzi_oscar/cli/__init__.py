@@ -52,58 +52,71 @@ def parser():
     )
     parser.add_argument("--version", action="version", version=f"mengzi-oscar {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add = commands.add_parser("caption", help="write a caption for each photo")
-    add.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF or TIFF")
-    add.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
-    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint that comes along)")
-    add_int8(add)
-    add.add_argument("--num-beams", type=positive, default=5)
-    add.add_argument("--max-length", type=positive, help="tokens, with start and end (default 20; detailed: 30)")
-    add.add_argument("--style", choices=["short", "detailed"], help="where the checkpoint writes in both (the mini)")
-    add.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
-    add.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
-    add = commands.add_parser("ask", help="answer a question about a photo (checkpoints with an ask/ head)")
-    add.add_argument("photo", metavar="PHOTO")
-    add.add_argument("question", metavar="QUESTION")
-    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint that comes along)")
-    add_int8(add)
-    add.add_argument("--top", type=positive, default=5, help="answers printed (default 5)")
-    add.add_argument("--json", action="store_true")
-    add = commands.add_parser("match", help="does a text belong to a photo? (checkpoints with a match/ head)")
-    add.add_argument("photo", metavar="PHOTO")
-    add.add_argument("texts", nargs="+", metavar="TEXT")
-    add.add_argument("--model", help="folder or Hub id (default: the mini checkpoint that comes along)")
-    add_int8(add)
-    add.add_argument("--json", action="store_true")
-    add = commands.add_parser("extract", help="region features of many photos")
-    add_extract_arguments(add)
-    add.add_argument("--model", help="region model, or a checkpoint that names one (default: the mini's)")
-    add = commands.add_parser("convert", help="an original checkpoint into a folder that is a Hub repo")
-    add.add_argument("source", metavar="SOURCE", help="folder, .bin or Hub id (@REVISION); .pth of the VinVL detector")
-    add.add_argument("output", metavar="OUTPUT", help="new folder")
-    add.add_argument("--task", default="auto", choices=["auto", *TASKS], help="default: found from the weights")
-    add.add_argument("--region-model", metavar="ID@REV", help="region model of the training: Hub id or folder")
-    add.add_argument("--answers", metavar="FILE", help="answers of VQA or GQA: ans2label, JSON or pickle")
-    add.add_argument("--labelmap", metavar="FILE", help="detector: VG-SGG-dicts-vgoi6-clipped.json")
-    add.add_argument("--labels", metavar="FILE", help="detector: JSON {English: Chinese} that the captioner learnt")
-    add.add_argument("--vocab", metavar="FILE", help="vocab.txt, where none lies beside the weights")
-    add.add_argument("--allow-missing", action="store_true", help="initialise heads that the source has not")
-    add.add_argument("--base-model", metavar="ID", help="for the model card: what this was fine-tuned from")
-    add.add_argument(
-        "--dataset", metavar="ID", action="append", dest="datasets", help="for the model card: what it was trained on"
-    )
-    add.add_argument("--scores", metavar="FILE", help="for the model card: scores.json of an evaluation")
-    add = commands.add_parser("push", help="a checkpoint folder to the Hub, after checks")
-    add.add_argument("folder", metavar="DIR")
-    add.add_argument("repo_id", metavar="REPO_ID")
-    add.add_argument("--private", action="store_true")
-    add.add_argument("--create-pr", action="store_true", help="a pull request instead of a commit")
-    add.add_argument("--dry-run", action="store_true", help="check, and list what would be sent")
+    add_caption(commands.add_parser("caption", help="write a caption for each photo"))
+    add_ask(commands.add_parser("ask", help="answer a question about a photo (checkpoints with an ask/ head)"))
+    add_match(commands.add_parser("match", help="does a text belong to a photo? (checkpoints with a match/ head)"))
+    extract_command = commands.add_parser("extract", help="region features of many photos")
+    add_extract_arguments(extract_command)
+    extract_command.add_argument("--model", help="region model, or a checkpoint that names one (default: the mini's)")
+    add_convert(commands.add_parser("convert", help="an original checkpoint into a folder that is a Hub repo"))
+    add_push(commands.add_parser("push", help="a checkpoint folder to the Hub, after checks"))
     commands.add_parser("environment", help="versions, device and dtype, for bug reports")
     return parser
 
 
-def add_int8(parser):
+def add_caption(parser):
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF or TIFF")
+    parser.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
+    add_model(parser)
+    parser.add_argument("--num-beams", type=positive, default=5)
+    parser.add_argument("--max-length", type=positive, help="tokens, with start and end (default 20; detailed: 30)")
+    parser.add_argument("--style", choices=["short", "detailed"], help="where the checkpoint writes in both (the mini)")
+    parser.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
+    parser.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
+
+
+def add_ask(parser):
+    parser.add_argument("photo", metavar="PHOTO")
+    parser.add_argument("question", metavar="QUESTION")
+    add_model(parser)
+    parser.add_argument("--top", type=positive, default=5, help="answers printed (default 5)")
+    parser.add_argument("--json", action="store_true")
+
+
+def add_match(parser):
+    parser.add_argument("photo", metavar="PHOTO")
+    parser.add_argument("texts", nargs="+", metavar="TEXT")
+    add_model(parser)
+    parser.add_argument("--json", action="store_true")
+
+
+def add_convert(parser):
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="folder, .bin or Hub id (@REVISION); .pth of the VinVL detector")
+    add("output", metavar="OUTPUT", help="new folder")
+    add("--task", default="auto", choices=["auto", *TASKS], help="default: found from the weights")
+    add("--region-model", metavar="ID@REV", help="region model of the training: Hub id or folder")
+    add("--answers", metavar="FILE", help="answers of VQA or GQA: ans2label, JSON or pickle")
+    add("--labelmap", metavar="FILE", help="detector: VG-SGG-dicts-vgoi6-clipped.json")
+    add("--labels", metavar="FILE", help="detector: JSON {English: Chinese} that the captioner learnt")
+    add("--vocab", metavar="FILE", help="vocab.txt, where none lies beside the weights")
+    add("--allow-missing", action="store_true", help="initialise heads that the source has not")
+    add("--base-model", metavar="ID", help="for the model card: what this was fine-tuned from")
+    add("--dataset", metavar="ID", action="append", dest="datasets", help="for the model card: trained on")
+    add("--scores", metavar="FILE", help="for the model card: scores.json of an evaluation")
+
+
+def add_push(parser):
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("repo_id", metavar="REPO_ID")
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--create-pr", action="store_true", help="a pull request instead of a commit")
+    parser.add_argument("--dry-run", action="store_true", help="check, and list what would be sent")
+
+
+def add_model(parser):
+    """Which checkpoint, and how it computes: what the commands that look at a photo have in common."""
+    parser.add_argument("--model", help="folder or Hub id (default: the mini checkpoint that comes along)")
     parser.add_argument("--int8", action="store_true", help="multiply in 8 bits: faster on CPUs at bert-base size")
 
 
