@@ -7,6 +7,7 @@ flower). Class numbers are those of ILSVRC 2012, as timm and torchvision count t
 words of a group can stand for each other in a sentence.
 """
 
+DOUBT = "？"  # after a word that the region model is not sure of: 火箭？
 CLASSES_OF_WORDS = {  # group -> word -> numbers and ranges of classes
     "animal": {
         "鱼": "0-1 5-6 389-397", "鲨鱼": "2-4", "鸡": "7-8", "鸵鸟": "9",

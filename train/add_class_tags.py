@@ -16,12 +16,12 @@ from pathlib import Path
 import timm
 import torch
 from start_mini import load_imagenet_weights
-from tag_sentences import DOUBT, read_sentences
 from transformers import BertTokenizer
 
+from datasets_scripts.reading import read_sentences
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionModel, MengziOscarForImageCaptioning, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint, save_vocabulary
-from modeling_mengzi_oscar.labels_imagenet_zh import class_words
+from modeling_mengzi_oscar.labels_imagenet_zh import DOUBT, class_words
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 TAG_THRESHOLD = 0.2
@@ -62,7 +62,8 @@ def main(arguments=None):
     captioner = MengziOscarForImageCaptioning.from_pretrained(options.model, dtype="float32")
     processor = MengziOscarProcessor.from_pretrained(options.model)
     known = processor.tokenizer.get_vocab()
-    counts = Counter("".join(read_sentences(options.sentences) if options.sentences else []))
+    sentences, _ = read_sentences(options.sentences, known=None) if options.sentences else ({}, 0)
+    counts = Counter("".join(sentence for captions in sentences.values() for sentence in captions))
     counts.update(dict.fromkeys("".join(labels), 2))
     new = sorted(
         c for c, count in counts.items() if count >= 2 and c.isprintable() and c.lower() not in known and c > " "

@@ -14,12 +14,11 @@ import jieba.posseg
 from collators import SeededRows
 from fluent_translations import keep_fluent
 
-from modeling_mengzi_oscar.labels_imagenet_zh import GROUP_OF_WORD
+from modeling_mengzi_oscar.labels_imagenet_zh import DOUBT, GROUP_OF_WORD
 
 KINDS = "小大黑白花老"  # before a noun of one character: 小狗 is a 狗
 OTHER_NOUN = 0.4  # how often each other noun of the sentence is a tag, too
-DOUBT = "？"  # after a tag that its region model is not sure of
-DOUBTED = 0.5  # how often the word is
+DOUBTED = 0.5  # how often the word is doubted
 WRONG_TAG = 0.15  # how often there is a doubted tag that the sentence says nothing of
 OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has any, and not its group's
 
