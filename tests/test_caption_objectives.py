@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
-from collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
+from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
+from common.self_critical import SelfCriticalCollator, advantages
 from conftest import shared_path, tiny_captioner
 from datasets import Dataset
 from goldens import load_case
-from self_critical import SelfCriticalCollator, advantages
 from transformers import BertTokenizer
 
 from metrics.caption_zh.scores import CiderDReward, caption_scores

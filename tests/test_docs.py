@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import subprocess
+from pathlib import Path
 
 import caption
 import extract_features
@@ -52,7 +53,7 @@ def helps():
     for script in SCRIPTS:
         with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
             script.main(["--help"])
-        texts[f"train/{script.__name__}.py"] = printed.getvalue() + " --recipe"
+        texts[str(Path(script.__file__).relative_to(REPOSITORY))] = printed.getvalue() + " --recipe"
     return texts
 
 

@@ -8,7 +8,7 @@
 Objectives: "masked", as published (15 % of a sentence's tokens, at most three); "dense", a loss at every position, all
 sentences of a photo in one pass; "scst", rewarded by CIDEr-D, after one of the others. Without --features it works from
 pixels with the checkpoint's own region model, parts of which --tune_region_model trains. How the mini learnt its tags,
-with sentences that have no photo, is in tag_sentences.py.
+with sentences that have no photo, is in common/tag_sentences.py.
 
 Run again with the same --output_dir it goes on from the last checkpoint. The best validation, captions decoded by beam
 search with the averaged weights, is kept as <output_dir>/best, a folder laid out as a Hub repo.
@@ -16,7 +16,7 @@ search with the averaged weights, is kept as <output_dir>/best, a folder laid ou
 
 from dataclasses import dataclass, field
 
-from arguments import (
+from common.arguments import (
     RunArguments,
     attention_of,
     load_splits,
@@ -26,13 +26,13 @@ from arguments import (
     split_of,
     tag_texts,
 )
-from collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
-from from_pixels import CaptionerFromPixels
-from self_critical import SelfCriticalCollator, SelfCriticalTrainer
-from tag_sentences import TagSentenceArguments, rows_with_tag_sentences
-from trainer import OscarTrainer
+from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
+from common.from_pixels import CaptionerFromPixels
+from common.self_critical import SelfCriticalCollator, SelfCriticalTrainer
+from common.tag_sentences import TagSentenceArguments, rows_with_tag_sentences
+from common.trainer import OscarTrainer
+from common.write_captions import evaluate_captions, predict
 from transformers import TrainingArguments
-from write_captions import evaluate_captions, predict
 
 from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarProcessor
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config

@@ -11,10 +11,10 @@ answers scores.json. The best validation is kept as <output_dir>/best; run again
 
 from dataclasses import dataclass, field
 
-from arguments import parse_arguments
-from question_answering import QuestionArguments, run
+from common.arguments import parse_arguments
+from common.question_answering import QuestionArguments, run
+from common.write_answers import mean_by
 from transformers import TrainingArguments
-from write_answers import mean_by
 
 from metrics.gqa_accuracy.answers import gqa_scores
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of
-from collators import PairCollator
-from report import write_rows, write_scores
+from common.arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of
+from common.collators import PairCollator
+from common.report import write_rows, write_scores
+from common.trainer import OscarTrainer, in_order, share_of
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from trainer import OscarTrainer, in_order, share_of
 from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForVisualReasoning, MengziOscarProcessor

@@ -5,20 +5,20 @@
         --features coco=stores/coco flickr30k=stores/flickr30k gqa=stores/gqa
     python train/pretrain.py --recipe train/recipes/mini_pretrain.yaml --output_dir outputs/mini-pretrain
 
-It starts from a text BERT, from a checkpoint of ours or from the folder of start_mini.py, and reads the pre-training
-corpus or any builder of captions or questions. Run again with the same --output_dir it goes on from the last
-checkpoint. The best validation is kept as <output_dir>/best, which the other scripts fine-tune.
+It starts from a text BERT, from a checkpoint of ours or from the folder of mini/start_mini.py, and reads the
+pre-training corpus or any builder of captions or questions. Run again with the same --output_dir it goes on from the
+last checkpoint. The best validation is kept as <output_dir>/best, which the other scripts fine-tune.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from arguments import RunArguments, attention_of, load_splits, parse_arguments, settings_of, split_of, tag_texts
-from collators import tag_words
-from pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
-from pretraining_scores import evaluate_pretraining
-from trainer import OscarTrainer
+from common.arguments import RunArguments, attention_of, load_splits, parse_arguments, settings_of, split_of, tag_texts
+from common.collators import tag_words
+from common.pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
+from common.pretraining_scores import evaluate_pretraining
+from common.trainer import OscarTrainer
 from transformers import PreTrainedConfig, TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of, tag_texts
-from matching_rows import (
+from common.arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of, tag_texts
+from common.matching_rows import (
     ImageRows,
     InBatchCollator,
     InBatchMatcher,
@@ -28,9 +28,9 @@ from matching_rows import (
     OwnAndWrongCollator,
     OwnAndWrongRows,
 )
-from trainer import OscarTrainer
+from common.trainer import OscarTrainer
+from common.write_matches import candidates_of, evaluate_recall, predict
 from transformers import TrainingArguments
-from write_matches import candidates_of, evaluate_recall, predict
 
 from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint

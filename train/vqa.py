@@ -12,10 +12,10 @@ answers scores.json. The best validation is kept as <output_dir>/best; run again
 from dataclasses import dataclass, field
 from functools import partial
 
-from arguments import parse_arguments
-from question_answering import QuestionArguments, run
+from common.arguments import parse_arguments
+from common.question_answering import QuestionArguments, run
+from common.write_answers import mean_by
 from transformers import TrainingArguments
-from write_answers import mean_by
 
 from metrics.vqa_accuracy.answers import vqa_scores
 

@@ -22,15 +22,16 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
-from collators import LikeLengths
-from report import draw_curves, run_card, save_samples, write_score_table
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from weight_averaging import WeightAverage
 
-from checkpoints import WholeCheckpoints, newest_checkpoint, step_of
 from modeling_mengzi_oscar.hub import push
+
+from .checkpoints import WholeCheckpoints, newest_checkpoint, step_of
+from .collators import LikeLengths
+from .report import draw_curves, run_card, save_samples, write_score_table
+from .weight_averaging import WeightAverage
 
 
 class OscarTrainer(Trainer):

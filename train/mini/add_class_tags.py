@@ -1,6 +1,6 @@
 """Gives a trained mini the tags of ImageNet and more characters: the folder that stage 4 starts from.
 
-    python train/add_class_tags.py --model outputs/stage3/best --sentences data/coco-cn_ext.icap2020.txt \\
+    python train/mini/add_class_tags.py --model outputs/stage3/best --sentences data/coco-cn_ext.icap2020.txt \\
         --output outputs/stage4-start
 
 The region model gets a branch with its last stages as they were before tuning, from the package that start_mini.py

@@ -8,7 +8,8 @@ not from one stream per worker, so that neither workers, processes nor an interr
 import random
 
 import torch
-from collators import SeededRows
+
+from .collators import SeededRows
 
 MATCHED, WRONG_TAGS = 0, 1  # wrong text is the last class of the contrast: 2 of three, 1 of two
 TRIES = 10  # to find another image; then what was drawn is taken

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jieba.posseg
-from collators import SeededRows
-from fluent_translations import keep_fluent
 
 from modeling_mengzi_oscar.labels_imagenet_zh import DOUBT, GROUP_OF_WORD
+
+from .collators import SeededRows
+from .fluent_translations import keep_fluent
 
 KINDS = "小大黑白花老"  # before a noun of one character: 小狗 is a 狗
 OTHER_NOUN = 0.4  # how often each other noun of the sentence is a tag, too

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from arguments import RunArguments, attention_of, load_splits, open_stores, settings_of, split_of, tag_texts
-from collators import PairCollator, PairRows
-from report import write_scores
-from trainer import OscarTrainer
-from write_answers import answer_questions, sample_of, without_looking, write_answers
 
 from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError, load_checked
+
+from .arguments import RunArguments, attention_of, load_splits, open_stores, settings_of, split_of, tag_texts
+from .collators import PairCollator, PairRows
+from .report import write_scores
+from .trainer import OscarTrainer
+from .write_answers import answer_questions, sample_of, without_looking, write_answers
 
 
 @dataclass

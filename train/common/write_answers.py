@@ -4,9 +4,10 @@ import json
 from collections import Counter, defaultdict
 
 import torch
-from report import write_beside, write_rows
 from tqdm.auto import tqdm
-from trainer import in_order, share_of
+
+from .report import write_beside, write_rows
+from .trainer import in_order, share_of
 
 BEST = 5  # answers in the file of confidences, as `MengziOscarPipeline.ask` gives
 

@@ -1,6 +1,6 @@
 """Makes questions about photos from the sentences that people wrote about them, by the rules of docs/questions.md.
 
-    python train/make_questions.py --data_dir data/flickr8k-cn --output data/flickr8k-cn-questions
+    python train/mini/make_questions.py --data_dir data/flickr8k-cn --output data/flickr8k-cn-questions
 
 The output has the layout that Oscar gives to VQA, so `datasets_scripts/vqa.py` reads it. Nobody was asked: the rows
 say so ("generated"), and so do their ids. No answer is right more often than all others to its question together.
@@ -110,7 +110,7 @@ def write(folder, questions, vocabulary):
                 "img_id": row["image_id"],
                 "q_id": f"generated/{row['image_id']}/{row['name'].replace(' ', '-')}",
                 "answer_type": row["type"],
-                "generated": "from captions, by train/make_questions.py",
+                "generated": "from captions, by train/mini/make_questions.py",
             }
             for row in rows
         ]

@@ -6,11 +6,12 @@ are drawn in evaluation mode and read back in one packed pass with dropout, regi
 """
 
 import torch
-from collators import CONTEXT, DenseCaptionCollator
-from trainer import OscarTrainer
 
 from metrics.caption_zh.scores import CiderDReward
 from metrics.caption_zh.segmentation import words_of
+
+from .collators import CONTEXT, DenseCaptionCollator
+from .trainer import OscarTrainer
 
 
 def reward_words(caption, segment) -> list[str]:

@@ -5,9 +5,10 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from trainer import in_order, share_of
 
 from modeling_mengzi_oscar.processing_mengzi_oscar import SPACE_BETWEEN_CJK
+
+from .trainer import in_order, share_of
 
 
 @torch.inference_mode()

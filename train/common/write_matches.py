@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from matching_rows import ImageRows
-from report import write_beside, write_rows, write_scores
-from trainer import in_order, share_of
 from transformers import AutoModel, AutoProcessor
 
 from metrics.retrieval_recall.recall import retrieval_recall
 from modeling_mengzi_oscar.matching import encoder_scores, score_matrix, shortlist
+
+from .matching_rows import ImageRows
+from .report import write_beside, write_rows, write_scores
+from .trainer import in_order, share_of
 
 BEST = 10  # matches written per image and per text
 

@@ -3,12 +3,13 @@ sentence."""
 
 import numpy as np
 import torch
-from collators import PairCollator, SeededRows, tag_words
 from torch import nn
 
 from modeling_mengzi_oscar.matching import EncodedTexts, log_odds, match_logits, prepare_images
 from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
 from modeling_mengzi_oscar.processing_mengzi_oscar import pad_regions, pad_rows
+
+from .collators import PairCollator, SeededRows, tag_words
 
 
 class ImageRows(SeededRows):
