@@ -14,11 +14,12 @@ Run again with the same --output_dir it goes on from the last checkpoint. The be
 search with the averaged weights, is kept as <output_dir>/best, a folder laid out as a Hub repo.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.arguments import (
     RunArguments,
     attention_of,
+    flag,
     load_splits,
     open_stores,
     parse_arguments,
@@ -43,33 +44,86 @@ from modeling_mengzi_oscar.quantization import quantize
 
 @dataclass
 class CaptionArguments(RunArguments):
-    objective: str = field(default="dense", metadata={"help": "what is learnt", "choices": ["dense", "masked", "scst"]})
-    tune_region_model: str | None = field(
-        default=None, metadata={"help": "train from pixels: regular expression of region model parameters"}
+    objective: str = flag(
+        "Training objective. dense: a loss at every position of every sentence, all sentences of a photo packed over "
+        "one set of regions. masked: as published, a few masked tokens per sentence. scst: self-critical sequence "
+        "training with CIDEr-D as reward, from a captioner that is trained already.",
+        default="dense",
+        choices=["dense", "masked", "scst"],
     )
-    region_model_learning_rate: float = 3e-4
-    crops: bool = field(default=True, metadata={"help": "from pixels: crop and brighten at random"})
-    tie_weights: bool | None = field(default=None, metadata={"help": "decoder = word embedding"})
-    freeze_embedding: bool | None = field(default=None, metadata={"help": "the word embedding is not trained"})
-    label_smoothing: float | None = field(default=None, metadata={"help": "instead of the checkpoint's"})
-    drop_worst_ratio: float | None = field(default=None, metadata={"help": "share of the tokens with the worst losses"})
-    drop_worst_after: int | None = field(default=None, metadata={"help": "micro-batches before they are dropped"})
-    mask_prob: float = field(default=0.15, metadata={"help": "masked: share of a sentence's tokens"})
-    max_masked_tokens: int = field(default=3, metadata={"help": "masked: at most so many"})
-    max_seq_length: int = field(default=70, metadata={"help": "tokens of sentence and tags, after pre-training"})
-    max_seq_a_length: int = field(default=40, metadata={"help": "tokens of a sentence with [CLS] and [SEP]"})
-    machine_captions: bool = field(default=False, metadata={"help": "one machine translation a photo, begun by [MT]"})
-    corruption: float = field(default=0.0, metadata={"help": "dense: share of written tokens replaced by random ones"})
-    sc_train_sample_n: int = field(default=5, metadata={"help": "scst: samples of a photo"})
-    sc_baseline_type: str = field(default="greedy", metadata={"help": "scst", "choices": ["greedy", "sample"]})
-    sc_segment: str = field(default="char", metadata={"help": "scst: reward by", "choices": ["char", "jieba"]})
-    num_beams: int = 5
-    max_gen_length: int = field(default=20, metadata={"help": "tokens of a written caption with [CLS] and [SEP]"})
-    style: str | None = field(
-        default=None, metadata={"help": "of the written captions, where the checkpoint has several"}
+    tune_region_model: str | None = flag(
+        "Train from pixels, and train those parameters of the region model, too, whose names match this regular "
+        "expression. If not given, the region model is frozen.",
+        default=None,
     )
-    int8: bool = field(default=False, metadata={"help": "--do_predict: multiply in 8 bits, on a CPU"})
-    references: str = field(default="captions", metadata={"help": "--do_predict: column to score against"})
+    region_model_learning_rate: float = flag(
+        "From pixels: learning rate of the region model (--learning_rate is the captioner's).", default=3e-4
+    )
+    crops: bool = flag(
+        "From pixels: augment training photos by random crops and colour jitter, beside mirroring.", default=True
+    )
+    tie_weights: bool | None = flag(
+        "Tie the decoder of the language modelling head to the word embedding. If not given, as in the checkpoint.",
+        default=None,
+    )
+    freeze_embedding: bool | None = flag("Freeze the word embedding. If not given, as in the checkpoint.", default=None)
+    label_smoothing: float | None = flag(
+        "Label smoothing: probability mass taken from the target token and spread over all others. If not given, as in "
+        "the checkpoint.",
+        default=None,
+    )
+    drop_worst_ratio: float | None = flag(
+        "Leave this fraction of a batch's tokens, those with the highest losses, out of the loss. If not given, as in "
+        "the checkpoint.",
+        default=None,
+    )
+    drop_worst_after: int | None = flag(
+        "Number of training batches before --drop_worst_ratio begins; with gradient accumulation each micro-batch "
+        "counts. If not given, as in the checkpoint.",
+        default=None,
+    )
+    mask_prob: float = flag("masked: fraction of a sentence's tokens that are predicted, at least one.", default=0.15)
+    max_masked_tokens: int = flag("masked: maximum number of predicted tokens per sentence.", default=3)
+    max_seq_length: int = flag(
+        "Maximum length in tokens of sentence and tags together. Only for a checkpoint that is not a captioner yet; a "
+        "captioner keeps its own.",
+        default=70,
+    )
+    max_seq_a_length: int = flag(
+        "Maximum length in tokens of a sentence with [CLS] and [SEP]; longer ones are cut.", default=40
+    )
+    machine_captions: bool = flag(
+        "Also learn from one machine translation per photo and epoch, which begins with [MT] instead of [CLS]. Needs a "
+        "data set that has them (flickr8k_cn).",
+        default=False,
+    )
+    corruption: float = flag(
+        "dense: probability that an input token is replaced by a random one, so that captioning can recover from its "
+        "own mistakes. The targets stay right.",
+        default=0.0,
+    )
+    sc_train_sample_n: int = flag("scst: number of captions sampled per photo.", default=5)
+    sc_baseline_type: str = flag(
+        "scst: baseline of the reward. greedy: the greedy caption; sample: the mean of the photo's other samples.",
+        default="greedy",
+        choices=["greedy", "sample"],
+    )
+    sc_segment: str = flag(
+        "scst: words of the CIDEr-D reward. char: characters; jieba: as jieba segments.",
+        default="char",
+        choices=["char", "jieba"],
+    )
+    num_beams: int = flag("Number of beams when captions are generated; 1: greedy search.", default=5)
+    max_gen_length: int = flag("Maximum length in tokens of a generated caption with [CLS] and [SEP].", default=20)
+    style: str | None = flag(
+        "Style of the generated captions, of a checkpoint that knows several (the mini: short, detailed). If not "
+        "given, captions begin with [CLS].",
+        default=None,
+    )
+    int8: bool = flag("--do_predict: matrix products in 8 bits. On CPUs only.", default=False)
+    references: str = flag(
+        "--do_predict: column of the data set that holds the reference sentences.", default="captions"
+    )
 
 
 def main(arguments=None):

@@ -9,12 +9,21 @@ The sentence stands once before the tags and regions of each photo; the two pool
 (oscar/run_nlvr.py, pair mode). --do_predict writes predictions.jsonl with probabilities, and scores.json.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from common.arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of
+from common.arguments import (
+    DATASET_HELP,
+    RunArguments,
+    flag,
+    load_splits,
+    open_stores,
+    parse_arguments,
+    settings_of,
+    split_of,
+)
 from common.collators import PairCollator
 from common.report import write_rows, write_scores
 from common.trainer import OscarTrainer, in_order, share_of
@@ -28,11 +37,21 @@ from modeling_mengzi_oscar.hub import save_checkpoint
 
 @dataclass
 class ReasoningArguments(RunArguments):
-    dataset: str = field(default="nlvr2", metadata={"help": "builder, folder of Parquet or Hub id"})
-    classifier: str = field(default="mlp", metadata={"help": "head", "choices": ["linear", "mlp"]})
-    cls_hidden_scale: int = field(default=3, metadata={"help": "mlp: its middle is so many times the hidden size"})
-    max_seq_length: int = field(default=55, metadata={"help": "tokens of sentence and tags of one photo"})
-    max_img_seq_length: int = field(default=40, metadata={"help": "regions of an image"})
+    dataset: str = flag(DATASET_HELP, default="nlvr2")
+    classifier: str = flag(
+        "Classification head. linear: one layer; mlp: with a hidden layer.",
+        default="mlp",
+        choices=["linear", "mlp"],
+    )
+    cls_hidden_scale: int = flag(
+        "--classifier mlp: width of its hidden layer, as a multiple of the hidden size.", default=3
+    )
+    max_seq_length: int = flag(
+        "Maximum length in tokens of the sentence and the tags of one photo together.", default=55
+    )
+    max_img_seq_length: int = flag(
+        "Maximum number of regions per photo; the first, most confident ones stay.", default=40
+    )
 
 
 class PhotoPairRows(Dataset):

@@ -15,11 +15,20 @@ probability), scores.json and eval.json (recall, the latter as the original writ
 are scored.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common.arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of, tag_texts
+from common.arguments import (
+    RunArguments,
+    flag,
+    load_splits,
+    open_stores,
+    parse_arguments,
+    settings_of,
+    split_of,
+    tag_texts,
+)
 from common.matching_rows import (
     ImageRows,
     InBatchCollator,
@@ -39,20 +48,47 @@ from modeling_mengzi_oscar.matching import Matcher
 
 @dataclass
 class RetrievalArguments(RunArguments):
-    objective: str = field(default="pairs", metadata={"help": "what is learnt", "choices": ["pairs", "contrast"]})
-    max_seq_length: int = field(default=70, metadata={"help": "tokens of sentence and tags"})
-    num_captions_per_img_train: int = field(default=5, metadata={"help": "sentences of a training image; 0 = all"})
-    num_captions_per_img_val: int = field(default=0, metadata={"help": "of an evaluated image, or of its candidates"})
-    cross_image_eval: bool = field(default=False, metadata={"help": "all pairs, also where candidates are listed"})
-    hard_negatives: str | None = field(
-        default=None, metadata={"help": "pairs: .npy of scores (training images, their texts) to draw wrong ones from"}
+    objective: str = flag(
+        "Training objective of the image-text matching head. pairs: as published, every sentence once in a matched and "
+        "once in a mismatched pair. contrast: all images of a batch against all its sentences (in-batch negatives).",
+        default="pairs",
+        choices=["pairs", "contrast"],
     )
-    hard_top: int = field(default=20, metadata={"help": "pairs: from so many of the best"})
-    first_stage: str | None = field(default=None, metadata={"help": "predict: .npy of scores, or a two-tower model"})
-    shortlist: int = field(default=100, metadata={"help": "predict: best of the first stage, per image and per text"})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "keep the first so many layers"})
-    regions_read_text: bool | None = field(default=None, metadata={"help": "instead of the checkpoint's"})
-    results_pt: bool = field(default=False, metadata={"help": "predict: also the original's results.pt"})
+    max_seq_length: int = flag("Maximum length in tokens of sentence and tags together.", default=70)
+    num_captions_per_img_train: int = flag("Number of sentences per training image, the first ones; 0: all.", default=5)
+    num_captions_per_img_val: int = flag(
+        "Number of sentences per evaluated image, the first ones; where the data set lists candidates for each image, "
+        "number of candidates. 0: all.",
+        default=0,
+    )
+    cross_image_eval: bool = flag(
+        "Score every image with every sentence, also where the data set lists candidates for each image.", default=False
+    )
+    hard_negatives: str | None = flag(
+        "pairs: .npy matrix of scores (training images x their sentences, as --do_predict writes scores.npy); "
+        "mismatched pairs are drawn from the highest ones. If not given, from all.",
+        default=None,
+    )
+    hard_top: int = flag(
+        "--hard_negatives: number of highest-scoring wrong sentences, or images, to draw from.", default=20
+    )
+    first_stage: str | None = flag(
+        "--do_predict: what chooses the pairs worth scoring: .npy matrix of scores (images x sentences), or a dual "
+        "encoder such as Chinese-CLIP (folder or Hub id). If not given, all pairs are scored.",
+        default=None,
+    )
+    shortlist: int = flag(
+        "--first_stage: number of its best sentences per image, and images per sentence, that are scored.", default=100
+    )
+    num_hidden_layers: int | None = flag("Use only the first N layers of the encoder. If not given, all.", default=None)
+    regions_read_text: bool | None = flag(
+        "Let regions attend to the text, as published. false: they attend to one another only and are encoded once per "
+        "image, which makes matching many times faster. If not given, as in the checkpoint.",
+        default=None,
+    )
+    results_pt: bool = flag(
+        "--do_predict: also write results.pt, the scores as the original code stores them.", default=False
+    )
 
 
 def main(arguments=None):

@@ -3,7 +3,7 @@
 Sources: oscar/run_vqa.py and oscar/run_gqa.py of Oscar and VinVL. Layout [CLS] question [SEP] tags [SEP], regions.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering, MengziO
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError, load_checked
 
-from .arguments import RunArguments, attention_of, load_splits, open_stores, settings_of, split_of, tag_texts
+from .arguments import RunArguments, attention_of, flag, load_splits, open_stores, settings_of, split_of, tag_texts
 from .collators import PairCollator, PairRows
 from .report import write_scores
 from .trainer import OscarTrainer
@@ -22,16 +22,31 @@ from .write_answers import answer_questions, sample_of, without_looking, write_a
 
 @dataclass
 class QuestionArguments(RunArguments):
-    loss_type: str = field(default="bce", metadata={"help": "several answers or one", "choices": ["bce", "kl", "xe"]})
-    classifier: str = field(default="linear", metadata={"help": "head", "choices": ["linear", "mlp"]})
-    cls_hidden_scale: int = field(default=3, metadata={"help": "mlp: its middle is so many times the hidden size"})
-    max_seq_length: int = field(default=128, metadata={"help": "tokens of question and tags together"})
-    max_tags: int | None = field(default=None, metadata={"help": "tag words of an image; 0 = questions alone"})
-    train_split: str = field(default="train", metadata={"help": "split to train on; VQA also has trainval"})
-    validation_config: str | None = field(
-        default=None, metadata={"help": "validation questions of another configuration, as GQA's balanced ones"}
+    loss_type: str = flag(
+        "bce: binary cross entropy with the soft scores of all right answers; kl: KL divergence from them; xe: cross "
+        "entropy with the first answer.",
+        default="bce",
+        choices=["bce", "kl", "xe"],
     )
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "keep only the first so many layers"})
+    classifier: str = flag(
+        "Answer head. linear: one layer; mlp: with a hidden layer.", default="linear", choices=["linear", "mlp"]
+    )
+    cls_hidden_scale: int = flag(
+        "--classifier mlp: width of its hidden layer, as a multiple of the hidden size.", default=3
+    )
+    max_seq_length: int = flag("Maximum length in tokens of question and tags together.", default=128)
+    max_tags: int | None = flag(
+        "--add_od_labels: maximum number of tag words per image. If not given, as many as --max_seq_length leaves room "
+        "for.",
+        default=None,
+    )
+    train_split: str = flag("Split to train on; VQA also has trainval.", default="train")
+    validation_config: str | None = flag(
+        "Configuration whose validation split is evaluated, oscar_balanced of GQA for instance. If not given, that of "
+        "--dataset_config.",
+        default=None,
+    )
+    num_hidden_layers: int | None = flag("Use only the first N layers of the encoder. If not given, all.", default=None)
 
 
 def run(task, options, training, score, submission_row):

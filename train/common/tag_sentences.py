@@ -7,13 +7,14 @@ learnt is to copy tags, in both registers. A row has no regions, or those of a p
 photos unlike the training photos the regions mislead, and the tag must win.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import jieba.posseg
 
 from modeling_mengzi_oscar.labels_imagenet_zh import DOUBT, GROUP_OF_WORD
 
+from .arguments import flag
 from .collators import SeededRows
 from .fluent_translations import keep_fluent
 
@@ -28,15 +29,25 @@ OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has
 class TagSentenceArguments:
     """Flags of caption.py that stages 4 and 5 of the mini need."""
 
-    sentences: str | None = field(default=None, metadata={"help": "COCO-CN's: sentences without photos for the tags"})
-    sentences_only: bool = field(default=False, metadata={"help": "no photos: only such sentences"})
-    sentence_rounds: int = field(default=4, metadata={"help": "rows of such sentences per tag word and epoch"})
-    foreign_regions: float = field(default=0.6, metadata={"help": "share of them with the regions of a random photo"})
-    fluent_only: bool = field(
-        default=False, metadata={"help": "of the machine captions the fluent, and people's long sentences"}
+    sentences: str | None = flag(
+        "Text file of sentences without photos, a line `<photo>#<number><TAB><sentence>` (COCO-CN's extension): rows "
+        "that teach the captioner to name its tags. Needs --objective dense and --features.",
+        default=None,
     )
-    tag_dropout: float = field(default=0.0, metadata={"help": "share of the photos that go without their tags"})
-    sentences_per_photo: int | None = field(default=None, metadata={"help": "dense: draw so many; default all"})
+    sentences_only: bool = flag("Train on the rows of --sentences alone, without the photos' rows.", default=False)
+    sentence_rounds: int = flag("Number of rows made from --sentences per tag word and epoch.", default=4)
+    foreign_regions: float = flag(
+        "Fraction of the rows of --sentences that get the regions of a random, unrelated photo; the others have none.",
+        default=0.6,
+    )
+    fluent_only: bool = flag(
+        "--machine_captions: take fluent translations only, and with them people's sentences of 12 characters or more.",
+        default=False,
+    )
+    tag_dropout: float = flag("Probability that a training photo comes without its tags.", default=0.0)
+    sentences_per_photo: int | None = flag(
+        "dense: number of a photo's sentences that are drawn per epoch. If not given, all.", default=None
+    )
 
 
 def read_sentences(path) -> list[str]:
@@ -48,12 +59,12 @@ def read_sentences(path) -> list[str]:
 def find_tag_words(sentence) -> tuple[list[tuple[int, int, str]], list[str]]:
     """Where the words of the tags stand, (start, end, word), kinds included (小狗), and its nouns, as jieba cuts."""
     found, nouns, start = [], [], 0
-    for token, flag in jieba.posseg.cut(sentence):
+    for token, kind in jieba.posseg.cut(sentence):
         end = start + len(token)
         word = token[1:] if len(token) == 2 and token[0] in KINDS and token not in GROUP_OF_WORD else token
         if word in GROUP_OF_WORD:
             found.append((end - len(word), end, word))
-        elif flag.startswith("n"):
+        elif kind.startswith("n"):
             nouns.append(token)
         start = end
     return found, nouns

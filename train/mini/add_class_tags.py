@@ -31,9 +31,11 @@ TAG_SURE = 0.5  # 79 of 100 such tags of training photos stand in a sentence tha
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the trained mini")
-    parser.add_argument("--sentences", help="COCO-CN's sentences, for their characters")
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--random_backbone", action="store_true", help="no ImageNet weights (for tests)")
+    parser.add_argument("--sentences", help="COCO-CN's sentences: their characters join the vocabulary")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--random_backbone", action="store_true", help="random weights instead of ImageNet's (for tests)"
+    )
     options = parser.parse_args(arguments)
 
     # 1. Region model

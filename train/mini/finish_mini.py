@@ -44,9 +44,9 @@ char_: characters, word_: jieba words; CIDEr-D is what pycocoevalcap prints as C
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of the best epoch")
+    parser.add_argument("--model", required=True, help="best/ of the last stage")
     parser.add_argument("--scores", required=True, help="scores.json that train/caption.py --do_predict wrote")
-    parser.add_argument("--output", default="checkpoints/mengzi-oscar-mini")
+    parser.add_argument("--output", default="checkpoints/mengzi-oscar-mini", help="default %(default)s")
     options = parser.parse_args(arguments)
 
     scores = json.loads(Path(options.scores).read_text(encoding="utf-8"))

@@ -23,11 +23,13 @@ FEWEST_ROWS, FEWEST_ANSWERS = 20, 5  # a question, and an answer, that is rarer 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="flickr8k_cn", help="builder of datasets_scripts with a column captions")
-    parser.add_argument("--data_dir", required=True, help="its files, laid out as docs/data.md says")
-    parser.add_argument("--config", help="its configuration, if it has several")
-    parser.add_argument("--output", required=True, type=Path, help="folder to create")
-    parser.add_argument("--seed", type=int, default=88)
+    parser.add_argument("--dataset", default="flickr8k_cn", help="builder with a column captions (default %(default)s)")
+    parser.add_argument("--data_dir", required=True, help="the builder's files, laid out as docs/data.md says")
+    parser.add_argument("--config", help="the builder's configuration, if it has several")
+    parser.add_argument("--output", required=True, type=Path, help="folder to create; must not exist")
+    parser.add_argument(
+        "--seed", type=int, default=88, help="of the wordings, and of what is left out (default %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.output.exists():
         parser.error(f"{options.output} exists; give another --output, or remove it first")
