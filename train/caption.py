@@ -15,6 +15,7 @@ search with the averaged weights, is kept as <output_dir>/best, a folder laid ou
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from common.arguments import (
     RunArguments,
@@ -127,7 +128,7 @@ class CaptionArguments(RunArguments):
 
 
 def main(arguments=None):
-    options, teaching, training = parse_arguments(
+    options, tag_sentences, training = parse_arguments(
         CaptionArguments, TagSentenceArguments, TrainingArguments, description=__doc__, arguments=arguments
     )
 
@@ -143,13 +144,13 @@ def main(arguments=None):
 
     # 2. Data
     splits = load_splits(options)
-    common = {"processor": processor, "max_length": options.max_seq_a_length, "seed": training.seed}
+    settings = {"processor": processor, "max_length": options.max_seq_a_length, "seed": training.seed}
     if from_pixels:
-        common |= {"image_processor": image_processor, "tag_labels": region_model.config.tag_labels}
+        settings |= {"image_processor": image_processor, "tag_labels": region_model.config.tag_labels}
     else:
-        common["stores"] = open_stores(options)
+        settings["stores"] = open_stores(options)
         if options.add_od_labels:
-            common["labels"] = tag_texts(options, common["stores"][0])
+            settings["labels"] = tag_texts(options, settings["stores"][0])
     dense = DenseCaptionCollator(processor, num_regions)
 
     # 3. Captions only
@@ -157,22 +158,23 @@ def main(arguments=None):
         split = split_of(splits, options.test_split)
         if options.int8:
             quantize(captioner)
-        predict(model.to(training.device), CaptionRows(split, **common), split, dense, training, options)
+        predict(model.to(training.device), CaptionRows(split, **settings), split, dense, training, options)
         return
 
-    # 4. What the objective learns from, and validation takes the loss of
-    train = training_rows(split_of(splits, "train"), common, options, teaching)
-    validation = losses = CaptionRows(split_of(splits, "validation"), **common)
-    trainer_class, collator, more = OscarTrainer, dense, {}
+    # 4. What the objective learns from; validation photos are captioned, and the loss is taken of their sentences
+    train_dataset = training_rows(split_of(splits, "train"), settings, options, tag_sentences)
+    photos = eval_dataset = CaptionRows(split_of(splits, "validation"), **settings)
+    trainer_class, collator, trainer_settings = OscarTrainer, dense, {}
     if options.objective == "masked":
-        collator, losses = MaskedCaptionCollator(processor), MaskedCaptionRows(splits["validation"], **common)
+        collator, eval_dataset = MaskedCaptionCollator(processor), MaskedCaptionRows(splits["validation"], **settings)
     if options.objective == "scst":
         trainer_class, collator = SelfCriticalTrainer, SelfCriticalCollator(processor)
-        more = {"processor": processor, "references": train.references, "segment": options.sc_segment}
+        references = train_dataset.references
+        trainer_settings = {"processor": processor, "references": references, "segment": options.sc_segment}
 
     # 5. Train; captions of the validation photos decide which weights are the best
     if from_pixels:
-        more["optimizers"] = (model.optimizer(training, options.region_model_learning_rate), None)
+        trainer_settings["optimizers"] = (model.optimizer(training, options.region_model_learning_rate), None)
     trainer_class(
         model=model,
         args=training,
@@ -180,13 +182,13 @@ def main(arguments=None):
         task="caption",
         best_metric="char_cider_d",
         data_collator=collator,
-        train_dataset=train,
-        eval_dataset=losses,
-        evaluate_task=lambda model: evaluate_captions(model, validation, dense, training, options),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        evaluate_task=lambda model: evaluate_captions(model, photos, dense, training, options),
         save=lambda folder, card: save_checkpoint(
             folder, captioner, processor, region_model, image_processor, card=card
         ),
-        **more,
+        **trainer_settings,
     ).run()
 
 
@@ -221,21 +223,21 @@ def with_region_model(captioner, region_model, options):
     return CaptionerFromPixels(captioner, region_model, options.tune_region_model or "^$")
 
 
-def training_rows(rows, common, options, teaching):
-    """What `--objective` learns from a split.
+def training_rows(split, settings, options, tag_sentences):
+    """What `--objective` learns from a split; `settings` are those of all `CaptionRows`.
 
     Raises:
         SystemExit: sentences without photos were given where they cannot be read.
     """
-    if teaching.sentences and (options.objective != "dense" or "stores" not in common):
+    if tag_sentences.sentences and (options.objective != "dense" or "stores" not in settings):
         raise SystemExit("--sentences go with --objective dense and --features only")
     if options.objective == "masked":
-        masks = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
-        return MaskedCaptionRows(rows, **common, **masks, training=True)
-    draws = {"crops": options.crops, "corruption": options.corruption, "training": True}
+        masking = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
+        return MaskedCaptionRows(split, **settings, **masking, training=True)
+    settings = settings | {"crops": options.crops, "corruption": options.corruption, "training": True}
     if options.machine_captions:
-        draws["machine_start_id"] = common["processor"].tokenizer.convert_tokens_to_ids("[MT]")
-    return rows_with_tag_sentences(rows, teaching, lambda rows, **more: CaptionRows(rows, **common, **draws, **more))
+        settings["machine_start_id"] = settings["processor"].tokenizer.convert_tokens_to_ids("[MT]")
+    return rows_with_tag_sentences(split, tag_sentences, partial(CaptionRows, **settings))
 
 
 if __name__ == "__main__":

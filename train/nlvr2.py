@@ -85,17 +85,18 @@ class PhotoPairCollator(PairCollator):
 def judge(model, rows, collator, training, options) -> list[dict]:
     """{"sentence", "image_ids", "prediction", "probability" of it} of every row, by all processes, in order."""
     model.eval()
-    mine, size = list(share_of(min(len(rows), options.max_eval_rows or len(rows)))), training.eval_batch_size
+    share, size = list(share_of(min(len(rows), options.max_eval_rows or len(rows)))), training.eval_batch_size
     judged = []
-    for first in tqdm(range(0, len(mine), size), desc="sentences", leave=False, disable=training.disable_tqdm):
-        numbers = mine[first : first + size]
-        batch = {name: tensor.to(model.device) for name, tensor in collator([rows[n] for n in numbers]).items()}
+    for first in tqdm(range(0, len(share), size), desc="sentences", leave=False, disable=training.disable_tqdm):
+        indices = share[first : first + size]
+        batch = collator([rows[index] for index in indices])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         del batch["labels"]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
-            best = model(**batch).logits.float().softmax(dim=-1).max(dim=-1)
-        for number, probability, label in zip(numbers, best.values.tolist(), best.indices.tolist(), strict=True):
-            row = {name: rows.rows[number][name] for name in ("sentence", "image_ids")}
-            judged.append((number, row | {"prediction": bool(label), "probability": probability}))
+            likelier = model(**batch).logits.float().softmax(dim=-1).max(dim=-1)
+        for index, probability, label in zip(indices, likelier.values.tolist(), likelier.indices.tolist(), strict=True):
+            row = {name: rows.rows[index][name] for name in ("sentence", "image_ids")}
+            judged.append((index, row | {"prediction": bool(label), "probability": probability}))
     return in_order(judged)
 
 

@@ -104,7 +104,7 @@ def main(arguments=None):
         region_model, image_processor = load_region_model(start)
 
     # 2. Data: a row per caption or question
-    rows = rows_of(options, stores, region_model, training.seed)
+    datasets = pretraining_rows(options, stores, region_model, training.seed)
     collator = PretrainingCollator(processor, options.mask_loss_for_unmatched)
 
     # 3. Train
@@ -115,9 +115,9 @@ def main(arguments=None):
         task="pretrain",
         best_metric="loss",
         data_collator=collator,
-        train_dataset=rows["train"],
-        eval_dataset=rows["validation"],
-        evaluate_task=lambda model: evaluate_pretraining(model, rows["validation"], collator, training),
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        evaluate_task=lambda model: evaluate_pretraining(model, datasets["validation"], collator, training),
         save=lambda folder, card: save_checkpoint(
             folder, model, processor, region_model, image_processor, card=card, task="pretrain"
         ),
@@ -134,8 +134,8 @@ def named_stores(features) -> dict:
     return {name: RegionFeatureStore.open(path) for name, path in pairs}
 
 
-def rows_of(options, stores, region_model, seed) -> dict:
-    """{split: rows} to train and to validate on.
+def pretraining_rows(options, stores, region_model, seed) -> dict:
+    """{split: `PretrainingRows`} to train and to validate on.
 
     Raises:
         SystemExit: there shall be tags, and nothing names any.
@@ -152,14 +152,14 @@ def rows_of(options, stores, region_model, seed) -> dict:
     def tags(image_id):
         return tag_words(store[image_id], labels) if labels else []
 
-    pairs = {split: one_row_per_text(split_of(splits, split), tags) for split in ("train", "validation")}
-    if options.use_b and not any(pairs["train"]["tags"]):
+    texts = {split: one_row_per_text(split_of(splits, split), tags) for split in ("train", "validation")}
+    if options.use_b and not any(texts["train"]["tags"]):
         raise SystemExit(f"{options.dataset}: no row has tags, and --features names none; or give --use_b false")
-    count = len(pairs["validation"])
-    pairs["validation"] = pairs["validation"].select(range(min(count, options.max_eval_rows or count)))
+    count = len(texts["validation"])
+    texts["validation"] = texts["validation"].select(range(min(count, options.max_eval_rows or count)))
     names = ("texta_false_prob", "textb_sample_mode", "use_b")
-    draws = {name: getattr(options, name) for name in names}
-    return {split: PretrainingRows(rows, stores, **draws, seed=seed) for split, rows in pairs.items()}
+    mismatches = {name: getattr(options, name) for name in names}
+    return {split: PretrainingRows(rows, stores, **mismatches, seed=seed) for split, rows in texts.items()}
 
 
 def starting_folder(options, training):

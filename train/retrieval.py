@@ -107,29 +107,29 @@ def main(arguments=None):
     )
 
     # 2. Data
-    splits, common = load_splits(options), {"stores": open_stores(options), "seed": training.seed}
+    splits, settings = load_splits(options), {"stores": open_stores(options), "seed": training.seed}
     if options.add_od_labels:
-        common["labels"] = tag_texts(options, common["stores"][0])
+        settings["labels"] = tag_texts(options, settings["stores"][0])
 
     # 3. Scores only
     if training.do_predict:
         dtype = torch.bfloat16 if training.bf16_full_eval else torch.float32
         engine = Matcher(matcher.to(training.device, dtype), processor)
-        predict(engine, split_of(splits, options.test_split), common, options, training)
+        predict(engine, split_of(splits, options.test_split), settings, options, training)
         return
 
     # 4. What the objective learns from
-    common_train = common | {"captions": options.num_captions_per_img_train}
+    train_settings, negatives = settings | {"captions": options.num_captions_per_img_train}, {}
     if options.objective == "contrast":
-        model, collator, rows_class, more = InBatchMatcher(matcher), InBatchCollator(processor), InBatchRows, {}
+        model, collator, rows_class = InBatchMatcher(matcher), InBatchCollator(processor), InBatchRows
     else:
-        model, collator, rows_class, more = matcher, OwnAndWrongCollator(processor), OwnAndWrongRows, {}
+        model, collator, rows_class = matcher, OwnAndWrongCollator(processor), OwnAndWrongRows
         if options.hard_negatives:
             scores = np.load(options.hard_negatives, mmap_mode="r")
-            more = {"hard_negatives": scores, "hard_top": options.hard_top}
+            negatives = {"hard_negatives": scores, "hard_top": options.hard_top}
     validation = split_of(splits, "minival" if "minival" in splits else "validation")
     validation = validation.select(range(min(len(validation), options.max_eval_rows or len(validation))))
-    images = ImageRows(validation, **common, captions=options.num_captions_per_img_val)
+    images = ImageRows(validation, **settings, captions=options.num_captions_per_img_val)
     candidates = candidates_of(validation, images, options)
 
     # 5. Evaluation: the validation images find their sentences, and the other way round
@@ -143,8 +143,8 @@ def main(arguments=None):
         task="retrieval",
         best_metric="image_to_text_r1",
         data_collator=collator,
-        train_dataset=rows_class(split_of(splits, "train"), **common_train, **more, training=True),
-        eval_dataset=rows_class(validation, **common_train),
+        train_dataset=rows_class(split_of(splits, "train"), **train_settings, **negatives, training=True),
+        eval_dataset=rows_class(validation, **train_settings),
         evaluate_task=lambda _: evaluate_recall(engine, images, candidates, paths),
         save=lambda folder, card: save_checkpoint(folder, matcher, processor, card=card, task="retrieval"),
     ).run()

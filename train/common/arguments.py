@@ -89,19 +89,19 @@ def parse_arguments(*dataclass_types, description, arguments=None):
     parser.add_argument(
         "--recipe", type=Path, help="YAML file that sets flags (train/recipes/). The command line overrides it."
     )
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", type=Path)
+    only_recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_recipe.add_argument("--recipe", type=Path)
     arguments = sys.argv[1:] if arguments is None else arguments
-    recipe = first.parse_known_args(arguments)[0].recipe
+    recipe = only_recipe.parse_known_args(arguments)[0].recipe
     if recipe is not None:
         if not recipe.is_file():
             parser.error(f"{recipe}: no such recipe")
-        names, given = {flag.name for kind in dataclass_types for flag in fields(kind)}, []
+        names, from_recipe = {known.name for kind in dataclass_types for known in fields(kind)}, []
         for name, value in yaml.safe_load(recipe.read_text(encoding="utf-8")).items():
             if name not in names:
                 parser.error(f"{recipe}: {name!r} is not a flag of this script")
-            given += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        arguments = [*given, *arguments]
+            from_recipe += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        arguments = [*from_recipe, *arguments]
     parsed = parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
     for options in parsed:
         if isinstance(options, TrainingArguments):

@@ -60,40 +60,42 @@ def run(task, options, training, score, submission_row):
     # 1. Data
     splits = load_splits(options)
     if options.validation_config is not None:
-        others = load_splits(replace(options, dataset_config=options.validation_config))
-        splits["validation"] = split_of(others, "validation")
+        other_splits = load_splits(replace(options, dataset_config=options.validation_config))
+        splits["validation"] = split_of(other_splits, "validation")
     store, *augmented = open_stores(options)
     labels = tag_texts(options, store) if options.add_od_labels else None
     answers = next(iter(splits.values())).features["labels"].feature.names
 
-    def rows_of(split, **more):
+    def labelled_rows(split, augmented=()):
         def targets(row):
             return {"labels": targets_of(row, len(answers), options.loss_type)}
 
-        return PairRows(split_of(splits, split), store, labels=labels, targets=targets, seed=training.seed, **more)
+        settings = {"labels": labels, "targets": targets, "augmented": augmented, "seed": training.seed}
+        return PairRows(split_of(splits, split), store, **settings)
 
     # 2. Answers only
     if training.do_predict:
         model, processor = load_trained(options, training)
-        rows = PairRows(split_of(splits, options.test_split), store, labels=labels)
-        predictions = answer_questions(model, rows, PairCollator(processor), training, options)
+        questions = PairRows(split_of(splits, options.test_split), store, labels=labels)
+        predictions = answer_questions(model, questions, PairCollator(processor), training, options)
         if PartialState().is_main_process:
             folder = Path(training.output_dir)
             write_answers(folder, predictions, submission_row)
-            labelled = [(p["answer"], row) for p, row in zip(predictions, rows.rows, strict=False) if row["labels"]]
+            pairs = zip(predictions, questions.rows, strict=False)  # --max_eval_rows may end the predictions early
+            labelled = [(prediction["answer"], row) for prediction, row in pairs if row["labels"]]
             if labelled:
-                given, right = map(list, zip(*labelled, strict=True))
-                results = {"split": options.test_split, "questions": len(right)} | score(given, right, answers)
+                given, rows = map(list, zip(*labelled, strict=True))
+                results = {"split": options.test_split, "questions": len(rows)} | score(given, rows, answers)
                 if options.train_split in splits:
-                    blind = without_looking(splits[options.train_split], right, answers)
-                    results |= {name: score(guesses, right, answers) for name, guesses in blind.items()}
+                    guesses = without_looking(splits[options.train_split], rows, answers)
+                    results |= {name: score(guessed, rows, answers) for name, guessed in guesses.items()}
                 write_scores(folder, results)
         return
 
     # 3. Model
     model, processor = start(options, training, answers)
     collator = PairCollator(processor)
-    validation = rows_of("validation")
+    validation = labelled_rows("validation")
 
     # 4. Evaluation: the answers to the validation questions
     def evaluate_answers(model):
@@ -111,7 +113,7 @@ def run(task, options, training, score, submission_row):
         task=task,
         best_metric="accuracy",
         data_collator=collator,
-        train_dataset=rows_of(options.train_split, augmented=augmented),
+        train_dataset=labelled_rows(options.train_split, augmented),
         eval_dataset=validation,
         evaluate_task=evaluate_answers,
         save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task=task),

@@ -58,20 +58,23 @@ def read_sentences(path) -> list[str]:
 
 def find_tag_words(sentence) -> tuple[list[tuple[int, int, str]], list[str]]:
     """Where the words of the tags stand, (start, end, word), kinds included (小狗), and its nouns, as jieba cuts."""
-    found, nouns, start = [], [], 0
+    tag_words, nouns, start = [], [], 0
     for token, kind in jieba.posseg.cut(sentence):
         end = start + len(token)
         word = token[1:] if len(token) == 2 and token[0] in KINDS and token not in GROUP_OF_WORD else token
         if word in GROUP_OF_WORD:
-            found.append((end - len(word), end, word))
+            tag_words.append((end - len(word), end, word))
         elif kind.startswith("n"):
             nouns.append(token)
         start = end
-    return found, nouns
+    return tag_words, nouns
 
 
 class PhotosAndTagSentences(SeededRows):
-    """The rows of a `CaptionRows`, then `rounds` rows for each tag word.
+    """The rows of a `CaptionRows`, then `rounds` rows for each tag word; of P photos and W words:
+
+        index    0 .. P - 1      P .. P + W - 1             P + W .. P + 2W - 1        ..
+        row      of photo 0 ..   a sentence of word 0 ..    another of word 0 ..       `rounds` times
 
     People's sentences of the photos are the short style, begun by [CLS], the others the detailed one, begun by [MT].
     `foreign_regions`: share of the sentences that get regions, of a random photo. `sentences_only`: no photos.
@@ -80,33 +83,35 @@ class PhotosAndTagSentences(SeededRows):
     def __init__(self, photos, sentences, rounds, foreign_regions=0.6, sentences_only=False):
         super().__init__(photos.seed)
         self.photos, self.rounds, self.foreign_regions = photos, rounds, foreign_regions
-        self.first = 0 if sentences_only else len(photos)
+        self.num_photos = 0 if sentences_only else len(photos)
         short = [sentence for captions in photos.references for sentence in captions]
         tokenizer = photos.tokenizer
         styles = {tokenizer.cls_token_id: short, tokenizer.convert_tokens_to_ids("[MT]"): sentences}
         jieba.setLogLevel("WARNING")
-        self.places = {start: {} for start in styles}  # start token -> word or group -> [(sentence, start, end, nouns)]
+        # start token -> word or group -> [(text, begin, end, nouns)]: text[begin:end] is the word, or one of its group
+        self.sentences = {start: {} for start in styles}
         for start, texts in styles.items():
             for text in dict.fromkeys(texts):
-                found, nouns = find_tag_words(text)
-                for begin, end, word in found:
+                tag_words, nouns = find_tag_words(text)
+                for begin, end, word in tag_words:
                     for key in (word, GROUP_OF_WORD[word]):
-                        self.places[start].setdefault(key, []).append((text, begin, end, nouns))
-        spoken = {key for places in self.places.values() for key in places}
-        self.words = [word for word, group in GROUP_OF_WORD.items() if group in spoken]
+                        self.sentences[start].setdefault(key, []).append((text, begin, end, nouns))
+        with_sentences = {key for sentences in self.sentences.values() for key in sentences}
+        self.words = [word for word, group in GROUP_OF_WORD.items() if group in with_sentences]
 
     def set_epoch(self, epoch):
         super().set_epoch(epoch)
         self.photos.set_epoch(epoch)
 
     def __len__(self):
-        return self.first + self.rounds * len(self.words)
+        return self.num_photos + self.rounds * len(self.words)
 
     def __getitem__(self, index):
-        if index < self.first:
+        if index < self.num_photos:
             return self.photos[index]
-        draws, word = self.draws(index), self.words[(index - self.first) % len(self.words)]
-        start = draws.choice([start for start, places in self.places.items() if GROUP_OF_WORD[word] in places])
+        draws, word = self.draws(index), self.words[(index - self.num_photos) % len(self.words)]
+        group = GROUP_OF_WORD[word]
+        start = draws.choice([start for start, sentences in self.sentences.items() if group in sentences])
         sentence, nouns = self.sentence(word, start, draws)
         [ids] = self.photos.encode([sentence], start)
         tags = [word + DOUBT * (draws.random() < DOUBTED), *(noun for noun in nouns if draws.random() < OTHER_NOUN)]
@@ -121,9 +126,9 @@ class PhotosAndTagSentences(SeededRows):
 
     def sentence(self, word, start, draws) -> tuple[str, list[str]]:
         """A sentence of a style with the word in it, and its other nouns."""
-        places = self.places[start]
-        own = word in places and draws.random() < OWN_SENTENCE
-        text, begin, end, nouns = draws.choice(places[word if own else GROUP_OF_WORD[word]])
+        sentences = self.sentences[start]
+        own = word in sentences and draws.random() < OWN_SENTENCE
+        text, begin, end, nouns = draws.choice(sentences[word if own else GROUP_OF_WORD[word]])
         sentence = text[:begin] + word + text[end:]
         return f"{sentence.rstrip('。')}。", nouns
 
@@ -131,14 +136,14 @@ class PhotosAndTagSentences(SeededRows):
 def rows_with_tag_sentences(rows, options, caption_rows):
     """Training rows of a split as `options` (`TagSentenceArguments`) has them.
 
-    `caption_rows` makes the `CaptionRows` of a split, with its draws as keywords.
+    `caption_rows` makes the `CaptionRows` of a split; it takes further settings of theirs as keywords.
     """
     sentences = read_sentences(options.sentences) if options.sentences else []
     if options.fluent_only:
         rows = keep_fluent(rows, sentences)
-    draws = ("tag_dropout", "sentences_per_photo")
-    photos = caption_rows(rows, **{name: getattr(options, name) for name in draws})
+    photos = caption_rows(rows, tag_dropout=options.tag_dropout, sentences_per_photo=options.sentences_per_photo)
     if not sentences:
         return photos
-    shares = {"foreign_regions": options.foreign_regions, "sentences_only": options.sentences_only}
-    return PhotosAndTagSentences(photos, sentences, options.sentence_rounds, **shares)
+    return PhotosAndTagSentences(
+        photos, sentences, options.sentence_rounds, options.foreign_regions, options.sentences_only
+    )

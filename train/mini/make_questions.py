@@ -76,19 +76,19 @@ def balance(questions, seed):
     by_name = defaultdict(Counter)
     for row in questions:
         by_name[row["name"]][row["answer"]] += 1
-    room = {}
+    left = {}  # (question, its most frequent answer) -> how many of these rows may still be taken
     for name, counts in by_name.items():
         answer, most = counts.most_common(1)[0]
-        room[name, answer] = min(most, counts.total() - most)
+        left[name, answer] = min(most, counts.total() - most)
     order = random.Random(f"{seed} balance").sample(range(len(questions)), len(questions))
-    kept = []
-    for number in order:
-        key = questions[number]["name"], questions[number]["answer"]
-        if room.get(key, 1) > 0:
-            kept.append(number)
-            if key in room:
-                room[key] -= 1
-    return [questions[number] for number in sorted(kept)]
+    balanced = []
+    for index in order:
+        key = questions[index]["name"], questions[index]["answer"]
+        if left.get(key, 1) > 0:
+            balanced.append(index)
+            if key in left:
+                left[key] -= 1
+    return [questions[index] for index in sorted(balanced)]
 
 
 def rare_questions(train):
