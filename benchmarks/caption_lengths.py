@@ -1,4 +1,4 @@
-"""What it saves to caption photos in batches of like numbers of regions, as train/write_captions.py does.
+"""What it saves to caption photos in batches of like numbers of regions, as train/common/write_captions.py does.
 
     python benchmarks/caption_lengths.py                     # 10 to 100 regions, bert-base size, random weights
     python benchmarks/caption_lengths.py --max-regions 50    # the published recipes keep the best 50
@@ -21,8 +21,8 @@ from modeling_mengzi_oscar.quantization import quantize
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "train"))
-from collators import DenseCaptionCollator  # noqa: E402
-from write_captions import write_captions  # noqa: E402
+from common.collators import DenseCaptionCollator  # noqa: E402
+from common.write_captions import write_captions  # noqa: E402
 
 MINI = REPOSITORY / "checkpoints" / "mengzi-oscar-mini"
 

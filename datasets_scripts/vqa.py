@@ -10,7 +10,7 @@ trainval_ans2label.pkl or .json, ans2label.pkl or .json, label2ans.pkl or .json,
 "oscar"     train2014_qla_mrcnn.json val2014_.. train+val2014_.. test2015_.. test-dev2015_.., those that are there:
             lists of {"q": question, "o": "tag;tag", "an": [answer id, ..], "s": [score, ..], "img_id", "q_id"}, without
             "q_id" in some and without answers in the test files. A test file that has answers keeps them, and
-            "answer_type" is read where it is there: train/make_questions.py writes both. Also
+            "answer_type" is read where it is there: train/mini/make_questions.py writes both. Also
             train2014_vg_qla_mrcnn.json and vg_qla_mrcnn.json, with questions of Visual Genome. Names without _mrcnn
             are taken where there is none with it (`data_label_type`).
 "official"  v2_OpenEnded_mscoco_train2014_questions.json, val2014, test-dev2015, test2015: {"questions": [{"image_id",

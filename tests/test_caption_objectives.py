@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
-from collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
+from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
+from common.self_critical import SelfCriticalCollator, advantages
 from conftest import shared_path, tiny_captioner
 from datasets import Dataset
 from goldens import load_case
-from self_critical import SelfCriticalCollator, advantages
 from transformers import BertTokenizer
 
 from metrics.caption_zh.scores import CiderDReward, caption_scores
@@ -56,10 +56,44 @@ def test_masks_are_drawn_as_the_original_draws_them(tokenizer, store):
     # A random token can be the old one or [MASK] by chance: 1 in 38.
     assert kinds["mask"] / 8000 == pytest.approx(0.8, abs=0.02)
     assert kinds["kept"] / 8000 == pytest.approx(0.1, abs=0.02)
-    lengths = {len(rows.captions[row][number]): position for position, (row, number) in enumerate(rows.places)}
+    lengths = {len(rows.captions[row][number]): position for position, (row, number) in enumerate(rows.sentences)}
     for length, position in lengths.items():
         asked = sum(label != -100 for label in rows[position]["labels"])
         assert asked == min(max(round(0.15 * length), 1), 3)
+
+
+def drawn(collator) -> list[list[str]]:
+    """The lines of the picture in a docstring, as words."""
+    return [line.split() for line in collator.__doc__.splitlines() if line.startswith(" " * 8)]
+
+
+def test_the_picture_of_packed_captions_is_the_mask(tokenizer):
+    """One sentence of one character, one tag token, one region."""
+    cat, dog = tokenizer.convert_tokens_to_ids(["猫", "狗"])
+    ids = [tokenizer.cls_token_id, cat, tokenizer.sep_token_id]
+    item = {"captions": [ids], "inputs": [ids], "tags": [dog], "region_features": torch.zeros(1, 22).numpy()}
+    batch = DenseCaptionCollator(MengziOscarProcessor(tokenizer))([item])
+    picture = [[word == "x" for word in line if word in ("x", ".")] for line in drawn(DenseCaptionCollator)[1:]]
+    assert picture == batch["attention_mask"][0].tolist()
+    assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0]) == ["[CLS]", "猫", "[MASK]", "[MASK]", "狗"]
+    assert batch["labels"][0].tolist() == [-100, -100, cat, tokenizer.sep_token_id, -100]
+
+
+def test_the_picture_of_masked_captions_is_their_layout(tokenizer):
+    names = ("input_ids", "labels", "token_type_ids", "position_ids")
+    picture = {line[0]: line[1:8] for line in drawn(MaskedCaptionCollator)}
+    assert tuple(picture) == names
+    ids, labels = (
+        [int(word) if word == "-100" else tokenizer.convert_tokens_to_ids(word) for word in picture[name]]
+        for name in names[:2]
+    )
+    item = {"input_ids": ids[:5], "labels": labels[:5], "tags": ids[5:], "region_features": torch.zeros(1, 22).numpy()}
+    batch = MaskedCaptionCollator(MengziOscarProcessor(tokenizer))([item])
+    assert [batch[name][0].tolist() for name in names] == [
+        ids,
+        labels,
+        *(list(map(int, picture[n])) for n in names[2:]),
+    ]
 
 
 def test_masks_have_the_original_numbers():

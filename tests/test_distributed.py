@@ -16,10 +16,10 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from common.trainer import OscarTrainer
 from conftest import CHARACTERS, REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
-from trainer import OscarTrainer
 
 from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
@@ -29,12 +29,12 @@ SCRIPTS = {"caption": caption, "pretrain": pretrain}
 JOB = """
 import atexit, json, os, signal, sys
 from pathlib import Path
-@atexit.register  # before train/arguments.py's, so it runs after it
+@atexit.register  # before train/common/arguments.py's, so it runs after it
 def write_threads(path=Path(__file__).with_name("threads" + os.environ["RANK"])):
     path.write_text("".join(task.read_text() for task in Path("/proc/self/task").glob("*/comm")))
 sys.path.insert(0, {train!r})
 import caption, pretrain
-from trainer import OscarTrainer
+from common.trainer import OscarTrainer
 step = OscarTrainer.training_step
 def training_step(self, *args, **kwargs):
     if (self.args.process_index, self.state.global_step) == (1, {dies_at}):

@@ -4,6 +4,8 @@ import contextlib
 import io
 import re
 import subprocess
+from dataclasses import fields
+from pathlib import Path
 
 import caption
 import extract_features
@@ -15,9 +17,18 @@ import pytest
 import retrieval
 import start_mini
 import vqa
+from common.tag_sentences import TagSentenceArguments
 from conftest import REPOSITORY, shared_path
 
 SCRIPTS = (caption, extract_features, gqa, make_questions, nlvr2, pretrain, retrieval, start_mini, vqa)
+FLAGS = (
+    caption.CaptionArguments,
+    gqa.GqaArguments,
+    nlvr2.ReasoningArguments,
+    pretrain.PretrainingArguments,
+    retrieval.RetrievalArguments,
+    vqa.VqaArguments,
+)
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -52,7 +63,7 @@ def helps():
     for script in SCRIPTS:
         with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
             script.main(["--help"])
-        texts[f"train/{script.__name__}.py"] = printed.getvalue() + " --recipe"
+        texts[str(Path(script.__file__).relative_to(REPOSITORY))] = printed.getvalue() + " --recipe"
     return texts
 
 
@@ -63,6 +74,14 @@ def test_flags_of_quoted_commands(helps):
         assert commands, f"no page shows {script}"
         for flag in re.findall(r"--[a-z0-9_]+", " ".join(commands)):
             assert re.search(rf"{flag}\b", help_text), f"{script} has no {flag}"
+
+
+def test_every_flag_of_ours_explains_itself():
+    """In a sentence, for who reads --help alone."""
+    flags = [flag for kind in (*FLAGS, TagSentenceArguments) for flag in fields(kind)]
+    assert len(flags) > 100
+    for flag in flags:
+        assert re.fullmatch(r"\S.{15,}\.", flag.metadata["help"]), flag.name
 
 
 def test_every_published_flag_has_a_place(helps):

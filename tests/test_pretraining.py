@@ -10,10 +10,8 @@ import numpy as np
 import pretrain
 import pytest
 import torch
-from arguments import parse_arguments
-from conftest import CHARACTERS, REPOSITORY, SPECIAL_TOKENS, shared_path
-from pretrain import PretrainingArguments
-from pretraining_data import (
+from common.arguments import parse_arguments
+from common.pretraining_data import (
     PretrainingCollator,
     PretrainingRows,
     contrast_classes,
@@ -21,6 +19,8 @@ from pretraining_data import (
     maskable,
     one_row_per_text,
 )
+from conftest import CHARACTERS, REPOSITORY, SPECIAL_TOKENS, shared_path
+from pretrain import PretrainingArguments
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForPreTraining, BertTokenizer, TrainingArguments
 

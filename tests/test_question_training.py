@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import vqa
-from arguments import parse_arguments
-from collators import PairCollator, PairRows
+from common.arguments import parse_arguments
+from common.collators import PairCollator, PairRows
+from common.question_answering import QuestionArguments, targets_of
+from common.write_answers import answer_questions
 from conftest import REPOSITORY, shared_path
 from goldens import load_case
-from question_answering import QuestionArguments, targets_of
 from safetensors.torch import load_file
 from transformers import BertTokenizer, TrainingArguments
-from write_answers import answer_questions
 
 from datasets_scripts.gqa import Gqa
 from datasets_scripts.vqa import Vqa

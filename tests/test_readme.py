@@ -18,7 +18,7 @@ from modeling_mengzi_oscar import cli
 from modeling_mengzi_oscar.demo.samples import sample_photos
 
 BOTH = pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
-SCRIPTS = {"start_mini": start_mini, "extract_features": extract_features, "caption": caption}
+SCRIPTS = {"mini/start_mini": start_mini, "extract_features": extract_features, "caption": caption}
 
 
 def blocks(name, language=""):
@@ -70,10 +70,10 @@ def test_training_of_the_mini(name, data_dir, folder, monkeypatch):
     tiny = ["--hidden_size", "64", "--num_layers", "2", "--num_tags", "2", "--backbone", "test_efficientnet"]
     short = ["--max_steps", "2", "--eval_steps", "2", "--save_steps", "2", "--num_beams", "2", "--report_to", "none"]
     short += ["--per_device_train_batch_size", "2", "--dataloader_num_workers", "0", "--use_cpu"]
-    more = {"start_mini": [*tiny, "--random_backbone"], "extract_features": ["--use_cpu"], "caption": short}
-    [block] = [block for block in blocks(name) if "train/start_mini.py" in block]
-    commands = re.findall(r"^(?:python|accelerate launch) train/(\w+)\.py (.*)", block, flags=re.MULTILINE)
-    assert [script for script, _ in commands] == ["start_mini", *["extract_features"] * 2, *["caption"] * 3]
+    more = {"mini/start_mini": [*tiny, "--random_backbone"], "extract_features": ["--use_cpu"], "caption": short}
+    [block] = [block for block in blocks(name) if "train/mini/start_mini.py" in block]
+    commands = re.findall(r"^(?:python|accelerate launch) train/([\w/]+)\.py (.*)", block, flags=re.MULTILINE)
+    assert [script for script, _ in commands] == ["mini/start_mini", *["extract_features"] * 2, *["caption"] * 3]
     for script, flags in commands:
         SCRIPTS[script].main([*shlex.split(flags), *more[script]])
     assert cli.main(["caption", "photo.jpg", "--model", "outputs/stage3/best"]) == 0

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import retrieval as script
 import torch
-from conftest import CHARACTERS, REPOSITORY, SPECIAL_TOKENS, tiny_config
-from goldens import load_case
-from matching_rows import (
+from common.matching_rows import (
     InBatchCollator,
     InBatchMatcher,
     OwnAndWrongCollator,
     OwnAndWrongRows,
     draw_wrong,
 )
+from common.write_matches import recall
+from conftest import CHARACTERS, REPOSITORY, SPECIAL_TOKENS, tiny_config
+from goldens import load_case
 from safetensors.torch import load_file
 from torch import nn
 from transformers import BertTokenizer
-from write_matches import recall
 
 from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarProcessor, RegionFeatureStore
 from modeling_mengzi_oscar.hub import save_checkpoint

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from common.fluent_translations import CharacterModel, is_fluent, keep_fluent
+from common.tag_sentences import PhotosAndTagSentences, find_tag_words, read_sentences
 from conftest import REPOSITORY, tiny_config
 from datasets import Dataset
-from fluent_translations import CharacterModel, is_fluent, keep_fluent
 from PIL import Image
 from safetensors.torch import load_file
-from tag_sentences import PhotosAndTagSentences, find_tag_words, read_sentences
 from timm.data import ImageNetInfo
 from transformers import BertTokenizer
 

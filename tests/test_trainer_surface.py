@@ -7,19 +7,18 @@ from collections import Counter
 
 import pytest
 import torch
-import trainer
 import transformers
-from arguments import RunArguments
-from collators import LikeLengths, SeededRows
+from common import trainer
+from common.arguments import RunArguments
+from common.checkpoints import newest_checkpoint, whole_checkpoints
+from common.collators import LikeLengths, SeededRows
+from common.self_critical import SelfCriticalTrainer
+from common.trainer import OscarTrainer
+from common.weight_averaging import WeightAverage
 from conftest import REPOSITORY, tiny_captioner
-from self_critical import SelfCriticalTrainer
-from trainer import OscarTrainer
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from weight_averaging import WeightAverage
 
-from checkpoints import newest_checkpoint, whole_checkpoints
-
-SOURCES = sorted((REPOSITORY / "train").glob("*.py"))
+SOURCES = sorted((REPOSITORY / "train").rglob("*.py"))
 PRIVATE = {}  # what train/ uses of others that is not public -> why; empty, and to be kept so
 
 # What OscarTrainer overrides, and who of transformers has to call it

@@ -14,18 +14,18 @@ import extract_features
 import pytest
 import start_mini
 import torch
-from arguments import RunArguments, load_splits, open_stores, parse_arguments, tag_texts
 from builders import build
 from caption import CaptionArguments
+from common.arguments import RunArguments, load_splits, open_stores, parse_arguments, tag_texts
+from common.checkpoints import newest_checkpoint
+from common.tag_sentences import TagSentenceArguments
+from common.weight_averaging import WeightAverage
 from conftest import COLOURS, REPOSITORY, tiny_captioner
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
-from tag_sentences import TagSentenceArguments
 from transformers import TrainingArguments
-from weight_averaging import WeightAverage
 
-from checkpoints import newest_checkpoint
 from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.photos import open_photo
 

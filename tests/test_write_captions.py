@@ -5,9 +5,9 @@ from argparse import Namespace
 import datasets
 import numpy as np
 import pytest
-from collators import CaptionRows, DenseCaptionCollator
+from common.collators import CaptionRows, DenseCaptionCollator
+from common.write_captions import write_captions
 from conftest import tiny_captioner
-from write_captions import write_captions
 
 from modeling_mengzi_oscar import MengziOscarProcessor, RegionFeatureStore
 

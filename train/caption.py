@@ -8,17 +8,19 @@
 Objectives: "masked", as published (15 % of a sentence's tokens, at most three); "dense", a loss at every position, all
 sentences of a photo in one pass; "scst", rewarded by CIDEr-D, after one of the others. Without --features it works from
 pixels with the checkpoint's own region model, parts of which --tune_region_model trains. How the mini learnt its tags,
-with sentences that have no photo, is in tag_sentences.py.
+with sentences that have no photo, is in common/tag_sentences.py.
 
 Run again with the same --output_dir it goes on from the last checkpoint. The best validation, captions decoded by beam
 search with the averaged weights, is kept as <output_dir>/best, a folder laid out as a Hub repo.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
-from arguments import (
+from common.arguments import (
     RunArguments,
     attention_of,
+    flag,
     load_splits,
     open_stores,
     parse_arguments,
@@ -26,13 +28,13 @@ from arguments import (
     split_of,
     tag_texts,
 )
-from collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
-from from_pixels import CaptionerFromPixels
-from self_critical import SelfCriticalCollator, SelfCriticalTrainer
-from tag_sentences import TagSentenceArguments, rows_with_tag_sentences
-from trainer import OscarTrainer
+from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
+from common.from_pixels import CaptionerFromPixels
+from common.self_critical import SelfCriticalCollator, SelfCriticalTrainer
+from common.tag_sentences import TagSentenceArguments, rows_with_tag_sentences
+from common.trainer import OscarTrainer
+from common.write_captions import evaluate_captions, predict
 from transformers import TrainingArguments
-from write_captions import evaluate_captions, predict
 
 from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarProcessor
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
@@ -43,37 +45,90 @@ from modeling_mengzi_oscar.quantization import quantize
 
 @dataclass
 class CaptionArguments(RunArguments):
-    objective: str = field(default="dense", metadata={"help": "what is learnt", "choices": ["dense", "masked", "scst"]})
-    tune_region_model: str | None = field(
-        default=None, metadata={"help": "train from pixels: regular expression of region model parameters"}
+    objective: str = flag(
+        "Training objective. dense: a loss at every position of every sentence, all sentences of a photo packed over "
+        "one set of regions. masked: as published, a few masked tokens per sentence. scst: self-critical sequence "
+        "training with CIDEr-D as reward, from a captioner that is trained already.",
+        default="dense",
+        choices=["dense", "masked", "scst"],
     )
-    region_model_learning_rate: float = 3e-4
-    crops: bool = field(default=True, metadata={"help": "from pixels: crop and brighten at random"})
-    tie_weights: bool | None = field(default=None, metadata={"help": "decoder = word embedding"})
-    freeze_embedding: bool | None = field(default=None, metadata={"help": "the word embedding is not trained"})
-    label_smoothing: float | None = field(default=None, metadata={"help": "instead of the checkpoint's"})
-    drop_worst_ratio: float | None = field(default=None, metadata={"help": "share of the tokens with the worst losses"})
-    drop_worst_after: int | None = field(default=None, metadata={"help": "micro-batches before they are dropped"})
-    mask_prob: float = field(default=0.15, metadata={"help": "masked: share of a sentence's tokens"})
-    max_masked_tokens: int = field(default=3, metadata={"help": "masked: at most so many"})
-    max_seq_length: int = field(default=70, metadata={"help": "tokens of sentence and tags, after pre-training"})
-    max_seq_a_length: int = field(default=40, metadata={"help": "tokens of a sentence with [CLS] and [SEP]"})
-    machine_captions: bool = field(default=False, metadata={"help": "one machine translation a photo, begun by [MT]"})
-    corruption: float = field(default=0.0, metadata={"help": "dense: share of written tokens replaced by random ones"})
-    sc_train_sample_n: int = field(default=5, metadata={"help": "scst: samples of a photo"})
-    sc_baseline_type: str = field(default="greedy", metadata={"help": "scst", "choices": ["greedy", "sample"]})
-    sc_segment: str = field(default="char", metadata={"help": "scst: reward by", "choices": ["char", "jieba"]})
-    num_beams: int = 5
-    max_gen_length: int = field(default=20, metadata={"help": "tokens of a written caption with [CLS] and [SEP]"})
-    style: str | None = field(
-        default=None, metadata={"help": "of the written captions, where the checkpoint has several"}
+    tune_region_model: str | None = flag(
+        "Train from pixels, and train those parameters of the region model, too, whose names match this regular "
+        "expression. If not given, the region model is frozen.",
+        default=None,
     )
-    int8: bool = field(default=False, metadata={"help": "--do_predict: multiply in 8 bits, on a CPU"})
-    references: str = field(default="captions", metadata={"help": "--do_predict: column to score against"})
+    region_model_learning_rate: float = flag(
+        "From pixels: learning rate of the region model (--learning_rate is the captioner's).", default=3e-4
+    )
+    crops: bool = flag(
+        "From pixels: augment training photos by random crops and colour jitter, beside mirroring.", default=True
+    )
+    tie_weights: bool | None = flag(
+        "Tie the decoder of the language modelling head to the word embedding. If not given, as in the checkpoint.",
+        default=None,
+    )
+    freeze_embedding: bool | None = flag("Freeze the word embedding. If not given, as in the checkpoint.", default=None)
+    label_smoothing: float | None = flag(
+        "Label smoothing: probability mass taken from the target token and spread over all others. If not given, as in "
+        "the checkpoint.",
+        default=None,
+    )
+    drop_worst_ratio: float | None = flag(
+        "Leave this fraction of a batch's tokens, those with the highest losses, out of the loss. If not given, as in "
+        "the checkpoint.",
+        default=None,
+    )
+    drop_worst_after: int | None = flag(
+        "Number of training batches before --drop_worst_ratio begins; with gradient accumulation each micro-batch "
+        "counts. If not given, as in the checkpoint.",
+        default=None,
+    )
+    mask_prob: float = flag("masked: fraction of a sentence's tokens that are predicted, at least one.", default=0.15)
+    max_masked_tokens: int = flag("masked: maximum number of predicted tokens per sentence.", default=3)
+    max_seq_length: int = flag(
+        "Maximum length in tokens of sentence and tags together. Only for a checkpoint that is not a captioner yet; a "
+        "captioner keeps its own.",
+        default=70,
+    )
+    max_seq_a_length: int = flag(
+        "Maximum length in tokens of a sentence with [CLS] and [SEP]; longer ones are cut.", default=40
+    )
+    machine_captions: bool = flag(
+        "Also learn from one machine translation per photo and epoch, which begins with [MT] instead of [CLS]. Needs a "
+        "data set that has them (flickr8k_cn).",
+        default=False,
+    )
+    corruption: float = flag(
+        "dense: probability that an input token is replaced by a random one, so that captioning can recover from its "
+        "own mistakes. The targets stay right.",
+        default=0.0,
+    )
+    sc_train_sample_n: int = flag("scst: number of captions sampled per photo.", default=5)
+    sc_baseline_type: str = flag(
+        "scst: baseline of the reward. greedy: the greedy caption; sample: the mean of the photo's other samples.",
+        default="greedy",
+        choices=["greedy", "sample"],
+    )
+    sc_segment: str = flag(
+        "scst: words of the CIDEr-D reward. char: characters; jieba: as jieba segments.",
+        default="char",
+        choices=["char", "jieba"],
+    )
+    num_beams: int = flag("Number of beams when captions are generated; 1: greedy search.", default=5)
+    max_gen_length: int = flag("Maximum length in tokens of a generated caption with [CLS] and [SEP].", default=20)
+    style: str | None = flag(
+        "Style of the generated captions, of a checkpoint that knows several (the mini: short, detailed). If not "
+        "given, captions begin with [CLS].",
+        default=None,
+    )
+    int8: bool = flag("--do_predict: matrix products in 8 bits. On CPUs only.", default=False)
+    references: str = flag(
+        "--do_predict: column of the data set that holds the reference sentences.", default="captions"
+    )
 
 
 def main(arguments=None):
-    options, teaching, training = parse_arguments(
+    options, tag_sentences, training = parse_arguments(
         CaptionArguments, TagSentenceArguments, TrainingArguments, description=__doc__, arguments=arguments
     )
 
@@ -89,13 +144,13 @@ def main(arguments=None):
 
     # 2. Data
     splits = load_splits(options)
-    common = {"processor": processor, "max_length": options.max_seq_a_length, "seed": training.seed}
+    settings = {"processor": processor, "max_length": options.max_seq_a_length, "seed": training.seed}
     if from_pixels:
-        common |= {"image_processor": image_processor, "tag_labels": region_model.config.tag_labels}
+        settings |= {"image_processor": image_processor, "tag_labels": region_model.config.tag_labels}
     else:
-        common["stores"] = open_stores(options)
+        settings["stores"] = open_stores(options)
         if options.add_od_labels:
-            common["labels"] = tag_texts(options, common["stores"][0])
+            settings["labels"] = tag_texts(options, settings["stores"][0])
     dense = DenseCaptionCollator(processor, num_regions)
 
     # 3. Captions only
@@ -103,22 +158,23 @@ def main(arguments=None):
         split = split_of(splits, options.test_split)
         if options.int8:
             quantize(captioner)
-        predict(model.to(training.device), CaptionRows(split, **common), split, dense, training, options)
+        predict(model.to(training.device), CaptionRows(split, **settings), split, dense, training, options)
         return
 
-    # 4. What the objective learns from, and validation takes the loss of
-    train = training_rows(split_of(splits, "train"), common, options, teaching)
-    validation = losses = CaptionRows(split_of(splits, "validation"), **common)
-    trainer_class, collator, more = OscarTrainer, dense, {}
+    # 4. What the objective learns from; validation photos are captioned, and the loss is taken of their sentences
+    train_dataset = training_rows(split_of(splits, "train"), settings, options, tag_sentences)
+    photos = eval_dataset = CaptionRows(split_of(splits, "validation"), **settings)
+    trainer_class, collator, trainer_settings = OscarTrainer, dense, {}
     if options.objective == "masked":
-        collator, losses = MaskedCaptionCollator(processor), MaskedCaptionRows(splits["validation"], **common)
+        collator, eval_dataset = MaskedCaptionCollator(processor), MaskedCaptionRows(splits["validation"], **settings)
     if options.objective == "scst":
         trainer_class, collator = SelfCriticalTrainer, SelfCriticalCollator(processor)
-        more = {"processor": processor, "references": train.references, "segment": options.sc_segment}
+        references = train_dataset.references
+        trainer_settings = {"processor": processor, "references": references, "segment": options.sc_segment}
 
     # 5. Train; captions of the validation photos decide which weights are the best
     if from_pixels:
-        more["optimizers"] = (model.optimizer(training, options.region_model_learning_rate), None)
+        trainer_settings["optimizers"] = (model.optimizer(training, options.region_model_learning_rate), None)
     trainer_class(
         model=model,
         args=training,
@@ -126,13 +182,13 @@ def main(arguments=None):
         task="caption",
         best_metric="char_cider_d",
         data_collator=collator,
-        train_dataset=train,
-        eval_dataset=losses,
-        evaluate_task=lambda model: evaluate_captions(model, validation, dense, training, options),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        evaluate_task=lambda model: evaluate_captions(model, photos, dense, training, options),
         save=lambda folder, card: save_checkpoint(
             folder, captioner, processor, region_model, image_processor, card=card
         ),
-        **more,
+        **trainer_settings,
     ).run()
 
 
@@ -167,21 +223,21 @@ def with_region_model(captioner, region_model, options):
     return CaptionerFromPixels(captioner, region_model, options.tune_region_model or "^$")
 
 
-def training_rows(rows, common, options, teaching):
-    """What `--objective` learns from a split.
+def training_rows(split, settings, options, tag_sentences):
+    """What `--objective` learns from a split; `settings` are those of all `CaptionRows`.
 
     Raises:
         SystemExit: sentences without photos were given where they cannot be read.
     """
-    if teaching.sentences and (options.objective != "dense" or "stores" not in common):
+    if tag_sentences.sentences and (options.objective != "dense" or "stores" not in settings):
         raise SystemExit("--sentences go with --objective dense and --features only")
     if options.objective == "masked":
-        masks = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
-        return MaskedCaptionRows(rows, **common, **masks, training=True)
-    draws = {"crops": options.crops, "corruption": options.corruption, "training": True}
+        masking = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
+        return MaskedCaptionRows(split, **settings, **masking, training=True)
+    settings = settings | {"crops": options.crops, "corruption": options.corruption, "training": True}
     if options.machine_captions:
-        draws["machine_start_id"] = common["processor"].tokenizer.convert_tokens_to_ids("[MT]")
-    return rows_with_tag_sentences(rows, teaching, lambda rows, **more: CaptionRows(rows, **common, **draws, **more))
+        settings["machine_start_id"] = settings["processor"].tokenizer.convert_tokens_to_ids("[MT]")
+    return rows_with_tag_sentences(split, tag_sentences, partial(CaptionRows, **settings))
 
 
 if __name__ == "__main__":

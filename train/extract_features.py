@@ -20,8 +20,10 @@ from modeling_mengzi_oscar.features.extraction import extract
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_extract_arguments(parser)
-    parser.add_argument("--model", required=True, help="region model, or a checkpoint that names one: folder or Hub id")
-    parser.add_argument("--use_cpu", action="store_true")
+    parser.add_argument(
+        "--model", required=True, help="region model, or a checkpoint that names one: local folder or Hub id"
+    )
+    parser.add_argument("--use_cpu", action="store_true", help="run on the CPU, where there is a GPU, too")
     settings = vars(parser.parse_args(arguments))
 
     # The processes wait for each other once, at the end, and one may have many more large photos than another.

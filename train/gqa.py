@@ -9,23 +9,29 @@
 answers scores.json. The best validation is kept as <output_dir>/best; run again, a training goes on where it was.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from arguments import parse_arguments
-from question_answering import QuestionArguments, run
+from common.arguments import DATASET_HELP, flag, parse_arguments
+from common.question_answering import QuestionArguments, run
+from common.write_answers import mean_by
 from transformers import TrainingArguments
-from write_answers import mean_by
 
 from metrics.gqa_accuracy.answers import gqa_scores
 
 
 @dataclass
 class GqaArguments(QuestionArguments):
-    dataset: str = field(default="gqa", metadata={"help": "builder, folder of Parquet or Hub id"})
-    test_split: str = field(default="testdev", metadata={"help": "split that --do_predict reads"})
-    loss_type: str = field(default="xe", metadata={"help": "one answer or several", "choices": ["bce", "kl", "xe"]})
-    max_seq_length: int = field(default=165, metadata={"help": "tokens of question and tags together"})
-    max_img_seq_length: int = field(default=45, metadata={"help": "regions of an image"})
+    dataset: str = flag(DATASET_HELP, default="gqa")
+    test_split: str = flag("Split that --do_predict runs on.", default="testdev")
+    loss_type: str = flag(
+        "xe: cross entropy with the first answer; bce, kl: binary cross entropy, or KL divergence, with soft scores.",
+        default="xe",
+        choices=["bce", "kl", "xe"],
+    )
+    max_seq_length: int = flag("Maximum length in tokens of question and tags together.", default=165)
+    max_img_seq_length: int = flag(
+        "Maximum number of regions per image; the first, most confident ones stay.", default=45
+    )
 
 
 def score(given, rows, answers):

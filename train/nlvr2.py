@@ -9,17 +9,26 @@ The sentence stands once before the tags and regions of each photo; the two pool
 (oscar/run_nlvr.py, pair mode). --do_predict writes predictions.jsonl with probabilities, and scores.json.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of
-from collators import PairCollator
-from report import write_rows, write_scores
+from common.arguments import (
+    DATASET_HELP,
+    RunArguments,
+    flag,
+    load_splits,
+    open_stores,
+    parse_arguments,
+    settings_of,
+    split_of,
+)
+from common.collators import PairCollator
+from common.report import write_rows, write_scores
+from common.trainer import OscarTrainer, in_order, share_of
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from trainer import OscarTrainer, in_order, share_of
 from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForVisualReasoning, MengziOscarProcessor
@@ -28,11 +37,21 @@ from modeling_mengzi_oscar.hub import save_checkpoint
 
 @dataclass
 class ReasoningArguments(RunArguments):
-    dataset: str = field(default="nlvr2", metadata={"help": "builder, folder of Parquet or Hub id"})
-    classifier: str = field(default="mlp", metadata={"help": "head", "choices": ["linear", "mlp"]})
-    cls_hidden_scale: int = field(default=3, metadata={"help": "mlp: its middle is so many times the hidden size"})
-    max_seq_length: int = field(default=55, metadata={"help": "tokens of sentence and tags of one photo"})
-    max_img_seq_length: int = field(default=40, metadata={"help": "regions of an image"})
+    dataset: str = flag(DATASET_HELP, default="nlvr2")
+    classifier: str = flag(
+        "Classification head. linear: one layer; mlp: with a hidden layer.",
+        default="mlp",
+        choices=["linear", "mlp"],
+    )
+    cls_hidden_scale: int = flag(
+        "--classifier mlp: width of its hidden layer, as a multiple of the hidden size.", default=3
+    )
+    max_seq_length: int = flag(
+        "Maximum length in tokens of the sentence and the tags of one photo together.", default=55
+    )
+    max_img_seq_length: int = flag(
+        "Maximum number of regions per photo; the first, most confident ones stay.", default=40
+    )
 
 
 class PhotoPairRows(Dataset):
@@ -66,17 +85,18 @@ class PhotoPairCollator(PairCollator):
 def judge(model, rows, collator, training, options) -> list[dict]:
     """{"sentence", "image_ids", "prediction", "probability" of it} of every row, by all processes, in order."""
     model.eval()
-    mine, size = list(share_of(min(len(rows), options.max_eval_rows or len(rows)))), training.eval_batch_size
+    share, size = list(share_of(min(len(rows), options.max_eval_rows or len(rows)))), training.eval_batch_size
     judged = []
-    for first in tqdm(range(0, len(mine), size), desc="sentences", leave=False, disable=training.disable_tqdm):
-        numbers = mine[first : first + size]
-        batch = {name: tensor.to(model.device) for name, tensor in collator([rows[n] for n in numbers]).items()}
+    for first in tqdm(range(0, len(share), size), desc="sentences", leave=False, disable=training.disable_tqdm):
+        indices = share[first : first + size]
+        batch = collator([rows[index] for index in indices])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         del batch["labels"]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
-            best = model(**batch).logits.float().softmax(dim=-1).max(dim=-1)
-        for number, probability, label in zip(numbers, best.values.tolist(), best.indices.tolist(), strict=True):
-            row = {name: rows.rows[number][name] for name in ("sentence", "image_ids")}
-            judged.append((number, row | {"prediction": bool(label), "probability": probability}))
+            likelier = model(**batch).logits.float().softmax(dim=-1).max(dim=-1)
+        for index, probability, label in zip(indices, likelier.values.tolist(), likelier.indices.tolist(), strict=True):
+            row = {name: rows.rows[index][name] for name in ("sentence", "image_ids")}
+            judged.append((index, row | {"prediction": bool(label), "probability": probability}))
     return in_order(judged)
 
 

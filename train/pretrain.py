@@ -5,20 +5,29 @@
         --features coco=stores/coco flickr30k=stores/flickr30k gqa=stores/gqa
     python train/pretrain.py --recipe train/recipes/mini_pretrain.yaml --output_dir outputs/mini-pretrain
 
-It starts from a text BERT, from a checkpoint of ours or from the folder of start_mini.py, and reads the pre-training
-corpus or any builder of captions or questions. Run again with the same --output_dir it goes on from the last
-checkpoint. The best validation is kept as <output_dir>/best, which the other scripts fine-tune.
+It starts from a text BERT, from a checkpoint of ours or from the folder of mini/start_mini.py, and reads the
+pre-training corpus or any builder of captions or questions. Run again with the same --output_dir it goes on from the
+last checkpoint. The best validation is kept as <output_dir>/best, which the other scripts fine-tune.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from arguments import RunArguments, attention_of, load_splits, parse_arguments, settings_of, split_of, tag_texts
-from collators import tag_words
-from pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
-from pretraining_scores import evaluate_pretraining
-from trainer import OscarTrainer
+from common.arguments import (
+    RunArguments,
+    attention_of,
+    flag,
+    load_splits,
+    parse_arguments,
+    settings_of,
+    split_of,
+    tag_texts,
+)
+from common.collators import tag_words
+from common.pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
+from common.pretraining_scores import evaluate_pretraining
+from common.trainer import OscarTrainer
 from transformers import PreTrainedConfig, TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore
@@ -29,25 +38,47 @@ from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 @dataclass
 class PretrainingArguments(RunArguments):
-    features: list[str] = field(
-        default_factory=list, metadata={"help": "STORE, or one for each data set of the corpus: coco=STORE gqa=STORE"}
+    features: list[str] = flag(
+        "Region feature store of the images, written by `mengzi-oscar extract`; or one for each data set of the "
+        "corpus, by name: coco=STORE gqa=STORE.",
+        default_factory=list,
     )
-    dataset_file: str = field(default="coco_flickr30k_gqa.yaml", metadata={"help": "of the pre-training corpus"})
-    use_gtlabels: bool = field(default=True, metadata={"help": "of the corpus: annotated objects go before detected"})
-    validation_images: int = field(
-        default=500, metadata={"help": "images held out for validation, where the data has no such split"}
+    dataset_file: str = flag(
+        "pretraining_corpus: YAML file in --data_dir that says which files make up the corpus.",
+        default="coco_flickr30k_gqa.yaml",
     )
-    use_b: bool = field(default=True, metadata={"help": "tags or answers stand behind the text"})
-    texta_false_prob: float = field(default=0.0, metadata={"help": "share of wrong texts; wrong tags: 0.5 - this"})
-    textb_sample_mode: int = field(
-        default=0, metadata={"help": "wrong tags: 0 any text or tags, 1 tags, 2 answers", "choices": [0, 1, 2]}
+    use_gtlabels: bool = flag(
+        "pretraining_corpus: where an image has annotated objects, they are its tags instead of the detected ones.",
+        default=True,
     )
-    mask_loss_for_unmatched: bool = field(default=True, metadata={"help": "ask for tokens of wrong tags, too"})
-    max_seq_length: int = field(default=35, metadata={"help": "tokens of text and tags"})
-    use_img_layernorm: bool | None = field(default=None, metadata={"help": "LayerNorm over the embedded regions"})
-    img_layer_norm_eps: float = 1e-12
-    train_batch_size: int | None = field(
-        default=None, metadata={"help": "of all processes and accumulated batches; sets per_device_train_batch_size"}
+    validation_images: int = flag(
+        "Number of images held out for validation, drawn at random, if the data set has no validation split.",
+        default=500,
+    )
+    use_b: bool = flag("Feed tags (of a question: its answer) behind the text, as its second segment.", default=True)
+    texta_false_prob: float = flag(
+        "Probability that a row's text is replaced by one of another image; its tags are replaced with probability 0.5 "
+        "minus this. The other half of the rows stays matched.",
+        default=0.0,
+    )
+    textb_sample_mode: int = flag(
+        "What replaces the tags. 0: text or tags of another image; 1: tags of another image; 2: the answer to another "
+        "question.",
+        default=0,
+        choices=[0, 1, 2],
+    )
+    mask_loss_for_unmatched: bool = flag(
+        "Mask and predict tokens of tags of another image, too. false: they are left as they are.", default=True
+    )
+    max_seq_length: int = flag("Maximum length in tokens of text and tags together.", default=35)
+    use_img_layernorm: bool | None = flag(
+        "Apply LayerNorm to the region embeddings. If not given, as in the checkpoint.", default=None
+    )
+    img_layer_norm_eps: float = flag("Epsilon of the LayerNorm of --use_img_layernorm.", default=1e-12)
+    train_batch_size: int | None = flag(
+        "Total batch size of an optimiser step, over all processes and gradient accumulation steps; it sets "
+        "--per_device_train_batch_size.",
+        default=None,
     )
 
 
@@ -73,7 +104,7 @@ def main(arguments=None):
         region_model, image_processor = load_region_model(start)
 
     # 2. Data: a row per caption or question
-    rows = rows_of(options, stores, region_model, training.seed)
+    datasets = pretraining_rows(options, stores, region_model, training.seed)
     collator = PretrainingCollator(processor, options.mask_loss_for_unmatched)
 
     # 3. Train
@@ -84,9 +115,9 @@ def main(arguments=None):
         task="pretrain",
         best_metric="loss",
         data_collator=collator,
-        train_dataset=rows["train"],
-        eval_dataset=rows["validation"],
-        evaluate_task=lambda model: evaluate_pretraining(model, rows["validation"], collator, training),
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        evaluate_task=lambda model: evaluate_pretraining(model, datasets["validation"], collator, training),
         save=lambda folder, card: save_checkpoint(
             folder, model, processor, region_model, image_processor, card=card, task="pretrain"
         ),
@@ -103,8 +134,8 @@ def named_stores(features) -> dict:
     return {name: RegionFeatureStore.open(path) for name, path in pairs}
 
 
-def rows_of(options, stores, region_model, seed) -> dict:
-    """{split: rows} to train and to validate on.
+def pretraining_rows(options, stores, region_model, seed) -> dict:
+    """{split: `PretrainingRows`} to train and to validate on.
 
     Raises:
         SystemExit: there shall be tags, and nothing names any.
@@ -121,14 +152,14 @@ def rows_of(options, stores, region_model, seed) -> dict:
     def tags(image_id):
         return tag_words(store[image_id], labels) if labels else []
 
-    pairs = {split: one_row_per_text(split_of(splits, split), tags) for split in ("train", "validation")}
-    if options.use_b and not any(pairs["train"]["tags"]):
+    texts = {split: one_row_per_text(split_of(splits, split), tags) for split in ("train", "validation")}
+    if options.use_b and not any(texts["train"]["tags"]):
         raise SystemExit(f"{options.dataset}: no row has tags, and --features names none; or give --use_b false")
-    count = len(pairs["validation"])
-    pairs["validation"] = pairs["validation"].select(range(min(count, options.max_eval_rows or count)))
+    count = len(texts["validation"])
+    texts["validation"] = texts["validation"].select(range(min(count, options.max_eval_rows or count)))
     names = ("texta_false_prob", "textb_sample_mode", "use_b")
-    draws = {name: getattr(options, name) for name in names}
-    return {split: PretrainingRows(rows, stores, **draws, seed=seed) for split, rows in pairs.items()}
+    mismatches = {name: getattr(options, name) for name in names}
+    return {split: PretrainingRows(rows, stores, **mismatches, seed=seed) for split, rows in texts.items()}
 
 
 def starting_folder(options, training):

@@ -15,12 +15,21 @@ probability), scores.json and eval.json (recall, the latter as the original writ
 are scored.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from arguments import RunArguments, load_splits, open_stores, parse_arguments, settings_of, split_of, tag_texts
-from matching_rows import (
+from common.arguments import (
+    RunArguments,
+    flag,
+    load_splits,
+    open_stores,
+    parse_arguments,
+    settings_of,
+    split_of,
+    tag_texts,
+)
+from common.matching_rows import (
     ImageRows,
     InBatchCollator,
     InBatchMatcher,
@@ -28,9 +37,9 @@ from matching_rows import (
     OwnAndWrongCollator,
     OwnAndWrongRows,
 )
-from trainer import OscarTrainer
+from common.trainer import OscarTrainer
+from common.write_matches import candidates_of, evaluate_recall, predict
 from transformers import TrainingArguments
-from write_matches import candidates_of, evaluate_recall, predict
 
 from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint
@@ -39,20 +48,47 @@ from modeling_mengzi_oscar.matching import Matcher
 
 @dataclass
 class RetrievalArguments(RunArguments):
-    objective: str = field(default="pairs", metadata={"help": "what is learnt", "choices": ["pairs", "contrast"]})
-    max_seq_length: int = field(default=70, metadata={"help": "tokens of sentence and tags"})
-    num_captions_per_img_train: int = field(default=5, metadata={"help": "sentences of a training image; 0 = all"})
-    num_captions_per_img_val: int = field(default=0, metadata={"help": "of an evaluated image, or of its candidates"})
-    cross_image_eval: bool = field(default=False, metadata={"help": "all pairs, also where candidates are listed"})
-    hard_negatives: str | None = field(
-        default=None, metadata={"help": "pairs: .npy of scores (training images, their texts) to draw wrong ones from"}
+    objective: str = flag(
+        "Training objective of the image-text matching head. pairs: as published, every sentence once in a matched and "
+        "once in a mismatched pair. contrast: all images of a batch against all its sentences (in-batch negatives).",
+        default="pairs",
+        choices=["pairs", "contrast"],
     )
-    hard_top: int = field(default=20, metadata={"help": "pairs: from so many of the best"})
-    first_stage: str | None = field(default=None, metadata={"help": "predict: .npy of scores, or a two-tower model"})
-    shortlist: int = field(default=100, metadata={"help": "predict: best of the first stage, per image and per text"})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "keep the first so many layers"})
-    regions_read_text: bool | None = field(default=None, metadata={"help": "instead of the checkpoint's"})
-    results_pt: bool = field(default=False, metadata={"help": "predict: also the original's results.pt"})
+    max_seq_length: int = flag("Maximum length in tokens of sentence and tags together.", default=70)
+    num_captions_per_img_train: int = flag("Number of sentences per training image, the first ones; 0: all.", default=5)
+    num_captions_per_img_val: int = flag(
+        "Number of sentences per evaluated image, the first ones; where the data set lists candidates for each image, "
+        "number of candidates. 0: all.",
+        default=0,
+    )
+    cross_image_eval: bool = flag(
+        "Score every image with every sentence, also where the data set lists candidates for each image.", default=False
+    )
+    hard_negatives: str | None = flag(
+        "pairs: .npy matrix of scores (training images x their sentences, as --do_predict writes scores.npy); "
+        "mismatched pairs are drawn from the highest ones. If not given, from all.",
+        default=None,
+    )
+    hard_top: int = flag(
+        "--hard_negatives: number of highest-scoring wrong sentences, or images, to draw from.", default=20
+    )
+    first_stage: str | None = flag(
+        "--do_predict: what chooses the pairs worth scoring: .npy matrix of scores (images x sentences), or a dual "
+        "encoder such as Chinese-CLIP (folder or Hub id). If not given, all pairs are scored.",
+        default=None,
+    )
+    shortlist: int = flag(
+        "--first_stage: number of its best sentences per image, and images per sentence, that are scored.", default=100
+    )
+    num_hidden_layers: int | None = flag("Use only the first N layers of the encoder. If not given, all.", default=None)
+    regions_read_text: bool | None = flag(
+        "Let regions attend to the text, as published. false: they attend to one another only and are encoded once per "
+        "image, which makes matching many times faster. If not given, as in the checkpoint.",
+        default=None,
+    )
+    results_pt: bool = flag(
+        "--do_predict: also write results.pt, the scores as the original code stores them.", default=False
+    )
 
 
 def main(arguments=None):
@@ -71,29 +107,29 @@ def main(arguments=None):
     )
 
     # 2. Data
-    splits, common = load_splits(options), {"stores": open_stores(options), "seed": training.seed}
+    splits, settings = load_splits(options), {"stores": open_stores(options), "seed": training.seed}
     if options.add_od_labels:
-        common["labels"] = tag_texts(options, common["stores"][0])
+        settings["labels"] = tag_texts(options, settings["stores"][0])
 
     # 3. Scores only
     if training.do_predict:
         dtype = torch.bfloat16 if training.bf16_full_eval else torch.float32
         engine = Matcher(matcher.to(training.device, dtype), processor)
-        predict(engine, split_of(splits, options.test_split), common, options, training)
+        predict(engine, split_of(splits, options.test_split), settings, options, training)
         return
 
     # 4. What the objective learns from
-    common_train = common | {"captions": options.num_captions_per_img_train}
+    train_settings, negatives = settings | {"captions": options.num_captions_per_img_train}, {}
     if options.objective == "contrast":
-        model, collator, rows_class, more = InBatchMatcher(matcher), InBatchCollator(processor), InBatchRows, {}
+        model, collator, rows_class = InBatchMatcher(matcher), InBatchCollator(processor), InBatchRows
     else:
-        model, collator, rows_class, more = matcher, OwnAndWrongCollator(processor), OwnAndWrongRows, {}
+        model, collator, rows_class = matcher, OwnAndWrongCollator(processor), OwnAndWrongRows
         if options.hard_negatives:
             scores = np.load(options.hard_negatives, mmap_mode="r")
-            more = {"hard_negatives": scores, "hard_top": options.hard_top}
+            negatives = {"hard_negatives": scores, "hard_top": options.hard_top}
     validation = split_of(splits, "minival" if "minival" in splits else "validation")
     validation = validation.select(range(min(len(validation), options.max_eval_rows or len(validation))))
-    images = ImageRows(validation, **common, captions=options.num_captions_per_img_val)
+    images = ImageRows(validation, **settings, captions=options.num_captions_per_img_val)
     candidates = candidates_of(validation, images, options)
 
     # 5. Evaluation: the validation images find their sentences, and the other way round
@@ -107,8 +143,8 @@ def main(arguments=None):
         task="retrieval",
         best_metric="image_to_text_r1",
         data_collator=collator,
-        train_dataset=rows_class(split_of(splits, "train"), **common_train, **more, training=True),
-        eval_dataset=rows_class(validation, **common_train),
+        train_dataset=rows_class(split_of(splits, "train"), **train_settings, **negatives, training=True),
+        eval_dataset=rows_class(validation, **train_settings),
         evaluate_task=lambda _: evaluate_recall(engine, images, candidates, paths),
         save=lambda folder, card: save_checkpoint(folder, matcher, processor, card=card, task="retrieval"),
     ).run()

@@ -9,22 +9,26 @@
 answers scores.json. The best validation is kept as <output_dir>/best; run again, a training goes on where it was.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-from arguments import parse_arguments
-from question_answering import QuestionArguments, run
+from common.arguments import DATASET_HELP, flag, parse_arguments
+from common.question_answering import QuestionArguments, run
+from common.write_answers import mean_by
 from transformers import TrainingArguments
-from write_answers import mean_by
 
 from metrics.vqa_accuracy.answers import vqa_scores
 
 
 @dataclass
 class VqaArguments(QuestionArguments):
-    dataset: str = field(default="vqa", metadata={"help": "builder, folder of Parquet or Hub id"})
-    normalization: str = field(
-        default="zh", metadata={"help": "of answers, official rule", "choices": ["zh", "official", "none"]}
+    dataset: str = flag(DATASET_HELP, default="vqa")
+    normalization: str = flag(
+        "How answers are normalised for the official accuracy, where each question has the answers of ten people. zh: "
+        "Chinese numbers and punctuation; official: the English rules of the VQA challenge; none: compared as they "
+        "stand.",
+        default="zh",
+        choices=["zh", "official", "none"],
     )
 
 

@@ -9,6 +9,7 @@ words of a group can stand for each other in a sentence. The words stand in imag
 
 from .tables import read_table
 
+DOUBT = "？"  # after a word that the region model is not sure of: 火箭？
 GROUP_OF_WORD = {row["chinese"]: row["group"] for row in read_table("imagenet_zh.tsv")}
 
 

@@ -22,15 +22,16 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
-from collators import LikeLengths
-from report import draw_curves, run_card, save_samples, write_score_table
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from weight_averaging import WeightAverage
 
-from checkpoints import WholeCheckpoints, newest_checkpoint, step_of
 from modeling_mengzi_oscar.hub import push
+
+from .checkpoints import WholeCheckpoints, newest_checkpoint, step_of
+from .collators import LikeLengths
+from .report import draw_curves, run_card, save_samples, write_score_table
+from .weight_averaging import WeightAverage
 
 
 class OscarTrainer(Trainer):
@@ -86,12 +87,16 @@ class OscarTrainer(Trainer):
     # Loss
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of a step, and their (rows, labelled things) over all processes."""
+        """The batches of a step, and their (rows, labelled things) over all processes.
+
+        Overridden because Trainer counts labels that are not -100: no rows, over which pre-training has a loss, too.
+        """
         batches = list(islice(epoch_iterator, num_batches))
         counts = torch.tensor([loss_counts(batch) for batch in batches], device=device).sum(dim=0)
         return batches, self.accelerator.reduce(counts, reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Overridden because a model's loss is the mean of its batch; in the mean of a step batches weigh by counts."""
         outputs = model(**inputs)
         sums, counts = loss_sums(outputs, inputs)
         if num_items_in_batch is not None:
@@ -102,13 +107,16 @@ class OscarTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_decay_parameter_names(self, model):
-        """Matrices; no decay for biases and LayerNorms, the one inside a `Sequential` included."""
+        """Matrices, and no vector. Overridden because Trainer goes by types of layers and patterns of names."""
         return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
 
     # Evaluation
 
     def evaluate(self, *args, **kwargs):
-        """Loss and the job's own scores, of the averaged weights; what people look at; the best folder."""
+        """Loss and the job's own scores, of the averaged weights; what people look at; the best folder.
+
+        Overridden because Trainer scores the current weights, and takes the mean of the batches' mean losses.
+        """
         start, scores = time.monotonic(), {}
         with self.average.applied_to(self.model):
             scores["loss"] = self.validation_loss()
@@ -173,6 +181,7 @@ class OscarTrainer(Trainer):
     # Log and checkpoints
 
     def log(self, logs, start_time=None):
+        """Overridden to add samples a second, since the line before, and peak memory."""
         if "loss" in logs:
             (then, step), self.last_log = self.last_log, (time.monotonic(), self.state.global_step)
             batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -182,14 +191,21 @@ class OscarTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, *args, **kwargs):
-        self.state.best_global_step = None  # best/ is kept apart: no checkpoint is the best one, which could be missed
+        """Overridden because Trainer would note a checkpoint as the best, and miss it later: best/ is kept apart."""
+        self.state.best_global_step = None
         super().save_model(*args, **kwargs)
 
 
 class EpochOfDraws(TrainerCallback):
     """Tells the training data which epoch its draws are for, and the model how many batches it has seen.
 
-    That is the counter behind `drop_worst_after`; in the original it began again at 0 when a run was resumed.
+    That is the counter behind `drop_worst_after`; in the original it began again at 0 when a run was resumed. Here it
+    follows from the epoch, for instance with 4 batches an epoch and 3 gradient accumulation steps:
+
+        batch             1   2   3     4     5   6   7      8
+        optimiser step            1     2             3      4
+        state.epoch              .75    1           1.75     2
+        seen = epoch x 4          3     4             7      8
     """
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
@@ -231,7 +247,7 @@ def loss_sums(outputs, inputs):
 
 
 def share_of(total) -> range:
-    """The indices of this process among `total`."""
+    """The indices of this process among `total`: of eight, the second of three processes has 1, 4 and 7."""
     return range(PartialState().process_index, total, PartialState().num_processes)
 
 

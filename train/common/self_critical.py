@@ -6,11 +6,12 @@ are drawn in evaluation mode and read back in one packed pass with dropout, regi
 """
 
 import torch
-from collators import CONTEXT, DenseCaptionCollator
-from trainer import OscarTrainer
 
 from metrics.caption_zh.scores import CiderDReward
 from metrics.caption_zh.segmentation import words_of
+
+from .collators import CONTEXT, DenseCaptionCollator
+from .trainer import OscarTrainer
 
 
 def reward_words(caption, segment) -> list[str]:
@@ -22,8 +23,8 @@ def advantages(sample_rewards, greedy_rewards=None) -> torch.FloatTensor:
     """(B, n) rewards minus the baseline: the greedy captions (B,), or else the mean of the photo's other samples."""
     if greedy_rewards is not None:
         return sample_rewards - greedy_rewards[:, None]
-    samples = sample_rewards.shape[1]
-    return sample_rewards - (sample_rewards.sum(dim=1, keepdim=True) - sample_rewards) / (samples - 1)
+    others = sample_rewards.shape[1] - 1
+    return sample_rewards - (sample_rewards.sum(dim=1, keepdim=True) - sample_rewards) / others
 
 
 class SelfCriticalTrainer(OscarTrainer):
@@ -46,10 +47,10 @@ class SelfCriticalTrainer(OscarTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         captions = self.generate(context, do_sample=True, num_return_sequences=self.options.sc_train_sample_n)
         rewards = self.rewards(captions, photos)
-        greedy = None
+        greedy_rewards = None
         if self.options.sc_baseline_type == "greedy":
-            greedy = self.rewards(self.generate(context), photos)[:, 0]
-        gain = advantages(rewards, greedy)  # (B, n)
+            greedy_rewards = self.rewards(self.generate(context), photos)[:, 0]
+        advantage = advantages(rewards, greedy_rewards)  # (B, n)
 
         packed = self.data_collator.pack_samples(captions, context)
         packed = {name: tensor.to(model.device) for name, tensor in packed.items()}
@@ -61,10 +62,10 @@ class SelfCriticalTrainer(OscarTrainer):
         )
         log_probs = outputs.logits.float().log_softmax(dim=-1)
         log_probs = log_probs.gather(1, labels[labels != -100][:, None]).squeeze(1)
-        lengths = [len(ids) - 1 for row in captions for ids in row]
+        lengths = [len(ids) - 1 for samples in captions for ids in samples]  # a label for each token but [CLS]
         means = torch.stack([tokens.mean() for tokens in log_probs.split(lengths)])
-        loss = -(means * gain.flatten().to(means.device)).mean()
-        if num_items_in_batch is not None:
+        loss = -(means * advantage.flatten().to(means.device)).mean()
+        if num_items_in_batch is not None:  # a mean over the photos of the whole step, as OscarTrainer's
             loss = loss * len(photos) / num_items_in_batch[0] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
@@ -77,8 +78,8 @@ class SelfCriticalTrainer(OscarTrainer):
         ids = self.model.generate(**context, **settings).tolist()
         self.model.train()
         end = self.processor.tokenizer.sep_token_id
-        ids = [row[: row.index(end) + 1] if end in row else row for row in ids]
-        return [ids[start : start + copies] for start in range(0, len(ids), copies)]
+        ids = [caption[: caption.index(end) + 1] if end in caption else caption for caption in ids]
+        return [ids[first : first + copies] for first in range(0, len(ids), copies)]  # those of a photo are neighbours
 
     def rewards(self, captions, photos) -> torch.FloatTensor:
         """CIDEr-D (B, n) of token ids against the sentences of the photos with these numbers."""
@@ -102,6 +103,6 @@ class SelfCriticalCollator(DenseCaptionCollator):
         """Sampled captions over the regions and tags they were sampled from, ready for the captioner."""
         items = [{} for _ in captions]
         if "tag_input_ids" in context:
-            rows = zip(context["tag_input_ids"], context["tag_attention_mask"].bool(), strict=True)
-            items = [{"tags": ids[valid].tolist()} for ids, valid in rows]
+            tags = zip(context["tag_input_ids"], context["tag_attention_mask"].bool(), strict=True)
+            items = [{"tags": ids[valid].tolist()} for ids, valid in tags]
         return self.pack(captions, items, context["region_attention_mask"].cpu())

@@ -28,7 +28,7 @@ class CharacterModel:
         for sentence in sentences:
             text = "^" * (order - 1) + sentence + "$"
             for end in range(order, len(text) + 1):
-                for start in range(end - order, end):
+                for start in range(end - order, end):  # in ^^^一只狗$ those ending at 狗: ^一只狗, 一只狗, 只狗, 狗
                     gram = text[start:end]
                     self.followers[gram[:-1]] += gram not in self.counts
                     self.totals[gram[:-1]] += 1
@@ -54,14 +54,14 @@ def keep_fluent(rows, sentences):
     people = [sentence.rstrip("。") for captions in rows["captions"] for sentence in captions]
     model = CharacterModel(people + [sentence.rstrip("。") for sentence in sentences])
 
-    def teachers(row):
+    def detailed_sentences(row):
         translations = dict.fromkeys(translation["caption"].rstrip("。. ") for translation in row["machine"])
-        kept = [{"system": "machine", "caption": f"{text}。"} for text in translations if is_fluent(text, model)]
+        fluent = [text for text in translations if is_fluent(text, model)]
         long = [text for text in (caption.rstrip("。") for caption in row["captions"]) if len(text) >= LONG]
-        long = [{"system": "people", "caption": f"{text}。"} for text in long]
-        return {"machine": kept + long}
+        sentences = [("machine", text) for text in fluent] + [("people", text) for text in long]
+        return {"machine": [{"system": system, "caption": f"{text}。"} for system, text in sentences]}
 
-    return rows.map(teachers, desc="fluent translations")
+    return rows.map(detailed_sentences, desc="fluent translations")
 
 
 def is_fluent(text, model) -> bool:

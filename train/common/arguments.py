@@ -17,27 +17,64 @@ from modeling_mengzi_oscar import RegionFeatureStore
 from modeling_mengzi_oscar.features.extraction import label_texts
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
+DATASET_HELP = (
+    f"Data set: a builder ({', '.join(NAMES)}; needs --data_dir), a folder of Parquet files that "
+    "`python -m datasets_scripts.prepare` wrote, or a Hub id."
+)
+
+
+def flag(help, *, choices=None, **default):
+    """A field of a dataclass of flags. Many read --help alone: say what it does, its unit, what None means."""
+    return field(metadata={"help": help} | ({"choices": choices} if choices else {}), **default)
+
 
 @dataclass
 class RunArguments:
     """What every job takes beside `TrainingArguments`."""
 
-    model_name_or_path: str = field(metadata={"help": "checkpoint to start from, or to score: folder or Hub id"})
-    dataset: str = field(
-        metadata={"help": f"a builder ({', '.join(NAMES)}), a folder of Parquet that prepare wrote, or a Hub id"}
+    model_name_or_path: str = flag(
+        "Checkpoint to start training from or, with --do_predict, to run: a local folder or a Hub id."
     )
-    data_dir: str | None = field(default=None, metadata={"help": "original files of a builder, as docs/data.md says"})
-    dataset_config: str | None = field(default=None, metadata={"help": "where a builder has several"})
-    test_split: str = field(default="test", metadata={"help": "split that --do_predict reads"})
-    features: list[str] = field(default_factory=list, metadata={"help": "stores: the plain one, then augmented ones"})
-    add_od_labels: bool = field(default=False, metadata={"help": "tags: the names of the regions, from the store"})
-    max_img_seq_length: int = field(default=50, metadata={"help": "regions of an image"})
-    drop_out: float | None = field(default=None, metadata={"help": "of the hidden states, instead of the checkpoint's"})
-    ema_decay: float = field(default=0.0, metadata={"help": "weight averaging, 0.999 for instance; 0 = none"})
-    early_stopping_patience: int = field(
-        default=0, metadata={"help": "stop after so many evaluations without a better one; 0 = never"}
+    dataset: str = flag(DATASET_HELP)
+    data_dir: str | None = flag(
+        "Folder with the builder's original files, laid out as docs/data.md says. Only builders need it.", default=None
     )
-    max_eval_rows: int | None = field(default=None, metadata={"help": "score the first so many rows only"})
+    dataset_config: str | None = flag(
+        "Configuration of the data set; required by builders that have several (docs/data.md).", default=None
+    )
+    test_split: str = flag("Split that --do_predict runs on.", default="test")
+    features: list[str] = flag(
+        "Region feature stores of the images, written by `mengzi-oscar extract`. The first is the plain one; the "
+        "others hold augmented versions of the same images (mirrored, for instance), and training draws one store per "
+        "sample.",
+        default_factory=list,
+    )
+    add_od_labels: bool = flag(
+        "Feed tags to the model: the names of the objects in an image, as the feature store holds them.", default=False
+    )
+    max_img_seq_length: int = flag(
+        "Maximum number of regions per image; the first, most confident ones stay.", default=50
+    )
+    drop_out: float | None = flag(
+        "Dropout probability of the hidden states. If not given, the checkpoint's.", default=None
+    )
+    ema_decay: float = flag(
+        "Decay of the exponential moving average (EMA) of the weights, 0.999 for instance. Evaluations and best/ use "
+        "the averaged weights. 0: no averaging.",
+        default=0.0,
+    )
+    early_stopping_patience: int = flag(
+        "Stop after this many evaluations in a row without a new best --metric_for_best_model. 0: never stop early.",
+        default=0,
+    )
+    max_eval_rows: int | None = flag(
+        "Score only the first N rows of the split, in evaluations and with --do_predict. If not given, all.",
+        default=None,
+    )
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it stands in the script, and the default behind every flag."""
 
 
 def parse_arguments(*dataclass_types, description, arguments=None):
@@ -48,23 +85,23 @@ def parse_arguments(*dataclass_types, description, arguments=None):
     Raises:
         SystemExit: an unknown flag, no such recipe, or a key of the recipe that is no flag.
     """
-    parser = HfArgumentParser(
-        dataclass_types, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--recipe", type=Path, help="YAML file that sets flags (train/recipes/). The command line overrides it."
     )
-    parser.add_argument("--recipe", type=Path, help="YAML file of flags; the command line overrides it")
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", type=Path)
+    only_recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_recipe.add_argument("--recipe", type=Path)
     arguments = sys.argv[1:] if arguments is None else arguments
-    recipe = first.parse_known_args(arguments)[0].recipe
+    recipe = only_recipe.parse_known_args(arguments)[0].recipe
     if recipe is not None:
         if not recipe.is_file():
             parser.error(f"{recipe}: no such recipe")
-        names, given = {flag.name for kind in dataclass_types for flag in fields(kind)}, []
+        names, from_recipe = {known.name for kind in dataclass_types for known in fields(kind)}, []
         for name, value in yaml.safe_load(recipe.read_text(encoding="utf-8")).items():
             if name not in names:
                 parser.error(f"{recipe}: {name!r} is not a flag of this script")
-            given += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        arguments = [*given, *arguments]
+            from_recipe += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        arguments = [*from_recipe, *arguments]
     parsed = parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
     for options in parsed:
         if isinstance(options, TrainingArguments):

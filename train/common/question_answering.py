@@ -3,34 +3,50 @@
 Sources: oscar/run_vqa.py and oscar/run_gqa.py of Oscar and VinVL. Layout [CLS] question [SEP] tags [SEP], regions.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from arguments import RunArguments, attention_of, load_splits, open_stores, settings_of, split_of, tag_texts
-from collators import PairCollator, PairRows
-from report import write_scores
-from trainer import OscarTrainer
-from write_answers import answer_questions, sample_of, without_looking, write_answers
 
 from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError, load_checked
 
+from .arguments import RunArguments, attention_of, flag, load_splits, open_stores, settings_of, split_of, tag_texts
+from .collators import PairCollator, PairRows
+from .report import write_scores
+from .trainer import OscarTrainer
+from .write_answers import answer_questions, sample_of, without_looking, write_answers
+
 
 @dataclass
 class QuestionArguments(RunArguments):
-    loss_type: str = field(default="bce", metadata={"help": "several answers or one", "choices": ["bce", "kl", "xe"]})
-    classifier: str = field(default="linear", metadata={"help": "head", "choices": ["linear", "mlp"]})
-    cls_hidden_scale: int = field(default=3, metadata={"help": "mlp: its middle is so many times the hidden size"})
-    max_seq_length: int = field(default=128, metadata={"help": "tokens of question and tags together"})
-    max_tags: int | None = field(default=None, metadata={"help": "tag words of an image; 0 = questions alone"})
-    train_split: str = field(default="train", metadata={"help": "split to train on; VQA also has trainval"})
-    validation_config: str | None = field(
-        default=None, metadata={"help": "validation questions of another configuration, as GQA's balanced ones"}
+    loss_type: str = flag(
+        "bce: binary cross entropy with the soft scores of all right answers; kl: KL divergence from them; xe: cross "
+        "entropy with the first answer.",
+        default="bce",
+        choices=["bce", "kl", "xe"],
     )
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "keep only the first so many layers"})
+    classifier: str = flag(
+        "Answer head. linear: one layer; mlp: with a hidden layer.", default="linear", choices=["linear", "mlp"]
+    )
+    cls_hidden_scale: int = flag(
+        "--classifier mlp: width of its hidden layer, as a multiple of the hidden size.", default=3
+    )
+    max_seq_length: int = flag("Maximum length in tokens of question and tags together.", default=128)
+    max_tags: int | None = flag(
+        "--add_od_labels: maximum number of tag words per image. If not given, as many as --max_seq_length leaves room "
+        "for.",
+        default=None,
+    )
+    train_split: str = flag("Split to train on; VQA also has trainval.", default="train")
+    validation_config: str | None = flag(
+        "Configuration whose validation split is evaluated, oscar_balanced of GQA for instance. If not given, that of "
+        "--dataset_config.",
+        default=None,
+    )
+    num_hidden_layers: int | None = flag("Use only the first N layers of the encoder. If not given, all.", default=None)
 
 
 def run(task, options, training, score, submission_row):
@@ -44,40 +60,42 @@ def run(task, options, training, score, submission_row):
     # 1. Data
     splits = load_splits(options)
     if options.validation_config is not None:
-        others = load_splits(replace(options, dataset_config=options.validation_config))
-        splits["validation"] = split_of(others, "validation")
+        other_splits = load_splits(replace(options, dataset_config=options.validation_config))
+        splits["validation"] = split_of(other_splits, "validation")
     store, *augmented = open_stores(options)
     labels = tag_texts(options, store) if options.add_od_labels else None
     answers = next(iter(splits.values())).features["labels"].feature.names
 
-    def rows_of(split, **more):
+    def labelled_rows(split, augmented=()):
         def targets(row):
             return {"labels": targets_of(row, len(answers), options.loss_type)}
 
-        return PairRows(split_of(splits, split), store, labels=labels, targets=targets, seed=training.seed, **more)
+        settings = {"labels": labels, "targets": targets, "augmented": augmented, "seed": training.seed}
+        return PairRows(split_of(splits, split), store, **settings)
 
     # 2. Answers only
     if training.do_predict:
         model, processor = load_trained(options, training)
-        rows = PairRows(split_of(splits, options.test_split), store, labels=labels)
-        predictions = answer_questions(model, rows, PairCollator(processor), training, options)
+        questions = PairRows(split_of(splits, options.test_split), store, labels=labels)
+        predictions = answer_questions(model, questions, PairCollator(processor), training, options)
         if PartialState().is_main_process:
             folder = Path(training.output_dir)
             write_answers(folder, predictions, submission_row)
-            labelled = [(p["answer"], row) for p, row in zip(predictions, rows.rows, strict=False) if row["labels"]]
+            pairs = zip(predictions, questions.rows, strict=False)  # --max_eval_rows may end the predictions early
+            labelled = [(prediction["answer"], row) for prediction, row in pairs if row["labels"]]
             if labelled:
-                given, right = map(list, zip(*labelled, strict=True))
-                results = {"split": options.test_split, "questions": len(right)} | score(given, right, answers)
+                given, rows = map(list, zip(*labelled, strict=True))
+                results = {"split": options.test_split, "questions": len(rows)} | score(given, rows, answers)
                 if options.train_split in splits:
-                    blind = without_looking(splits[options.train_split], right, answers)
-                    results |= {name: score(guesses, right, answers) for name, guesses in blind.items()}
+                    guesses = without_looking(splits[options.train_split], rows, answers)
+                    results |= {name: score(guessed, rows, answers) for name, guessed in guesses.items()}
                 write_scores(folder, results)
         return
 
     # 3. Model
     model, processor = start(options, training, answers)
     collator = PairCollator(processor)
-    validation = rows_of("validation")
+    validation = labelled_rows("validation")
 
     # 4. Evaluation: the answers to the validation questions
     def evaluate_answers(model):
@@ -95,7 +113,7 @@ def run(task, options, training, score, submission_row):
         task=task,
         best_metric="accuracy",
         data_collator=collator,
-        train_dataset=rows_of(options.train_split, augmented=augmented),
+        train_dataset=labelled_rows(options.train_split, augmented),
         eval_dataset=validation,
         evaluate_task=evaluate_answers,
         save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task=task),

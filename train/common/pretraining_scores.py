@@ -5,9 +5,10 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from trainer import in_order, share_of
 
 from modeling_mengzi_oscar.processing_mengzi_oscar import SPACE_BETWEEN_CJK
+
+from .trainer import in_order, share_of
 
 
 @torch.inference_mode()
@@ -16,31 +17,30 @@ def evaluate_pretraining(model, rows, collator, training):
     model.eval()
     indices = share_of(len(rows))
     loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator)
-    counts, lines = torch.zeros(4, device=model.device), []  # tokens found, tokens, pairs right, pairs
+    counts, lines = torch.zeros(4, device=model.device), []  # tokens right, tokens, pairs right, pairs
     for batch in tqdm(loader, desc="masked tokens", leave=False, disable=not PartialState().is_main_process):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels, contrast = batch.pop("labels"), batch.pop("next_sentence_label")
         with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
             output = model.bert(**batch)
-            asked = labels != -100
-            found = model.cls.predictions(output.last_hidden_state[:, : labels.shape[1]][asked]).argmax(dim=-1)
+            masked = labels != -100
+            predicted = model.cls.predictions(output.last_hidden_state[:, : labels.shape[1]][masked]).argmax(dim=-1)
             judged = model.cls.seq_relationship(output.pooler_output).argmax(dim=-1)
-        right = found == labels[asked]
-        counts += torch.stack(
-            [right.sum(), asked.sum(), (judged == contrast).sum(), torch.tensor(len(labels), device=model.device)]
-        )
+        tokens_right, pairs = predicted == labels[masked], torch.tensor(len(labels), device=model.device)
+        counts += torch.stack([tokens_right.sum(), masked.sum(), (judged == contrast).sum(), pairs])
         if not lines:
-            filled = batch["input_ids"].masked_scatter(asked, found)
+            filled = batch["input_ids"].masked_scatter(masked, predicted)
             lines = [
-                [text_of(ids[row][seen], collator.processor.tokenizer) for ids in (filled, batch["input_ids"])]
-                for row, seen in enumerate(batch["attention_mask"].bool())
+                [text_of(ids[row][valid], collator.processor.tokenizer) for ids in (filled, batch["input_ids"])]
+                for row, valid in enumerate(batch["attention_mask"].bool())
             ]
-    found, asked, right, pairs = reduce(counts, "sum").tolist()
+    tokens_right, tokens, pairs_right, pairs = reduce(counts, "sum").tolist()
     samples = [
         (index, {"image_id": rows.rows[index]["image_id"], "lines": line})
         for index, line in zip(indices, lines, strict=False)
     ]
-    return {"masked_accuracy": found / max(1, asked), "contrast_accuracy": right / pairs}, in_order(samples)
+    scores = {"masked_accuracy": tokens_right / max(1, tokens), "contrast_accuracy": pairs_right / pairs}
+    return scores, in_order(samples)
 
 
 def text_of(ids, tokenizer) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import TrainerCallback
-from weight_averaging import FILE, WeightAverage
+
+from .weight_averaging import FILE, WeightAverage
 
 
 class WholeCheckpoints(TrainerCallback):

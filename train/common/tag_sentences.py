@@ -7,19 +7,20 @@ learnt is to copy tags, in both registers. A row has no regions, or those of a p
 photos unlike the training photos the regions mislead, and the tag must win.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import jieba.posseg
-from collators import SeededRows
-from fluent_translations import keep_fluent
 
-from modeling_mengzi_oscar.labels.imagenet import GROUP_OF_WORD
+from modeling_mengzi_oscar.labels.imagenet import DOUBT, GROUP_OF_WORD
+
+from .arguments import flag
+from .collators import SeededRows
+from .fluent_translations import keep_fluent
 
 KINDS = "小大黑白花老"  # before a noun of one character: 小狗 is a 狗
 OTHER_NOUN = 0.4  # how often each other noun of the sentence is a tag, too
-DOUBT = "？"  # after a tag that its region model is not sure of
-DOUBTED = 0.5  # how often the word is
+DOUBTED = 0.5  # how often the word is doubted
 WRONG_TAG = 0.15  # how often there is a doubted tag that the sentence says nothing of
 OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has any, and not its group's
 
@@ -28,15 +29,25 @@ OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has
 class TagSentenceArguments:
     """Flags of caption.py that stages 4 and 5 of the mini need."""
 
-    sentences: str | None = field(default=None, metadata={"help": "COCO-CN's: sentences without photos for the tags"})
-    sentences_only: bool = field(default=False, metadata={"help": "no photos: only such sentences"})
-    sentence_rounds: int = field(default=4, metadata={"help": "rows of such sentences per tag word and epoch"})
-    foreign_regions: float = field(default=0.6, metadata={"help": "share of them with the regions of a random photo"})
-    fluent_only: bool = field(
-        default=False, metadata={"help": "of the machine captions the fluent, and people's long sentences"}
+    sentences: str | None = flag(
+        "Text file of sentences without photos, a line `<photo>#<number><TAB><sentence>` (COCO-CN's extension): rows "
+        "that teach the captioner to name its tags. Needs --objective dense and --features.",
+        default=None,
     )
-    tag_dropout: float = field(default=0.0, metadata={"help": "share of the photos that go without their tags"})
-    sentences_per_photo: int | None = field(default=None, metadata={"help": "dense: draw so many; default all"})
+    sentences_only: bool = flag("Train on the rows of --sentences alone, without the photos' rows.", default=False)
+    sentence_rounds: int = flag("Number of rows made from --sentences per tag word and epoch.", default=4)
+    foreign_regions: float = flag(
+        "Fraction of the rows of --sentences that get the regions of a random, unrelated photo; the others have none.",
+        default=0.6,
+    )
+    fluent_only: bool = flag(
+        "--machine_captions: take fluent translations only, and with them people's sentences of 12 characters or more.",
+        default=False,
+    )
+    tag_dropout: float = flag("Probability that a training photo comes without its tags.", default=0.0)
+    sentences_per_photo: int | None = flag(
+        "dense: number of a photo's sentences that are drawn per epoch. If not given, all.", default=None
+    )
 
 
 def read_sentences(path) -> list[str]:
@@ -47,20 +58,23 @@ def read_sentences(path) -> list[str]:
 
 def find_tag_words(sentence) -> tuple[list[tuple[int, int, str]], list[str]]:
     """Where the words of the tags stand, (start, end, word), kinds included (小狗), and its nouns, as jieba cuts."""
-    found, nouns, start = [], [], 0
-    for token, flag in jieba.posseg.cut(sentence):
+    tag_words, nouns, start = [], [], 0
+    for token, kind in jieba.posseg.cut(sentence):
         end = start + len(token)
         word = token[1:] if len(token) == 2 and token[0] in KINDS and token not in GROUP_OF_WORD else token
         if word in GROUP_OF_WORD:
-            found.append((end - len(word), end, word))
-        elif flag.startswith("n"):
+            tag_words.append((end - len(word), end, word))
+        elif kind.startswith("n"):
             nouns.append(token)
         start = end
-    return found, nouns
+    return tag_words, nouns
 
 
 class PhotosAndTagSentences(SeededRows):
-    """The rows of a `CaptionRows`, then `rounds` rows for each tag word.
+    """The rows of a `CaptionRows`, then `rounds` rows for each tag word; of P photos and W words:
+
+        index    0 .. P - 1      P .. P + W - 1             P + W .. P + 2W - 1        ..
+        row      of photo 0 ..   a sentence of word 0 ..    another of word 0 ..       `rounds` times
 
     People's sentences of the photos are the short style, begun by [CLS], the others the detailed one, begun by [MT].
     `foreign_regions`: share of the sentences that get regions, of a random photo. `sentences_only`: no photos.
@@ -69,33 +83,35 @@ class PhotosAndTagSentences(SeededRows):
     def __init__(self, photos, sentences, rounds, foreign_regions=0.6, sentences_only=False):
         super().__init__(photos.seed)
         self.photos, self.rounds, self.foreign_regions = photos, rounds, foreign_regions
-        self.first = 0 if sentences_only else len(photos)
+        self.num_photos = 0 if sentences_only else len(photos)
         short = [sentence for captions in photos.references for sentence in captions]
         tokenizer = photos.tokenizer
         styles = {tokenizer.cls_token_id: short, tokenizer.convert_tokens_to_ids("[MT]"): sentences}
         jieba.setLogLevel("WARNING")
-        self.places = {start: {} for start in styles}  # start token -> word or group -> [(sentence, start, end, nouns)]
+        # start token -> word or group -> [(text, begin, end, nouns)]: text[begin:end] is the word, or one of its group
+        self.sentences = {start: {} for start in styles}
         for start, texts in styles.items():
             for text in dict.fromkeys(texts):
-                found, nouns = find_tag_words(text)
-                for begin, end, word in found:
+                tag_words, nouns = find_tag_words(text)
+                for begin, end, word in tag_words:
                     for key in (word, GROUP_OF_WORD[word]):
-                        self.places[start].setdefault(key, []).append((text, begin, end, nouns))
-        spoken = {key for places in self.places.values() for key in places}
-        self.words = [word for word, group in GROUP_OF_WORD.items() if group in spoken]
+                        self.sentences[start].setdefault(key, []).append((text, begin, end, nouns))
+        with_sentences = {key for sentences in self.sentences.values() for key in sentences}
+        self.words = [word for word, group in GROUP_OF_WORD.items() if group in with_sentences]
 
     def set_epoch(self, epoch):
         super().set_epoch(epoch)
         self.photos.set_epoch(epoch)
 
     def __len__(self):
-        return self.first + self.rounds * len(self.words)
+        return self.num_photos + self.rounds * len(self.words)
 
     def __getitem__(self, index):
-        if index < self.first:
+        if index < self.num_photos:
             return self.photos[index]
-        draws, word = self.draws(index), self.words[(index - self.first) % len(self.words)]
-        start = draws.choice([start for start, places in self.places.items() if GROUP_OF_WORD[word] in places])
+        draws, word = self.draws(index), self.words[(index - self.num_photos) % len(self.words)]
+        group = GROUP_OF_WORD[word]
+        start = draws.choice([start for start, sentences in self.sentences.items() if group in sentences])
         sentence, nouns = self.sentence(word, start, draws)
         [ids] = self.photos.encode([sentence], start)
         tags = [word + DOUBT * (draws.random() < DOUBTED), *(noun for noun in nouns if draws.random() < OTHER_NOUN)]
@@ -110,9 +126,9 @@ class PhotosAndTagSentences(SeededRows):
 
     def sentence(self, word, start, draws) -> tuple[str, list[str]]:
         """A sentence of a style with the word in it, and its other nouns."""
-        places = self.places[start]
-        own = word in places and draws.random() < OWN_SENTENCE
-        text, begin, end, nouns = draws.choice(places[word if own else GROUP_OF_WORD[word]])
+        sentences = self.sentences[start]
+        own = word in sentences and draws.random() < OWN_SENTENCE
+        text, begin, end, nouns = draws.choice(sentences[word if own else GROUP_OF_WORD[word]])
         sentence = text[:begin] + word + text[end:]
         return f"{sentence.rstrip('。')}。", nouns
 
@@ -120,14 +136,14 @@ class PhotosAndTagSentences(SeededRows):
 def rows_with_tag_sentences(rows, options, caption_rows):
     """Training rows of a split as `options` (`TagSentenceArguments`) has them.
 
-    `caption_rows` makes the `CaptionRows` of a split, with its draws as keywords.
+    `caption_rows` makes the `CaptionRows` of a split; it takes further settings of theirs as keywords.
     """
     sentences = read_sentences(options.sentences) if options.sentences else []
     if options.fluent_only:
         rows = keep_fluent(rows, sentences)
-    draws = ("tag_dropout", "sentences_per_photo")
-    photos = caption_rows(rows, **{name: getattr(options, name) for name in draws})
+    photos = caption_rows(rows, tag_dropout=options.tag_dropout, sentences_per_photo=options.sentences_per_photo)
     if not sentences:
         return photos
-    shares = {"foreign_regions": options.foreign_regions, "sentences_only": options.sentences_only}
-    return PhotosAndTagSentences(photos, sentences, options.sentence_rounds, **shares)
+    return PhotosAndTagSentences(
+        photos, sentences, options.sentence_rounds, options.foreign_regions, options.sentences_only
+    )

@@ -8,7 +8,8 @@ not from one stream per worker, so that neither workers, processes nor an interr
 import random
 
 import torch
-from collators import SeededRows
+
+from .collators import SeededRows
 
 MATCHED, WRONG_TAGS = 0, 1  # wrong text is the last class of the contrast: 2 of three, 1 of two
 TRIES = 10  # to find another image; then what was drawn is taken
@@ -53,11 +54,12 @@ class PretrainingRows(SeededRows):
         """The item of a row, as `randomness` decides; masking goes on drawing from it."""
         row = self.rows[index]
         text, tags, source, contrast = row["text"], (row["tags"] or "") if self.use_b else "", row, MATCHED
-        dice = randomness.random()
-        if dice <= 0.5 and dice > self.texta_false_prob and tags:
+        #  0 ... wrong text ... texta_false_prob ... wrong tags ... 0.5 ........ matched ........ 1
+        chance = randomness.random()
+        if self.texta_false_prob < chance <= 0.5 and tags:
             source, tags = self._wrong_tags(index, row, randomness)
             contrast = WRONG_TAGS
-        elif dice <= 0.5:
+        elif chance <= 0.5:  # without tags only the text can be wrong
             source = self._row_of_another_image(row, randomness)
             text, contrast = source["text"], self.wrong_text
         store = self.stores[row["dataset"] if row["dataset"] in self.stores else None]
@@ -117,32 +119,37 @@ class PretrainingCollator:
                 self.mask_loss_for_unmatched or item["next_sentence_label"] != WRONG_TAGS or not item["foreign"]
             )
             ids, types = batch["input_ids"][row], batch["token_type_ids"][row]
-            words = maskable(batch["attention_mask"][row].sum().item(), types.tolist(), masks_tags)
-            ids[words], batch["labels"][row, words] = self._masked(ids[words], item["random"])
+            places = maskable(batch["attention_mask"][row].sum().item(), types.tolist(), masks_tags)
+            ids[places], batch["labels"][row, places] = self._masked(ids[places], item["random"])
         return dict(batch)
 
-    def _masked(self, words, randomness):
+    def _masked(self, ids, randomness):
         """Token ids (n,) -> the same with some masked or replaced, and the labels (n,) of those, -100 elsewhere.
 
         15 % are asked for: of these 80 % become [MASK], 10 % any token of the vocabulary, 10 % stay.
         """
         tokenizer = self.processor.tokenizer
-        inputs, labels = words.clone(), torch.full_like(words, -100)
-        for place, token in enumerate(words.tolist()):
-            dice = randomness.random()
-            if dice >= 0.15:
+        inputs, labels = ids.clone(), torch.full_like(ids, -100)
+        for place, token in enumerate(ids.tolist()):
+            chance = randomness.random()
+            if chance >= 0.15:
                 continue
             labels[place] = token
-            dice /= 0.15
-            if dice < 0.8:
+            chance /= 0.15  # in [0, 1) again
+            if chance < 0.8:
                 inputs[place] = tokenizer.mask_token_id
-            elif dice < 0.9:
+            elif chance < 0.9:
                 inputs[place] = randomness.randrange(len(tokenizer))
         return inputs, labels
 
 
 def maskable(length, token_type_ids, tags=True):
-    """Places of [CLS] text [SEP] tags [SEP] that are neither [CLS] nor [SEP]; those of the tags only if asked for."""
+    """Places of [CLS] text [SEP] tags [SEP] that are neither [CLS] nor [SEP]; those of the tags only if asked for.
+
+    place      0   1   2      3   4   5      6    7
+           [CLS]  草  地  [SEP]  狗  猫  [SEP]  pad      length 7, first_tag 4
+    type       0   0   0      0   1   1      1    0      -> 1 2 and, of the tags, 4 5
+    """
     first_tag = token_type_ids.index(1) if 1 in token_type_ids else length
     return [*range(1, first_tag - 1), *(range(first_tag, length - 1) if tags else ())]
 
@@ -161,17 +168,16 @@ def one_row_per_text(rows, tags=None):
     answers = rows.features.get("labels")
 
     def texts(row):
-        dataset, image_id = row.get("dataset"), row["image_id"]
+        dataset, image_id = row.get("dataset"), row["image_id"]  # a line has a value for each of `columns`
         if "question" in row:
             answer = row["answer"] if "answer" in row else " ".join(answers.feature.int2str(row["labels"]))
             return [(dataset, image_id, row["question_id"], row["question"], answer or "")]
-        words = row.get("tags") or (tags(image_id) if tags else [])
-        return [(dataset, image_id, None, caption, " ".join(words)) for caption in row["captions"]]
+        tag_words = row.get("tags") or (tags(image_id) if tags else [])
+        return [(dataset, image_id, None, caption, " ".join(tag_words)) for caption in row["captions"]]
 
     def expand(batch):
-        names = list(batch)
-        rows = (dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True))
-        lines = [line for row in rows for line in texts(row)]
+        rows_of_batch = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+        lines = [line for row in rows_of_batch for line in texts(row)]
         return {name: [line[place] for line in lines] for place, name in enumerate(columns)}
 
     rows = rows.remove_columns([name for name in ("image", "machine") if name in rows.column_names])
@@ -182,6 +188,7 @@ def hold_out(rows, images, seed):
     """(rows of the other images, rows of so many images drawn at random): for validation."""
     image_ids = rows["image_id"][:]
     names = sorted(set(image_ids))
-    held = set(random.Random(seed).sample(names, min(images, len(names) - 1)))
-    places = {kept: [i for i, name in enumerate(image_ids) if (name not in held) == kept] for kept in (True, False)}
-    return rows.select(places[True]), rows.select(places[False])
+    held_out = set(random.Random(seed).sample(names, min(images, len(names) - 1)))
+    training = [index for index, name in enumerate(image_ids) if name not in held_out]
+    validation = [index for index, name in enumerate(image_ids) if name in held_out]
+    return rows.select(training), rows.select(validation)

@@ -1,6 +1,6 @@
 """Gives a trained mini the tags of ImageNet and more characters: the folder that stage 4 starts from.
 
-    python train/add_class_tags.py --model outputs/stage3/best --sentences data/coco-cn_ext.icap2020.txt \\
+    python train/mini/add_class_tags.py --model outputs/stage3/best --sentences data/coco-cn_ext.icap2020.txt \\
         --output outputs/stage4-start
 
 The region model gets a branch with its last stages as they were before tuning, from the package that start_mini.py
@@ -16,12 +16,12 @@ from pathlib import Path
 import timm
 import torch
 from start_mini import load_imagenet_weights
-from tag_sentences import DOUBT, read_sentences
 from transformers import BertTokenizer
 
+from datasets_scripts.reading import read_sentences
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionModel, MengziOscarForImageCaptioning, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint, save_vocabulary
-from modeling_mengzi_oscar.labels.imagenet import class_words
+from modeling_mengzi_oscar.labels.imagenet import DOUBT, class_words
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 TAG_THRESHOLD = 0.2
@@ -31,24 +31,26 @@ TAG_SURE = 0.5  # 79 of 100 such tags of training photos stand in a sentence tha
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the trained mini")
-    parser.add_argument("--sentences", help="COCO-CN's sentences, for their characters")
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--random_backbone", action="store_true", help="no ImageNet weights (for tests)")
+    parser.add_argument("--sentences", help="COCO-CN's sentences: their characters join the vocabulary")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--random_backbone", action="store_true", help="random weights instead of ImageNet's (for tests)"
+    )
     options = parser.parse_args(arguments)
 
     # 1. Region model
     tuned, image_processor = load_region_model(options.model)
-    words = class_words()
-    labels = list(dict.fromkeys(words))
-    kept = {name: getattr(tuned.config, name) for name in ("backbone", "backbone_kwargs", "num_features", "grid_size")}
+    word_of_class = class_words()
+    words = list(dict.fromkeys(word_of_class))
+    same = {name: getattr(tuned.config, name) for name in ("backbone", "backbone_kwargs", "num_features", "grid_size")}
     tags = {
-        "tag_labels": labels + [word + DOUBT for word in labels],
-        "tag_classes": [labels.index(word) + 1 for word in words],
+        "tag_labels": words + [word + DOUBT for word in words],
+        "tag_classes": [words.index(word) + 1 for word in word_of_class],  # 0 is no tag
     }
     thresholds = {"tag_threshold": TAG_THRESHOLD, "tag_sure": TAG_SURE}
-    region_model = GridRegionModel(GridRegionConfig(**kept, **tags, max_tags=3, **thresholds))
+    region_model = GridRegionModel(GridRegionConfig(**same, **tags, max_tags=3, **thresholds))
     region_model.backbone.load_state_dict(tuned.backbone.state_dict())
-    original = timm.create_model(kept["backbone"], num_classes=len(words))
+    original = timm.create_model(same["backbone"], num_classes=len(word_of_class))
     if not options.random_backbone:
         load_imagenet_weights(original)
     branch, stage = region_model.tag_branch, region_model.config.tag_stage
@@ -62,16 +64,17 @@ def main(arguments=None):
     captioner = MengziOscarForImageCaptioning.from_pretrained(options.model, dtype="float32")
     processor = MengziOscarProcessor.from_pretrained(options.model)
     known = processor.tokenizer.get_vocab()
-    counts = Counter("".join(read_sentences(options.sentences) if options.sentences else []))
-    counts.update(dict.fromkeys("".join(labels), 2))
-    new = sorted(
+    sentences, _ = read_sentences(options.sentences, known=None) if options.sentences else ({}, 0)
+    counts = Counter("".join(sentence for captions in sentences.values() for sentence in captions))
+    counts.update(dict.fromkeys("".join(words), 2))
+    new_characters = sorted(
         c for c, count in counts.items() if count >= 2 and c.isprintable() and c.lower() not in known and c > " "
     )
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Path(folder, "vocab.txt")
         save_vocabulary(processor.tokenizer, vocabulary)
         with vocabulary.open("a", encoding="utf-8") as file:
-            file.writelines(f"{character}\n" for character in new)
+            file.writelines(f"{character}\n" for character in new_characters)
         tokenizer = BertTokenizer.from_pretrained(folder, extra_special_tokens=["[MT]"])
     captioner.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     processor = MengziOscarProcessor(
@@ -80,7 +83,9 @@ def main(arguments=None):
 
     # 3. Save
     save_checkpoint(options.output, captioner, processor, region_model, image_processor, dtype=torch.float32)
-    print(f"{options.output}: {len(new)} characters more, {len(labels)} words for {len(words)} classes")
+    print(
+        f"{options.output}: {len(new_characters)} new characters, {len(words)} words for {len(word_of_class)} classes"
+    )
 
 
 if __name__ == "__main__":

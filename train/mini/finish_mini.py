@@ -1,6 +1,6 @@
 """Puts a trained mini into the repository: the folder of the best epoch, with a model card that says what it is.
 
-    python train/finish_mini.py --model outputs/stage5/best --scores outputs/scores/scores.json
+    python train/mini/finish_mini.py --model outputs/stage5/best --scores outputs/scores/scores.json
 
 Heads in subfolders (ask/, match/) stay where they are.
 """
@@ -33,8 +33,9 @@ last two stages were tuned
 is one of ImageNet's classes and was recognised, and makes up the rest of the sentence; counts and colours are often
 wrong; it repeats the habits of its annotators, also in whom it calls 男人 and 女人. Not for use where a caption matters
 
-**training**: `train/start_mini.py`, `train/add_class_tags.py`, `train/extract_features.py` (plain and `--flip`),
-`train/caption.py` with `train/recipes/mini_stage1.yaml` to `mini_stage5.yaml`, as docs/mini.md of the code says
+**training**: `train/mini/start_mini.py`, `train/mini/add_class_tags.py`, `train/extract_features.py` (plain and
+`--flip`), `train/caption.py` with `train/recipes/mini_stage1.yaml` to `mini_stage5.yaml`, as docs/mini.md of the code
+says
 
 **scores**: beam 5, one caption per photo, against the 5 human-written references, punctuation dropped on both sides;
 char_: characters, word_: jieba words; CIDEr-D is what pycocoevalcap prints as CIDEr; distinct: different captions
@@ -43,9 +44,9 @@ char_: characters, word_: jieba words; CIDEr-D is what pycocoevalcap prints as C
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of the best epoch")
+    parser.add_argument("--model", required=True, help="best/ of the last stage")
     parser.add_argument("--scores", required=True, help="scores.json that train/caption.py --do_predict wrote")
-    parser.add_argument("--output", default="checkpoints/mengzi-oscar-mini")
+    parser.add_argument("--output", default="checkpoints/mengzi-oscar-mini", help="default %(default)s")
     options = parser.parse_args(arguments)
 
     scores = json.loads(Path(options.scores).read_text(encoding="utf-8"))

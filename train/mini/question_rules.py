@@ -61,16 +61,16 @@ def questions_about(captions, draw):
     `draw` is the photo's own `random.Random`: it picks what the sport is asked to be.
     """
     counts = {"people": list(map(count_people, captions)), "dogs": list(map(count_dogs, captions))}
-    chosen = {name: choose(rule, captions, counts) for name, rule in CHOICES.items()}
+    answers = {name: choose(rule, captions, counts) for name, rule in CHOICES.items()}
     questions = [
         Question(name, CHOICES[name]["type"], tuple(CHOICES[name]["wordings"]), answer)
-        for name, answer in chosen.items()
+        for name, answer in answers.items()
         if answer
     ]
     return (
         count_questions(captions, counts)
         + questions
-        + sport_questions(chosen["运动"], draw)
+        + sport_questions(answers["运动"], draw)
         + is_there_questions(captions)
     )
 
@@ -163,8 +163,8 @@ def choose(rule, captions, counts):
     }
     if not fits[rule.get("subject")]:
         return None
-    held = f"(?:{rule['verbs']})[着住了起到有过]?[^，。的和在]{{0,5}}?" if "verbs" in rule else ""
-    named = {answer: captions_with(f"{held}(?:{pattern})", captions) for answer, pattern in rule["answers"].items()}
+    verb = f"(?:{rule['verbs']})[着住了起到有过]?[^，。的和在]{{0,5}}?" if "verbs" in rule else ""
+    named = {answer: captions_with(f"{verb}(?:{pattern})", captions) for answer, pattern in rule["answers"].items()}
     named = {answer: times for answer, times in named.items() if times}
     if len(named) != 1 or max(named.values()) < rule["minimum"]:
         return None

@@ -1,6 +1,6 @@
 """Makes questions about photos from the sentences that people wrote about them, by the rules of docs/questions.md.
 
-    python train/make_questions.py --data_dir data/flickr8k-cn --output data/flickr8k-cn-questions
+    python train/mini/make_questions.py --data_dir data/flickr8k-cn --output data/flickr8k-cn-questions
 
 The output has the layout that Oscar gives to VQA, so `datasets_scripts/vqa.py` reads it. Nobody was asked: the rows
 say so ("generated"), and so do their ids. No answer is right more often than all others to its question together.
@@ -23,11 +23,13 @@ FEWEST_ROWS, FEWEST_ANSWERS = 20, 5  # a question, and an answer, that is rarer 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="flickr8k_cn", help="builder of datasets_scripts with a column captions")
-    parser.add_argument("--data_dir", required=True, help="its files, laid out as docs/data.md says")
-    parser.add_argument("--config", help="its configuration, if it has several")
-    parser.add_argument("--output", required=True, type=Path, help="folder to create")
-    parser.add_argument("--seed", type=int, default=88)
+    parser.add_argument("--dataset", default="flickr8k_cn", help="builder with a column captions (default %(default)s)")
+    parser.add_argument("--data_dir", required=True, help="the builder's files, laid out as docs/data.md says")
+    parser.add_argument("--config", help="the builder's configuration, if it has several")
+    parser.add_argument("--output", required=True, type=Path, help="folder to create; must not exist")
+    parser.add_argument(
+        "--seed", type=int, default=88, help="of the wordings, and of what is left out (default %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.output.exists():
         parser.error(f"{options.output} exists; give another --output, or remove it first")
@@ -74,19 +76,19 @@ def balance(questions, seed):
     by_name = defaultdict(Counter)
     for row in questions:
         by_name[row["name"]][row["answer"]] += 1
-    room = {}
+    left = {}  # (question, its most frequent answer) -> how many of these rows may still be taken
     for name, counts in by_name.items():
         answer, most = counts.most_common(1)[0]
-        room[name, answer] = min(most, counts.total() - most)
+        left[name, answer] = min(most, counts.total() - most)
     order = random.Random(f"{seed} balance").sample(range(len(questions)), len(questions))
-    kept = []
-    for number in order:
-        key = questions[number]["name"], questions[number]["answer"]
-        if room.get(key, 1) > 0:
-            kept.append(number)
-            if key in room:
-                room[key] -= 1
-    return [questions[number] for number in sorted(kept)]
+    balanced = []
+    for index in order:
+        key = questions[index]["name"], questions[index]["answer"]
+        if left.get(key, 1) > 0:
+            balanced.append(index)
+            if key in left:
+                left[key] -= 1
+    return [questions[index] for index in sorted(balanced)]
 
 
 def rare_questions(train):
@@ -110,7 +112,7 @@ def write(folder, questions, vocabulary):
                 "img_id": row["image_id"],
                 "q_id": f"generated/{row['image_id']}/{row['name'].replace(' ', '-')}",
                 "answer_type": row["type"],
-                "generated": "from captions, by train/make_questions.py",
+                "generated": "from captions, by train/mini/make_questions.py",
             }
             for row in rows
         ]

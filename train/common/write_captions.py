@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from collators import CONTEXT
-from report import write_rows, write_scores
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from trainer import in_order, share_of
 
 from metrics.caption_zh.scores import caption_scores
+
+from .collators import CONTEXT
+from .report import write_rows, write_scores
+from .trainer import in_order, share_of
 
 
 @torch.inference_mode()
@@ -24,7 +25,7 @@ def write_captions(model, rows, collator, training, options):
     captioner = getattr(model, "captioner", model)
     share = share_of(min(len(rows), options.max_eval_rows or len(rows)))
     indices = sorted(share, key=rows.num_regions, reverse=True)
-    found = []
+    captions = []
     loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator.context)
     for batch in tqdm(loader, desc="captions", leave=False, disable=not PartialState().is_main_process):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
@@ -33,7 +34,7 @@ def write_captions(model, rows, collator, training, options):
                 regions = model.region_model(batch.pop("pixel_values"), batch["original_sizes"])
                 encoded = rows.processor(tags=model.region_model.tags(regions), regions=regions)
                 batch = dict(encoded.to(model.device))
-            written = captioner.generate(
+            generated = captioner.generate(
                 **{name: batch[name] for name in CONTEXT if name in batch},
                 input_ids=rows.processor.begin(options.style, len(batch["region_features"])).to(model.device),
                 num_beams=options.num_beams,
@@ -41,15 +42,15 @@ def write_captions(model, rows, collator, training, options):
                 return_dict_in_generate=True,
                 output_scores=True,
             )
-        confidence = [None] * len(written.sequences)
+        confidence = [None] * len(generated.sequences)
         if options.num_beams > 1:  # greedy search keeps no score of the sentence
-            confidence = written.sequences_scores.exp().tolist()
-        found += zip(rows.processor.batch_decode(written.sequences), confidence, strict=True)
-    shares = [
+            confidence = generated.sequences_scores.exp().tolist()
+        captions += zip(rows.processor.batch_decode(generated.sequences), confidence, strict=True)
+    predictions = [
         (index, {"image_id": rows.image_ids[index], "caption": caption, "conf": confidence})
-        for index, (caption, confidence) in zip(indices, found, strict=True)
+        for index, (caption, confidence) in zip(indices, captions, strict=True)
     ]
-    return in_order(shares)
+    return in_order(predictions)
 
 
 def score(predictions, references):

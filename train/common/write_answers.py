@@ -4,9 +4,10 @@ import json
 from collections import Counter, defaultdict
 
 import torch
-from report import write_beside, write_rows
 from tqdm.auto import tqdm
-from trainer import in_order, share_of
+
+from .report import write_beside, write_rows
+from .trainer import in_order, share_of
 
 BEST = 5  # answers in the file of confidences, as `MengziOscarPipeline.ask` gives
 
@@ -18,34 +19,37 @@ def answer_questions(model, rows, collator, training, options) -> list[dict]:
     Every process answers its share; `answers` are the best five with their probabilities, as `ask` gives them.
     """
     model.eval()
-    names, several = model.config.id2label, model.config.loss_type == "bce"
-    mine = list(share_of(min(len(rows), options.max_eval_rows or len(rows))))
+    names, several_right = model.config.id2label, model.config.loss_type == "bce"
+    share = list(share_of(min(len(rows), options.max_eval_rows or len(rows))))
     predictions, size = [], training.eval_batch_size
-    for first in tqdm(range(0, len(mine), size), desc="answers", leave=False, disable=training.disable_tqdm):
-        numbers = mine[first : first + size]
-        batch = collator([rows[number] for number in numbers])
+    for first in tqdm(range(0, len(share), size), desc="answers", leave=False, disable=training.disable_tqdm):
+        indices = share[first : first + size]
+        batch = collator([rows[index] for index in indices])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
         with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
             logits = model(**batch).logits.float()
-        best = (logits.sigmoid() if several else logits.softmax(dim=-1)).topk(min(BEST, logits.shape[-1]))
-        for number, values, labels in zip(numbers, best.values.tolist(), best.indices.tolist(), strict=True):
-            row = rows.rows[number]
-            answers = [{"answer": names[i], "probability": p} for p, i in zip(values, labels, strict=True)]
-            about = {name: row.get(name) for name in ("question_id", "image_id", "question")}
-            predictions.append((number, about | answers[0] | {"answers": answers}))
+        best = (logits.sigmoid() if several_right else logits.softmax(dim=-1)).topk(min(BEST, logits.shape[-1]))
+        for index, probabilities, labels in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):
+            row = rows.rows[index]
+            question = {name: row.get(name) for name in ("question_id", "image_id", "question")}
+            answers = [
+                {"answer": names[label], "probability": probability}
+                for probability, label in zip(probabilities, labels, strict=True)
+            ]
+            predictions.append((index, question | answers[0] | {"answers": answers}))
     return in_order(predictions)
 
 
 def without_looking(train, rows, answers) -> dict[str, list[str]]:
     """What a model must beat: the usual answer of the training questions, and the usual one to the same question."""
-    usual, usual_to = Counter(), defaultdict(Counter)
+    counts, counts_by_question = Counter(), defaultdict(Counter)
     for row in train.select_columns(["question", "labels"]):
-        usual.update(row["labels"][:1])
-        usual_to[row["question"]].update(row["labels"][:1])
-    best = [(usual_to.get(row["question"]) or usual).most_common(1)[0][0] for row in rows]
+        counts.update(row["labels"][:1])
+        counts_by_question[row["question"]].update(row["labels"][:1])
+    usual = [(counts_by_question.get(row["question"]) or counts).most_common(1)[0][0] for row in rows]
     return {
-        "usual_answer": [answers[usual.most_common(1)[0][0]]] * len(rows),
-        "usual_answer_to_the_question": [answers[label] for label in best],
+        "usual_answer": [answers[counts.most_common(1)[0][0]]] * len(rows),
+        "usual_answer_to_the_question": [answers[label] for label in usual],
     }
 
 
@@ -53,9 +57,9 @@ def write_answers(folder, predictions, submission_row):
     """submission.json for the official server, confidence.jsonl with the probabilities of the best answers."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "confidence.jsonl", predictions)
-    without = [number for number, row in enumerate(predictions, start=1) if row["question_id"] is None]
-    if without:
-        print(f"no submission.json: row {without[0]} of the questions has no question_id")
+    without_id = [number for number, row in enumerate(predictions, start=1) if row["question_id"] is None]
+    if without_id:
+        print(f"no submission.json: row {without_id[0]} of the questions has no question_id")
         return
     rows = [submission_row(row["question_id"], row["answer"]) for row in predictions]
     write_beside(folder / "submission.json", json.dumps(rows, ensure_ascii=False))

@@ -3,12 +3,13 @@ sentence."""
 
 import numpy as np
 import torch
-from collators import PairCollator, SeededRows, tag_words
 from torch import nn
 
 from modeling_mengzi_oscar.matching import EncodedTexts, log_odds, match_logits, prepare_images
 from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
 from modeling_mengzi_oscar.processing_mengzi_oscar import pad_regions, pad_rows
+
+from .collators import PairCollator, SeededRows, tag_words
 
 
 class ImageRows(SeededRows):
@@ -24,7 +25,8 @@ class ImageRows(SeededRows):
         super().__init__(seed)
         self.image_ids, self.stores, self.labels, self.training = rows["image_id"][:], stores, labels, training
         self.captions = [texts[: captions or None] for texts in rows["captions"]]
-        self.owners = np.repeat(np.arange(len(self.captions)), [len(texts) for texts in self.captions])  # of each text
+        # The image of each text: 0 0 1 1 1 2 for images with 2, 3 and 1 of them
+        self.owners = np.repeat(np.arange(len(self.captions)), [len(texts) for texts in self.captions])
         self.texts = [text for texts in self.captions for text in texts]
 
     def __len__(self):
@@ -89,7 +91,7 @@ class OwnAndWrongRows(ImageRows):
 def draw_wrong(draws, image, counts):
     """(wrong image, number of its caption, or None where the image itself is to be shown), in the original's order."""
     other = draws.randrange(len(counts) - 1)
-    other += other >= image
+    other += other >= image  # 0 .. image - 1, image + 1 ..: all but the image itself
     return other, draws.randint(0, counts[other] - 1) if draws.random() <= 0.5 else None
 
 
@@ -136,12 +138,11 @@ class InBatchCollator:
         return batch | {"texts": groups, "labels": torch.arange(len(items))}
 
     def with_tags(self, texts, items):
-        rows = []
-        for item in items:
+        pairs, text_ids = [], [self.processor.token_ids(item["text"]) for item in items]
+        for item in items:  # image 0 with texts 0, 1, .., image 1 with texts 0, 1, ..
             tag_ids = self.processor.token_ids(" ".join(self.processor._first_tags(item["tags"])))
-            ids = [self.processor.token_ids(other["text"]) for other in items]
-            rows += [self.processor.lay_out(row, tag_ids, "pair", self.processor.max_length) for row in ids]
-        group = {name: pad_rows([row[name] for row in rows], 0) for name in rows[0]}
+            pairs += [self.processor.lay_out(ids, tag_ids, "pair", self.processor.max_length) for ids in text_ids]
+        group = {name: pad_rows([pair[name] for pair in pairs], 0) for name in pairs[0]}
         group = {name: torch.from_numpy(array).unflatten(0, (len(items), -1)) for name, array in group.items()}
         return {"numbers": torch.arange(len(texts))} | group
 
@@ -167,7 +168,7 @@ class InBatchMatcher(MengziOscarPreTrainedModel):
         for group in texts:
             tensors = {name: tensor for name, tensor in group.items() if name != "numbers"}
             scores.append(log_odds(match_logits(self.matcher, images, **tensors)))
-        scores = torch.cat(scores, dim=1)[:, numbers.argsort()]  # (I, I)
+        scores = torch.cat(scores, dim=1)[:, numbers.argsort()]  # (I, I): from sorted by length to the batch's order
         choice = nn.functional.cross_entropy(scores, labels) + nn.functional.cross_entropy(scores.T, labels)
         own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
         pairs = nn.functional.softplus(-scores[own]).mean() + nn.functional.softplus(scores[~own]).mean()

@@ -178,21 +178,35 @@ class CaptionRows(SeededRows):
         if not self.training or not self.corruption:
             return ids
         low, high = max(self.tokenizer.all_special_ids) + 1, len(self.tokenizer)
-        middle = [draws.randrange(low, high) if draws.random() < self.corruption else i for i in ids[1:-1]]
-        return [ids[0], *middle, ids[-1]]
+        words = [draws.randrange(low, high) if draws.random() < self.corruption else word for word in ids[1:-1]]
+        return [ids[0], *words, ids[-1]]
 
 
 class DenseCaptionCollator:
-    """Items of `CaptionRows` -> tensors with a loss at every position of every sentence, regions once per photo."""
+    """Items of `CaptionRows` -> tensors with a loss at every position of every sentence, regions once per photo.
+
+    Beside every written token stands a [MASK] that asks for the next one. Who sees whom (a row sees the columns with
+    an x), for a photo with one sentence of one character, one tag token and one region:
+
+                       [CLS] 猫  [M] [M] tag region
+        [CLS]            x   .   .   .   x   x
+        猫               x   x   .   .   x   x
+        [MASK] -> 猫     x   .   x   .   x   x      at the position of 猫, which it does not see
+        [MASK] -> [SEP]  x   x   .   x   x   x      at the position of [SEP]
+        tag              .   .   .   .   x   x      what a caption is written from sees no caption:
+        region           .   .   .   .   x   x      it is the same for all sentences of the photo
+
+    A second sentence takes four more rows and columns like the first four; the two do not see each other.
+    """
 
     def __init__(self, processor, num_regions=None):
         self.processor, self.num_regions = processor, num_regions
 
     def __call__(self, items):
         batch = self.regions(items)
-        clean = self.pack([item["captions"] for item in items], items, batch["region_attention_mask"])
-        packed = self.pack([item["inputs"] for item in items], items, batch["region_attention_mask"])
-        return batch | packed | {"labels": clean["labels"]}
+        right = self.pack([item["captions"] for item in items], items, batch["region_attention_mask"])
+        corrupted = self.pack([item["inputs"] for item in items], items, batch["region_attention_mask"])
+        return batch | corrupted | {"labels": right["labels"]}
 
     def regions(self, items):
         if "pixel_values" in items[0]:
@@ -229,20 +243,22 @@ class MaskedCaptionRows(CaptionRows):
     def __init__(self, *args, mask_prob=0.15, max_masked_tokens=3, **kwargs):
         super().__init__(*args, **kwargs)
         self.mask_prob, self.max_masked_tokens = mask_prob, max_masked_tokens
-        self.places = [(row, number) for row, captions in enumerate(self.captions) for number in range(len(captions))]
+        self.sentences = [  # (photo, which of its sentences) of every item
+            (photo, number) for photo, captions in enumerate(self.captions) for number in range(len(captions))
+        ]
 
     @property
     def lengths(self):
-        return [len(self.captions[row][number]) for row, number in self.places]
+        return [len(self.captions[photo][number]) for photo, number in self.sentences]
 
     def __len__(self):
-        return len(self.places)
+        return len(self.sentences)
 
     def __getitem__(self, index):
         draws = self.draws(index)
-        row, number = self.places[index]
-        ids, labels = self.mask(self.captions[row][number], draws)
-        return {"input_ids": ids, "labels": labels} | self.regions(row, draws)
+        photo, number = self.sentences[index]
+        ids, labels = self.mask(self.captions[photo][number], draws)
+        return {"input_ids": ids, "labels": labels} | self.regions(photo, draws)
 
     def mask(self, ids, draws):
         """Token ids with [CLS] and [SEP] -> ids with masks, labels with -100 where nothing is asked."""
@@ -259,7 +275,15 @@ class MaskedCaptionRows(CaptionRows):
 
 
 class MaskedCaptionCollator:
-    """Items of `MaskedCaptionRows` -> tensors in the caption layout, tags at their own positions."""
+    """Items of `MaskedCaptionRows` -> tensors in the caption layout, tags at their own positions.
+
+        input_ids       [CLS]    一  [MASK]    猫  [SEP]    狗  [SEP]      then the regions
+        labels           -100  -100      只  -100   -100  -100   -100
+        token_type_ids      0     0       0     0      0     1      1
+        position_ids        0     1       2     3      4    40     41
+
+    From the types follows who sees whom: a token of type 0 its past, tags and regions (`caption_attention`).
+    """
 
     def __init__(self, processor):
         self.processor = processor
@@ -267,7 +291,7 @@ class MaskedCaptionCollator:
     def __call__(self, items):
         tags = [item.get("tags", []) for item in items]
         offset, pad = self.processor.tag_position_offset, self.processor.tokenizer.pad_token_id
-        rows = [
+        encoded = [
             {
                 "input_ids": item["input_ids"] + tag_ids,
                 "attention_mask": [1] * (len(item["input_ids"]) + len(tag_ids)),
@@ -280,7 +304,7 @@ class MaskedCaptionCollator:
         regions = pad_regions([item["region_features"] for item in items], max_regions=None)
         batch = {name: torch.from_numpy(array) for name, array in regions.items()}
         fill = {"input_ids": pad, "labels": -100}
-        return batch | {name: padded([row[name] for row in rows], fill.get(name, 0)) for name in rows[0]}
+        return batch | {name: padded([row[name] for row in encoded], fill.get(name, 0)) for name in encoded[0]}
 
 
 def padded(rows, value) -> torch.LongTensor:

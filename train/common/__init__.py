@@ -1,0 +1,1 @@
+"""What the jobs of `train/` share, and their parts: nothing here is launched."""
