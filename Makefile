@@ -41,8 +41,7 @@ matrix: .venv/demo ## the bundled checkpoint under every release of transformers
 	$(BIN)/python tests/releases/matrix.py $(RELEASES)
 
 # What needs neither the training's libraries nor the demo's.
-LIBRARY := $(patsubst %,tests/test_%.py,cli generation grid_regions imports labels_zh matching matrix modeling \
-	parity_oscar photos pipeline processing quantization region_store supported_transformers vinvl)
+LIBRARY := tests/library tests/labels tests/cli tests/releases tests/features/test_region_store.py
 
 # Without the lock, in a folder of its own: the newest of everything, and the oldest that setup.cfg promises.
 test-newest:     ## the suite with today's newest releases: which of them broke what

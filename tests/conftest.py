@@ -23,7 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(
     os.environ.get("MENGZI_OSCAR_SHARED", REPOSITORY.parent / "shared")
 )  # goldens and photos, not in the repo
-sys.path[:0] = [str(REPOSITORY / room) for room in ("train", "train/mini", "space")]  # scripts, not packages
+SCRIPTS = ("train", "train/mini", "space", "tests/datasets_scripts")  # not packages; the last has builders.py
+sys.path[:0] = [str(REPOSITORY / room) for room in SCRIPTS]
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 COLOURS = {"红": "red", "绿": "green", "蓝": "blue"}

@@ -8,7 +8,7 @@
   a Hub repo with a model card that the run wrote.
 * Speed and peak memory stand in every line of the log; `report.py` draws the curves and ten samples.
 
-What is overridden is public in transformers, and tests/test_trainer_surface.py fails when it is no longer called.
+What is overridden is public in transformers, and tests/train/test_trainer_surface.py fails when it is no longer called.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """The demo in a real Chromium, as people use it: the app runs as `make space` runs it, in a process of its own.
 
-python -m pytest tests/test_space_browser.py
-SPACE_PICTURES=1 python -m pytest tests/test_space_browser.py -k pictures     # docs/img/ again
+python -m pytest tests/space/test_space_browser.py
+SPACE_PICTURES=1 python -m pytest tests/space/test_space_browser.py -k pictures     # docs/img/ again
 """
 
 import io

@@ -29,7 +29,7 @@ def test_it():
 def test_what_fails(said, fails, tmp_path):
     (tmp_path / "conftest.py").write_text("from announced_removals import no_announced_removals\n", encoding="utf-8")
     (tmp_path / "test_one.py").write_text(TEST.format(said), encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert (result.returncode != 0) == fails, result.stdout

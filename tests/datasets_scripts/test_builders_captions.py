@@ -10,7 +10,7 @@ import caption
 import datasets
 import pytest
 from builders import AIC_TRAIN, build, builder_of, edit, without_image, wrong
-from conftest import shared_path
+from conftest import REPOSITORY, shared_path
 from PIL import Image
 
 from datasets_scripts.aic_icc import retrieval_keys
@@ -100,7 +100,7 @@ def test_the_code_of_the_tutorial(data, tmp_path, tiny_checkpoint, monkeypatch):
     assert (
         cli.main(["extract", "my-photos/images", "--output", "stores/my-photos", "--model", str(tiny_checkpoint)]) == 0
     )
-    text = (Path(__file__).parents[1] / "docs" / "own_photos.md").read_text("utf-8")
+    text = (REPOSITORY / "docs" / "own_photos.md").read_text("utf-8")
     for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(code, {})
     [command] = re.findall(r"python train/caption.py (.*?)\n\n", text, flags=re.DOTALL)

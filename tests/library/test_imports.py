@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from conftest import REPOSITORY as ROOT
+
 HEAVY = ("accelerate", "datasets", "evaluate", "gradio", "matplotlib", "pandas", "pyarrow", "skimage", "sklearn")
 
 

@@ -228,7 +228,7 @@ def corpus(tmp_path_factory):
     """The fixture of the builders, with a store for each of its data sets."""
     folder = tmp_path_factory.mktemp("stores")
     builder = PretrainingCorpus(
-        data_dir=str(REPOSITORY / "tests/fixtures/pretraining_corpus"), cache_dir=str(folder / "cache")
+        data_dir=str(REPOSITORY / "tests/datasets_scripts/fixtures/pretraining_corpus"), cache_dir=str(folder / "cache")
     )
     builder.download_and_prepare()
     noise = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def run(bert, stores, output, **settings):
         "do_train": True,
         "recipe": REPOSITORY / "train/recipes/pretrain.yaml",
         "model_name_or_path": bert,
-        "data_dir": REPOSITORY / "tests/fixtures/pretraining_corpus",
+        "data_dir": REPOSITORY / "tests/datasets_scripts/fixtures/pretraining_corpus",
         "output_dir": output,
         "validation_images": 1,
         "train_batch_size": 4,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import shared_path
+from conftest import REPOSITORY, shared_path
 
 from modeling_mengzi_oscar.features.oscar_tsv import _TsvWriter, export_tsv, import_tsv
 from modeling_mengzi_oscar.features.store import RegionFeatureStore
@@ -245,7 +245,7 @@ def test_killed_import_goes_on_to_the_same_store(tmp_path):
     whole = {"label_tsv": labels, "images_per_shard": 4, "skip_bad": True}
     code = f"""
 import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(REPOSITORY)!r})
 from modeling_mengzi_oscar.features import store_folder as region_store
 from modeling_mengzi_oscar.features.oscar_tsv import import_tsv
 flush = region_store.RegionFeatureWriter.flush
@@ -275,7 +275,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     features = write_tsv(tmp_path / "f.tsv", [(str(number), 50, encoded) for number in range(240)])
     code = f"""
 import resource, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(REPOSITORY)!r})
 from modeling_mengzi_oscar.features.oscar_tsv import import_tsv
 def private():
     return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Private_Dirty:")) // 1024

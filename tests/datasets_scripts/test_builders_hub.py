@@ -49,7 +49,7 @@ def read_back(tmp_path_factory):
         online = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0"}
         for name in ("pushed", "home"):
             (folder / name).mkdir()
-        arguments = (REPOSITORY, REPOSITORY / "tests", folder / "originals")
+        arguments = (REPOSITORY, REPOSITORY / "tests" / "datasets_scripts", folder / "originals")
         assert answer(run_python(PUSH, *arguments, HF_HOME=str(folder / "pushed"), **online)) == len(BUILDERS)
         assert all(repo["private"] for repo in hub.repos.values())
         (folder / "originals").rename(folder / "gone")

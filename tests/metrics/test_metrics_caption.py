@@ -9,16 +9,15 @@ import random
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import shared_path
+from conftest import REPOSITORY, shared_path
 
 from metrics.caption_zh.meteor import _fewest_chunks
 from metrics.caption_zh.scores import _longest_common_subsequence, caption_scores
 from metrics.caption_zh.segmentation import aic_icc_segment, aic_icc_words, jieba_tokenizer, words_of
 
-CAPTION_ZH = Path(__file__).resolve().parents[1] / "metrics" / "caption_zh"
+CAPTION_ZH = REPOSITORY / "metrics" / "caption_zh"
 
 # Raw predictions and references in the evaluator's form, and what its own chain prints for them: jieba 0.42.1,
 # PTBTokenizer and METEOR 1.5 (the jars in pycocoevalcap 1.2), coco-caption's scorers.

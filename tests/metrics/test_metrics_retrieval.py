@@ -1,13 +1,12 @@
 """Retrieval recall and ranks: by hand, against a naive version, ties, bad input."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from metrics.retrieval_recall.recall import retrieval_recall
 
-MODULE = Path(__file__).resolve().parents[1] / "metrics" / "retrieval_recall"
+MODULE = REPOSITORY / "metrics" / "retrieval_recall"
 
 
 def naive_recall(scores, text_to_image, ks=(1, 5, 10)):

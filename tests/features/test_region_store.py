@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
 from modeling_mengzi_oscar.features import store_folder as region_store
@@ -155,7 +156,7 @@ def test_power_cut_while_a_shard_is_written(tmp_path):
     """A process that dies with half of its third shard on disk."""
     code = f"""
 import os, signal, sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+sys.path[:0] = {[str(REPOSITORY / "tests"), str(REPOSITORY / "tests" / "features"), str(REPOSITORY)]!r}
 from modeling_mengzi_oscar.features import store_folder as region_store
 from test_region_store import write
 whole = region_store.save_file

@@ -20,7 +20,7 @@ needs_hub_2 = pytest.mark.skipif(
 
 SCRIPT = """
 import json, os, pickle, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/features"]
 import datasets
 from datasets import load_dataset
 from modeling_mengzi_oscar.features.store import RegionFeatureStore

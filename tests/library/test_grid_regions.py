@@ -1,16 +1,16 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from datasets import Dataset
 from PIL import Image
 
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionImageProcessor, GridRegionModel
 from modeling_mengzi_oscar.modeling_regions import box_geometry
 
-MINI = Path(__file__).parents[1] / "checkpoints" / "mengzi-oscar-mini" / "region_model"
+MINI = REPOSITORY / "checkpoints" / "mengzi-oscar-mini" / "region_model"
 BACKBONES = {  # one of each layout of feature maps: channels first, tokens, channels last
     "test_efficientnet": (256, None),
     "test_vit": (64, {"img_size": 96}),

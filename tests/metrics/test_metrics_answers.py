@@ -2,14 +2,14 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from metrics.gqa_accuracy.answers import gqa_scores
 from metrics.vqa_accuracy.answers import answer_score, normalize_chinese, normalize_english, vqa_scores
 
-METRICS = Path(__file__).resolve().parents[1] / "metrics"
+METRICS = REPOSITORY / "metrics"
 
 
 @pytest.mark.parametrize(("same", "score"), list(enumerate([0, 0.3, 0.6, 0.9, 1, 1, 1, 1, 1, 1, 1])))
