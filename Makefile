@@ -37,7 +37,7 @@ bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
 	$(BIN)/python benchmarks/features.py --folder .venv/bench --rows 500 --images 100000
 
 # RELEASES="oldest 5.5.4 latest" runs some of them.
-matrix: .venv/demo ## the bundled checkpoint under every release of transformers, a table
+matrix: .venv/test ## the bundled checkpoint under every release of transformers, a table
 	$(BIN)/python tests/releases/matrix.py $(RELEASES)
 
 # What needs neither the training's libraries nor the demo's.

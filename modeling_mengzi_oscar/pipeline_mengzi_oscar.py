@@ -4,6 +4,7 @@ One folder (or Hub repo) holds the captioner at its root, further tasks in subfo
 region model, so that a photo can never meet the wrong features.
 """
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -103,8 +104,13 @@ class MengziOscarPipeline:
         """
         if not isinstance(photos, list):
             return self.caption([photos], style=style, **generation)[0]
-        if style == "detailed":  # says more than the 20 tokens of the published length
-            generation = {"max_length": DETAILED_LENGTH} | generation
+        if (config := generation.pop("generation_config", None)) is not None:  # what it says, as arguments
+            said = {name: value for name, value in config.to_dict().items() if value is not None}
+            generation = {name: said[name] for name in said if name in vars(config)} | generation
+            generation.pop("transformers_version", None)
+        generation.pop("return_dict_in_generate", None)
+        if style == "detailed" and not {"max_length", "max_new_tokens"} & generation.keys():
+            generation = {"max_length": DETAILED_LENGTH} | generation  # more than the 20 tokens of the published length
         results = []
         for start in range(0, len(photos), batch_size):
             batch = [open_photo(photo) for photo in photos[start : start + batch_size]]
@@ -235,7 +241,8 @@ def load_checked(model_class, name, **options):
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{name}: cannot be loaded as {model_class.__name__}: {reason[:300]}") from None
+        here = "" if os.path.exists(name) else "no such folder here, and as a Hub id it "
+        raise CheckpointError(f"{name}: {here}cannot be loaded as {model_class.__name__}: {reason[:300]}") from None
     problems = {kind: sorted(map(str, info[kind])) for kind in info if kind.endswith("keys") and info[kind]}
     if problems:
         found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, e.g. {keys[0]}" for kind, keys in problems.items())

@@ -36,7 +36,7 @@ def check(installed: str):
             f"mengzi-oscar is tested with transformers {OLDEST} to {NEWEST_TESTED}, {installed} is installed: it "
             "should work; if it does not, please report it and use a release of that range",
             UserWarning,
-            transformers.__file__,
+            "mengzi-oscar",
             1,
             registry=vars(sys.modules["__main__"]).setdefault("__warningregistry__", {}),
         )

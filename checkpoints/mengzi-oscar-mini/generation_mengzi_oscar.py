@@ -153,8 +153,8 @@ class MaskQueryGenerationMixin(GenerationMixin):
             generation_config, **kwargs: as in `GenerationMixin.generate` (`num_beams`, `max_length`, ...). `max_length`
                 counts [CLS] and the final [SEP]. Tags start at position max(`tag_position_offset`, `max_length`), as
                 in the original's inference. What neither the call nor the checkpoint's generation_config.json says is
-                the published inference: 5 beams (1 when sampling or streaming), 20 tokens, a search that stops when
-                nothing can improve.
+                the published inference: 5 beams (1 when sampling; always 1 when streaming), 20 tokens, a search that
+                stops when nothing can improve.
 
         Raises:
             ValueError: no regions, or regions of another width than the model's `img_feature_dim`.
@@ -182,7 +182,7 @@ class MaskQueryGenerationMixin(GenerationMixin):
             "region_features": region_features,
             "region_attention_mask": region_attention_mask,
         }
-        if self.generation_setting("use_cache", generation_config, kwargs) is not False:
+        if kwargs.get("use_cache", getattr(generation_config, "use_cache", None)) is not False:
             # Our cache travels as a model input. The library's own is switched off: its name, form and place in the
             # bookkeeping change from release to release.
             settings["use_cache"] = False
@@ -191,6 +191,8 @@ class MaskQueryGenerationMixin(GenerationMixin):
             names = ("input_ids", "attention_mask", "position_ids")
             inputs = {f"tag_{name}" if name in names else name: tensor for name, tensor in prefix.items()}
             inputs["mask_token_id"] = mask_token_id
+        if kwargs.pop("max_new_tokens", None) is not None:
+            settings["max_length"] = length  # said one way: transformers warns of a file's max_length beside it
         if generation_config is None:
             kwargs |= settings
         else:  # transformers warns when settings come both ways
@@ -215,7 +217,10 @@ class MaskQueryGenerationMixin(GenerationMixin):
 
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
         settings = {name: getattr(self.config, name) for name in tokens if said(name) is None}
-        if said("num_beams") is None and not said("do_sample") and kwargs.get("streamer") is None:
+        if kwargs.get("streamer") is not None:
+            if kwargs.get("num_beams", getattr(generation_config, "num_beams", None)) is None:
+                settings["num_beams"] = 1  # whatever a file says: beams cannot be streamed
+        elif said("num_beams") is None and not said("do_sample"):
             settings["num_beams"] = PUBLISHED["num_beams"]
         if said("max_length") is None and said("max_new_tokens") is None:
             settings["max_length"] = PUBLISHED["max_length"]
@@ -267,7 +272,11 @@ class MaskQueryGenerationMixin(GenerationMixin):
         cache = PrefixCache(self.config.num_hidden_layers, mask, max_length, mask_token_id)
         tags = bert.embeddings(input_ids, torch.ones_like(input_ids), position_ids)
         states = torch.cat([tags, bert.embed_regions(region_features)], dim=1)  # (B, P, H)
-        bert.encoder(states, bert.who_sees_whom(mask), memories=cache.layers)
+        if states.shape[1]:
+            bert.encoder(states, bert.who_sees_whom(mask), memories=cache.layers)
+        else:  # no tag and no region: attention kernels take no empty rows
+            for layer, stored in zip(bert.encoder.layer, cache.layers, strict=True):
+                stored.keys, stored.values = layer.attention.self.keys_values(states)
         return cache
 
     def next_tokens(self, input_ids, cache: PrefixCache, output_attentions=False, output_hidden_states=False):

@@ -17,7 +17,7 @@ Rows and columns of a pair with a text of three tokens and two regions, in the t
     r1    1  1  1  1  1                   r1            |  1  1      computed once per image
     r2    1  1  1  1  1                   r2            |  1  1
 
-Scores are those of `MengziOscarForImageTextRetrieval.score` (tests/test_matching.py), as log-odds: with two classes the
+Scores are those of `MengziOscarForImageTextRetrieval.score`, as log-odds: with two classes the
 difference of the logits, whose sigmoid is the probability; log-odds keep their order in float16 where probabilities
 near 0 and 1 would become equal. With one label (the original's regression) the raw output.
 """

@@ -125,6 +125,7 @@ class MengziOscarSelfAttention(nn.Module):
                 f"{config.num_attention_heads}"
             )
         self.config = config
+        self.num_heads = config.num_attention_heads
         self.head_size = config.hidden_size // config.num_attention_heads
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
@@ -145,7 +146,7 @@ class MengziOscarSelfAttention(nn.Module):
 
     def split_heads(self, states):
         """(B, N, H) -> (B, heads, N, d)"""
-        return states.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        return states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
     def attend(self, query, key, value, attention_mask, output_attentions=False):
         """-> (B, Q, heads, d), weights. Weights exist in eager attention only: who asks for them gets it."""
@@ -385,7 +386,8 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
         if attention_mask is None:
             return None
         if attention_mask.dim() == 2:
-            if not torch.compiler.is_compiling() and attention_mask.all():  # kernels are faster without
+            traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for other masks than this one
+            if not traced and attention_mask.all():  # kernels are faster without
                 return None
             if flash:
                 return attention_mask

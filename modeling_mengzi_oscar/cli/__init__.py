@@ -281,6 +281,8 @@ def environment(options) -> int:
 
 
 def load_pipeline(options):
+    if sys.stderr.isatty():  # the libraries below take seconds to import
+        print("loading …", end="\r", file=sys.stderr, flush=True)
     quiet()
     from ..pipeline_mengzi_oscar import MengziOscarPipeline
 

@@ -1,11 +1,13 @@
 """Decoding: the fast way (prefix encoded once, cached) against the slow one, padded against alone."""
 
+import warnings
+
 import pytest
 import torch
-from conftest import tiny_captioner
+from conftest import tiny_captioner, tiny_config
 from transformers import GenerationConfig
 
-from modeling_mengzi_oscar import MengziOscarForImageCaptioning
+from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarModel
 from modeling_mengzi_oscar.generation_mengzi_oscar import PrefixCache
 
 SETTINGS = {
@@ -276,3 +278,41 @@ def test_sampling_and_streaming_need_no_word_about_beams(recwarn, caplog):
 
     model.generate(torch.randn(1, 4, 22), streamer=Streamer(), max_length=6)
     assert told[-1] == "end"
+
+
+def test_nothing_to_look_at_is_a_caption_all_the_same():
+    model, nothing = tiny_captioner(), torch.zeros(2, 0, 22)
+    captions = [model.generate(nothing, max_length=6, use_cache=use_cache).tolist() for use_cache in (True, False)]
+    assert captions[0] == captions[1]
+
+
+def test_a_stream_is_greedy_whatever_a_file_says(recwarn, caplog):
+    model, told = tiny_captioner(), []
+    model.generation_config.num_beams = 5
+
+    class Streamer:
+        def put(self, ids):
+            told.extend(ids.flatten().tolist())
+
+        def end(self):
+            pass
+
+    images = {"region_features": inputs()["region_features"][:1]}
+    model.generate(**images, streamer=Streamer(), max_length=6)
+    assert told == model.generate(**images, num_beams=1, max_length=6)[0].tolist()
+
+
+def test_a_length_in_new_tokens_warns_of_nothing(plain_folder, recwarn, caplog):
+    GenerationConfig(max_length=20, sequence_bias=ENDS).save_pretrained(plain_folder)
+    model = MengziOscarForImageCaptioning.from_pretrained(plain_folder).eval()
+    assert generate(model, recwarn, caplog, max_new_tokens=8) == generate(model, recwarn, caplog, max_length=9)
+
+
+def test_traced_masks_are_not_baked_in():
+    model = MengziOscarModel(tiny_config()).eval().requires_grad_(False)
+    ids, mask = torch.tensor([[2, 7, 8, 9]]), torch.ones(1, 4, dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda i, m: model(i, m, return_dict=False)[0], (ids, mask))
+    padded = torch.tensor([[1, 1, 1, 0]])
+    torch.testing.assert_close(traced(ids, padded), model(ids, padded).last_hidden_state)

@@ -137,3 +137,12 @@ def test_a_length_given_either_way_is_one_caption_with_one_score(tiny_checkpoint
     pipeline = MengziOscarPipeline.from_pretrained(tiny_checkpoint)
     pipeline.captioner.config.tag_position_offset = 4  # so that the length says where tags stand
     assert pipeline.caption(photo, max_new_tokens=8) == pipeline.caption(photo, max_length=9)
+
+
+def test_a_generation_config_says_what_arguments_say(tiny_checkpoint, photo):
+    pipeline = MengziOscarPipeline.from_pretrained(tiny_checkpoint)
+    pipeline.captioner.config.tag_position_offset = 4
+    for settings in ({"num_beams": 2}, {"num_beams": 1}, {"num_beams": 4, "max_length": 9}):
+        given = pipeline.caption(photo, generation_config=transformers.GenerationConfig(**settings))
+        assert given == pipeline.caption(photo, **settings)
+        assert len(given["captions"]) == settings["num_beams"]

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import shutil
 import sys
 from collections import Counter
 
@@ -53,7 +54,7 @@ def collate(items):
     return batch
 
 
-def make_trainer(folder, **settings):
+def make_trainer(folder, patience=9, best_metric="loss", evaluate_task=None, **settings):
     settings = {
         "max_steps": 6,
         "save_steps": 2,
@@ -67,9 +68,10 @@ def make_trainer(folder, **settings):
     return OscarTrainer(
         model=tiny_captioner(),
         args=args,
-        options=RunArguments(model_name_or_path="start", dataset="sentences", early_stopping_patience=9),
+        options=RunArguments(model_name_or_path="start", dataset="sentences", early_stopping_patience=patience),
         task="caption",
-        best_metric="loss",
+        best_metric=best_metric,
+        evaluate_task=evaluate_task,
         save=lambda folder, card: (folder.mkdir(exist_ok=True), (folder / "README.md").write_text(card)),
         data_collator=collate,
         train_dataset=Sentences(),
@@ -194,3 +196,41 @@ def test_like_lengths_meet_in_an_order_of_seed_and_epoch():
     lengths = [rows.lengths[index] for index in orders[0]]
     assert lengths[0] == 100
     assert sum(later > earlier for earlier, later in zip(lengths, lengths[1:], strict=False)) <= 2  # chunk to chunk
+
+
+def test_a_run_that_is_over_trains_no_more(tmp_path):
+    """Also where its last checkpoint lies within an epoch: Trainer looks at the limit after a step only."""
+    for _ in range(3):
+        trainer = make_trainer(tmp_path, max_steps=6, eval_steps=2)
+        trainer.run()
+        assert trainer.state.global_step == 6
+    assert not (tmp_path / "checkpoint-7").exists()
+    assert (tmp_path / "best" / "README.md").exists()
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    steps = []
+    for _ in range(2):
+        settings = {"max_steps": 40, "eval_steps": 2, "best_metric": "worth"}
+        trainer = make_trainer(tmp_path, patience=2, evaluate_task=lambda model: ({"worth": 0.0}, []), **settings)
+        trainer.run()
+        steps.append(trainer.state.global_step)
+    assert steps[0] < 40
+    assert steps[1] == steps[0]
+
+
+def test_the_evaluation_before_training_may_be_the_best(tmp_path):
+    worths = iter([9.0, 1.0, 2.0, 3.0, 4.0])
+    saved = []
+    settings = {"eval_on_start": True, "eval_steps": 2, "max_steps": 4, "best_metric": "worth"}
+    trainer = make_trainer(tmp_path, evaluate_task=lambda model: ({"worth": next(worths)}, []), **settings)
+    trainer.save = lambda folder, card: saved.append(trainer.state.global_step)
+    trainer.run()
+    assert saved == [0]
+
+
+def test_copies_of_checkpoints_are_somebodys_own(tmp_path):
+    make_trainer(tmp_path, max_steps=4).run()
+    for name in ("checkpoint-4-kept", "checkpoint-best", "checkpoint-2-copy-9"):
+        shutil.copytree(tmp_path / "checkpoint-4", tmp_path / name)
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")

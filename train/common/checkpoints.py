@@ -1,5 +1,6 @@
 """Which checkpoints of a run count: those in which every process has written its part."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -34,8 +35,12 @@ def step_of(checkpoint) -> int:
 
 
 def whole_checkpoints(output_dir) -> list[Path]:
-    """By step, the newest last. One without averaged weights was interrupted while it was written."""
-    return sorted((file.parent for file in Path(output_dir).glob(f"checkpoint-*/{FILE}")), key=step_of)
+    """By step, the newest last. One without averaged weights was interrupted while it was written.
+
+    Folders of other names, like a copy `checkpoint-4-kept`, are somebody's own.
+    """
+    folders = (file.parent for file in Path(output_dir).glob(f"checkpoint-*/{FILE}"))
+    return sorted((folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)), key=step_of)
 
 
 def newest_checkpoint(output_dir) -> str | None:

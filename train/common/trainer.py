@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 
 from modeling_mengzi_oscar.hub import push
 
@@ -72,13 +73,29 @@ class OscarTrainer(Trainer):
         """Trains, from the newest whole checkpoint if there is one; evaluates at the end; pushes if asked."""
         checkpoint = newest_checkpoint(self.args.output_dir)
         self.last_log = time.monotonic(), step_of(checkpoint) if checkpoint else 0
-        self.train(resume_from_checkpoint=checkpoint)
+        if checkpoint and self.is_over(checkpoint):  # Trainer would take one more step before it looks
+            self.state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
+            weights = load_file(Path(checkpoint) / "model.safetensors")
+            self.model.load_state_dict(weights, strict=False)  # a file has tied weights once
+            self.average.load(checkpoint, self.args.device)
+        else:
+            self.args.eval_on_start = self.args.eval_on_start and not checkpoint
+            self.train(resume_from_checkpoint=checkpoint)
         last = self.state.global_step
         if not any("eval_loss" in entry and entry["step"] == last for entry in self.state.log_history):
             self.evaluate()
         if self.push_at_the_end and self.args.should_save:
             name = self.args.hub_model_id or Path(self.args.output_dir).name
             print(push(self.best_folder, name, private=bool(self.args.hub_private_repo)))
+
+    def is_over(self, checkpoint) -> bool:
+        """Whether a run that is started again has nothing left to train: all steps taken, or stopped early."""
+        state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
+        if 0 < self.args.max_steps <= state.global_step:
+            return True
+        stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
+        patience = self.options.early_stopping_patience
+        return bool(patience) and stopping.get("early_stopping_patience_counter", 0) >= patience
 
     @property
     def best_folder(self):
@@ -131,6 +148,8 @@ class OscarTrainer(Trainer):
             if self.args.should_save:
                 self.report(scores, is_best)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if not self.state.global_step:  # of the evaluation before training Trainer notes nothing
+            self.state.best_metric = scores[self.args.metric_for_best_model.removeprefix("eval_")]
         return metrics
 
     @torch.no_grad()

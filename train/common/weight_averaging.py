@@ -1,5 +1,6 @@
 """Exponential moving average of the weights, kept through checkpoints; the average is what gets evaluated and saved."""
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,8 +25,7 @@ class WeightAverage(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.average = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
         if state.global_step:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self.average = load_file(folder / FILE, device=str(model.device))
+            self.load(Path(args.output_dir) / f"checkpoint-{state.global_step}", model.device)
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -36,8 +36,14 @@ class WeightAverage(TrainerCallback):
 
     def save(self, folder):
         """Under a temporary name first: the file is there when it is whole."""
-        save_file(self.average, folder / f".{FILE}")
-        (folder / f".{FILE}").replace(folder / FILE)
+        temporary = folder / f".{FILE}"
+        save_file(self.average, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(folder / FILE)
+
+    def load(self, folder, device):
+        self.average = load_file(Path(folder) / FILE, device=str(device))
 
     @contextmanager
     @torch.no_grad()
