@@ -288,10 +288,10 @@ class GridRegionModel(PreTrainedModel):
     def rank_tags(self, probabilities: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """Tag ids (0 = none) and probabilities (B, L), falling, those under `tag_threshold` set to 0."""
         scores, indices = probabilities.topk(min(self.config.max_tags, probabilities.shape[-1]), dim=-1)
-        kept = scores >= self.config.tag_threshold
+        likely = scores >= self.config.tag_threshold
         if self.config.tag_sure is not None:
             indices = indices + (scores < self.config.tag_sure) * (len(self.config.tag_labels) // 2)
-        return (indices + 1) * kept, scores * kept
+        return (indices + 1) * likely, scores * likely
 
     def tags(self, output: RegionModelOutput) -> list[list[str]]:
         """The words of an output's tags, best first, per image; empty lists where there is no tag head."""

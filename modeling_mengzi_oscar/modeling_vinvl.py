@@ -229,10 +229,10 @@ class VinVLRegionProposals(nn.Module):
             image_boxes = clip_boxes(image_boxes, size)
             wanted = self.config.rpn_post_nms_top_n
             for count in (5 * wanted, len(image_boxes)):  # NMS decides from the top: a long enough start is the answer
-                kept = nms(image_boxes[:count], image_scores[:count], self.config.rpn_nms_threshold)[:wanted]
-                if len(kept) == wanted:
+                survivors = nms(image_boxes[:count], image_scores[:count], self.config.rpn_nms_threshold)[:wanted]
+                if len(survivors) == wanted:
                     break
-            proposals.append(image_boxes[kept])
+            proposals.append(image_boxes[survivors])
         return proposals
 
 
@@ -391,10 +391,10 @@ def class_wise_nms(boxes, scores, candidates, threshold: float) -> torch.Tensor:
     Returns:
         (N, K) bool, the candidates that survive.
     """
-    kept = torch.zeros_like(candidates)
+    survivors = torch.zeros_like(candidates)
     depth = int(candidates.sum(0).max()) if candidates.any() else 0
     if depth == 0:
-        return kept
+        return survivors
     # equal scores: the first row goes first. In double because torchvision compares with a double threshold on CPU
     order = scores.masked_fill(~candidates, -1).argsort(dim=0, descending=True, stable=True)[:depth]  # (depth, K)
     shared = pairwise_iou(boxes).double() > threshold if boxes.dim() == 2 else None
@@ -412,8 +412,8 @@ def class_wise_nms(boxes, scores, candidates, threshold: float) -> torch.Tensor:
             if torch.equal(update, stands):
                 break
             stands = update
-        kept[ranked, columns[:, None]] = stands
-    return kept
+        survivors[ranked, columns[:, None]] = stands
+    return survivors
 
 
 def detect_best_surviving_class(boxes, probabilities, config: VinVLConfig):
@@ -426,8 +426,8 @@ def detect_best_surviving_class(boxes, probabilities, config: VinVLConfig):
         classes = candidates.any(0).nonzero()[:, 0]
         class_boxes = boxes if boxes.dim() == 2 else boxes[:, classes + 1]
         scores, candidates = foreground[:, classes], candidates[:, classes]
-        kept = class_wise_nms(class_boxes, scores, candidates, config.class_nms_threshold)
-        scores = scores * kept
+        survivors = class_wise_nms(class_boxes, scores, candidates, config.class_nms_threshold)
+        scores = scores * survivors
         if int((scores > 0).any(1).sum()) >= config.min_detections:
             break
     best, label = scores.max(1)
@@ -444,10 +444,10 @@ def detect_every_class(boxes, probabilities, config: VinVLConfig):
         candidates = foreground > config.score_threshold / 2**halvings
         classes = candidates.any(0).nonzero()[:, 0]
         class_boxes = boxes if boxes.dim() == 2 else boxes[:, classes + 1]
-        kept = class_wise_nms(class_boxes, foreground[:, classes], candidates[:, classes], config.nms_threshold)
-        if int(kept.sum()) >= config.min_detections:
+        survivors = class_wise_nms(class_boxes, foreground[:, classes], candidates[:, classes], config.nms_threshold)
+        if int(survivors.sum()) >= config.min_detections:
             break
-    column, rows = kept.t().nonzero().unbind(1)
+    column, rows = survivors.t().nonzero().unbind(1)
     labels = classes[column] + 1
     scores = probabilities[rows, labels]
     by_score = scores.argsort(descending=True, stable=True)

@@ -501,8 +501,8 @@ class MengziOscarLanguageModel(MengziOscarPreTrainedModel):
         """As in transformers; the bias, which stands beside the decoder here, follows: 0 for new tokens."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         head, size = self.cls.predictions, embeddings.num_embeddings
-        kept = head.bias.data[:size]
-        head.bias = nn.Parameter(torch.cat([kept, kept.new_zeros(size - len(kept))]))
+        bias = head.bias.data[:size]
+        head.bias = nn.Parameter(torch.cat([bias, bias.new_zeros(size - len(bias))]))
         return embeddings
 
 

@@ -124,16 +124,45 @@ def add_extract_arguments(parser):
     """What the command and train/extract_features.py have in common."""
     add = parser.add_argument
     add("source", metavar="SOURCE", help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset or Parquet")
-    add("--output", required=True, metavar="STORE", help="folder of the store, or of Oscar's files")
+    add(
+        "--output",
+        required=True,
+        metavar="STORE",
+        help="folder to write: a store, or Oscar's files with --format tsv-…",
+    )
     add("--format", choices=["store", "tsv-caption", "tsv-retrieval"], default="store", help="default: store")
-    add("--language", choices=["zh", "en"], default="zh", help="of the classes in Oscar's files (default zh)")
-    add("--batch-size", "--batch_size", type=positive, default=16)
-    add("--dtype", choices=["float16", "float32"], default="float16", help="of the stored features (default float16)")
-    add("--precision", choices=["float32", "bfloat16"], default="float32", help="what the region model computes in")
-    add("--flip", action="store_true", help="mirror the photos (augmentation; give a store of its own)")
-    add("--limit-pixels", "--limit_pixels", type=positive, default=64_000_000, help="of a photo (default 64 million)")
-    add("--images-per-shard", "--images_per_shard", type=positive, default=256, help="a killed run repeats that many")
-    add("--picture", metavar="PNG", help="draw what is found in the first photos")
+    add(
+        "--language",
+        choices=["zh", "en"],
+        default="zh",
+        help="language of the class names in Oscar's files (default zh)",
+    )
+    add("--batch-size", "--batch_size", type=positive, default=16, help="photos in one forward pass (default 16)")
+    add(
+        "--dtype",
+        choices=["float16", "float32"],
+        default="float16",
+        help="type of the stored features (default float16)",
+    )
+    add(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="type that the region model computes in"
+    )
+    add("--flip", action="store_true", help="mirror the photos, as augmentation; write to a store of its own")
+    add(
+        "--limit-pixels",
+        "--limit_pixels",
+        type=positive,
+        default=64_000_000,
+        help="skip larger photos (default 64 million)",
+    )
+    add(
+        "--images-per-shard",
+        "--images_per_shard",
+        type=positive,
+        default=256,
+        help="at most that many are lost by a kill",
+    )
+    add("--picture", metavar="PNG", help="draw the regions found in the first photos")
 
 
 def positive(text):

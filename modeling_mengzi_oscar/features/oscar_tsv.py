@@ -297,9 +297,9 @@ class _Objects:
         """All rows of the features were read: the label file has to end with them."""
         if not self.by_row:
             return
-        more = self.row + sum(1 for _ in self.file)
-        if more != rows:
-            raise _LengthError(f"{self.path} has {more} rows, the features {rows}")
+        num_rows = self.row + sum(1 for _ in self.file)
+        if num_rows != rows:
+            raise _LengthError(f"{self.path} has {num_rows} rows, the features {rows}")
 
 
 class _TsvWriter:

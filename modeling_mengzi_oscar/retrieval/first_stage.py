@@ -20,14 +20,16 @@ def shortlist(first_stage, top: int, columns: int = 1024) -> list[np.ndarray]:
     """
     images, texts = first_stage.shape
     per_image, per_text = min(top, texts), min(top, images)
-    chosen = [set(np.argpartition(-np.asarray(row, np.float32), per_image - 1)[:per_image]) for row in first_stage]
+    texts_of_image = [
+        set(np.argpartition(-np.asarray(row, np.float32), per_image - 1)[:per_image]) for row in first_stage
+    ]
     for start in range(0, texts, columns):
         block = np.asarray(first_stage[:, start : start + columns], np.float32)
         best = np.argpartition(-block, per_text - 1, axis=0)[:per_text]  # (top, columns)
         for offset, rows in enumerate(best.T):
             for row in rows:
-                chosen[row].add(start + offset)
-    return [np.array(sorted(numbers), dtype=np.int64) for numbers in chosen]
+                texts_of_image[row].add(start + offset)
+    return [np.array(sorted(numbers), dtype=np.int64) for numbers in texts_of_image]
 
 
 @torch.inference_mode()

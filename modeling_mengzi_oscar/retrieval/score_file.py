@@ -73,8 +73,10 @@ def score_matrix(matcher, images, texts, path, candidates=None, rank=0, num_rank
     progress = tqdm(total=total, unit="pair", unit_scale=True, desc=path.name, disable=rank != 0 or total < 1000)
     progress.update(total - sum(sizes[index] for index in left))
     for index in left:
-        chosen = None if candidates is None else candidates[index]
-        matrix[index, slice(None) if chosen is None else chosen] = matcher.row(images[index], texts, chosen).cpu()
+        text_numbers = None if candidates is None else candidates[index]
+        matrix[index, slice(None) if text_numbers is None else text_numbers] = matcher.row(
+            images[index], texts, text_numbers
+        ).cpu()
         waiting.append(index)
         progress.update(sizes[index])
         if time.monotonic() - flushed > SECONDS_PER_FLUSH or index == left[-1]:
@@ -157,8 +159,8 @@ def fingerprint(matcher, images, texts, candidates=None) -> dict[str, str]:
     digests["texts"].update(texts.lengths.tobytes() + texts.ids.tobytes() + texts.row_of.tobytes())
     for name, tensor in matcher.model.state_dict().items():
         digests["weights"].update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    for chosen in candidates if candidates is not None else ():
-        digests["candidates"].update(repr(list(chosen)).encode())
+    for text_numbers in candidates if candidates is not None else ():
+        digests["candidates"].update(repr(list(text_numbers)).encode())
     settings = [matcher.processor.max_length, matcher.processor.max_regions, matcher.model.config.regions_read_text]
     result = {name: digest.hexdigest() for name, digest in digests.items()}
     return result | {"shape": [len(images), len(texts)], "settings": settings, "values": "log-odds of a match"}
