@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .. import __version__
-from .environment import bundled_checkpoint
+from .installed import bundled_checkpoint
 
 EXAMPLES = """examples:
   mengzi-oscar caption photo.jpg
@@ -300,7 +300,7 @@ def push(options) -> int:
 
 
 def environment(options) -> int:
-    from .environment import environment as rows_of_environment
+    from .installed import environment as rows_of_environment
 
     rows = rows_of_environment()
     width = max(map(len, rows))
