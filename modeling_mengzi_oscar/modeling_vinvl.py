@@ -18,6 +18,7 @@ head reuses the region vectors instead of computing them again.
 """
 
 import math
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -645,7 +646,7 @@ class VinVLModel(PreTrainedModel):
 
         Args:
             output: what the model returned.
-            language: "zh" (classes that the config has no Chinese for stay English) or "en".
+            language: "zh" (words without a translation stay English) or "en".
 
         Raises:
             ValueError: another language, or a class that `config.id2label` does not name.
@@ -696,9 +697,19 @@ class VinVLModel(PreTrainedModel):
         if language == "en":
             return names[index]
         if kind == "attribute":  # a captioner's dictionary has the senses of objects: "light" is 灯 there, 浅色 here
-            return self.config.id2attribute_zh.get(index, names[index])
+            return self.config.id2attribute_zh.get(index) or in_chinese(names[index], "attribute_to_chinese")
         trained = self.config.labels_zh or {}
-        return trained.get(names[index]) or self.config.id2label_zh.get(index, names[index])
+        return trained.get(names[index]) or self.config.id2label_zh.get(index) or in_chinese(names[index], "to_chinese")
+
+
+def in_chinese(name: str, function: str) -> str:
+    """By the library's dictionary, for detectors that were not converted by it and carry no Chinese words.
+
+    As code of a Hub repo this file stands alone: the word stays English there.
+    """
+    if __name__.startswith("transformers_modules"):
+        return name
+    return getattr(import_module(".labels.chinese", __package__), function)(name)
 
 
 def pad(rows) -> torch.Tensor:

@@ -27,7 +27,7 @@ from modeling_mengzi_oscar import (
 from modeling_mengzi_oscar.modeling_mengzi_oscar import classification_loss
 
 COLOURS = ["红", "黑", "白"]
-FIXTURES = REPOSITORY / "tests" / "fixtures"
+FIXTURES = REPOSITORY / "tests" / "datasets_scripts" / "fixtures"
 
 
 @pytest.fixture(scope="module")
