@@ -150,6 +150,14 @@ def test_the_wheel_carries_the_mini_whole(wheel):
     assert "research use only" in (licences / "checkpoints" / "mengzi-oscar-mini" / "README.md").read_text("utf-8")
 
 
+def test_the_wheel_carries_every_file_of_the_library(wheel):
+    """Tables too, which are no Python."""
+    command = ["git", "ls-files", "modeling_mengzi_oscar", "datasets_scripts", "metrics"]
+    tracked = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        assert (wheel / name).read_bytes() == (REPOSITORY / name).read_bytes(), name
+
+
 @pytest.mark.slow
 def test_the_wheel_captions_where_there_is_no_repository(wheel, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(Path(sample_photos()["astronaut"][0]).read_bytes())
