@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from datasets import Dataset
 from PIL import Image
 
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionImageProcessor, GridRegionModel
@@ -75,6 +74,7 @@ def test_image_processor():
 @pytest.mark.parametrize("kind", ["array", "channels first", "tensor", "stacked", "dataset", "of torch"])
 def test_image_processor_takes_what_photos_come_in(kind):
     array = np.asarray(photo())
+    Dataset = pytest.importorskip("datasets").Dataset
     column = Dataset.from_dict({"image": [photo(), photo()]})
     images = {
         "array": array,
