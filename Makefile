@@ -6,7 +6,7 @@ PIP := -m pip install --disable-pip-version-check
 LOCKED := --constraint constraints.txt --build-constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space test lint bench matrix test-newest test-oldest lock clean
+.PHONY: help demo space test lint bench matrix test-newest lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,10 +40,7 @@ bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
 matrix: .venv/test ## the bundled checkpoint under every release of transformers, a table
 	$(BIN)/python tests/releases/matrix.py $(RELEASES)
 
-# What needs neither the training's libraries nor the demo's.
-LIBRARY := tests/library tests/labels tests/cli tests/releases tests/features/test_region_store.py
-
-# Without the lock, in a folder of its own: the newest of everything, and the oldest that setup.cfg promises.
+# Without the lock, in a folder of its own.
 test-newest:     ## the suite with today's newest releases: which of them broke what
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest
@@ -53,18 +50,12 @@ test-newest:     ## the suite with today's newest releases: which of them broke 
 	.venv-newest/bin/python -m pytest -q || { .venv-newest/bin/python .ci/lock.py compare; exit 1; }
 	@touch .venv-newest/passed
 
-test-oldest:     ## the library with the lower bounds of setup.cfg (tests/oldest.txt)
-	rm -rf .venv-oldest
-	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python $(PIP) --constraint tests/oldest.txt --editable ".[demo]" pytest
-	.venv-oldest/bin/python -m pytest -q $(LIBRARY)
-
 lock:            ## constraints.txt from the environment of test-newest, once the suite passed there
 	@test -e .venv-newest/passed || $(MAKE) test-newest
 	.venv-newest/bin/python .ci/lock.py write
 
 clean:           ## remove what was installed and what the demo wrote
-	rm -rf .venv .venv-newest .venv-oldest demo.png
+	rm -rf .venv .venv-newest demo.png
 
 # pip first, since it installs the others: older ones do not know --build-constraint.
 .venv/pip: constraints.txt setup.cfg

@@ -27,7 +27,6 @@ spec.loader.exec_module(lock)
 CONFIG = configparser.ConfigParser()
 CONFIG.read(REPOSITORY / "setup.cfg", "utf-8")
 EXTRAS = tuple(CONFIG["options.extras_require"])
-OLDEST = REPOSITORY / "tests" / "oldest.txt"
 
 
 @pytest.mark.parametrize("extra", [None, *EXTRAS])
@@ -37,7 +36,7 @@ def test_the_lock_is_in_the_ranges(extra):
         assert line.specifier.contains(locked[canonicalize_name(line.name)]), line
 
 
-@pytest.mark.parametrize("path", [lock.CONSTRAINTS, lock.SPACE, OLDEST], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [lock.CONSTRAINTS, lock.SPACE], ids=lambda path: path.name)
 def test_locks_are_plain(path):
     """A name and a version a line: no build of one platform, no place of one machine."""
     for line in path.read_text("utf-8").splitlines():
@@ -55,20 +54,13 @@ def test_the_space_has_what_it_needs_in_the_locked_versions():
     assert header["sdk_version"] == listed["gradio"]
 
 
-def test_what_the_oldest_leg_installs_are_the_lower_bounds():
-    oldest = lock.locked(OLDEST)
-    for line in [*lock.required(), *lock.required("demo")]:
-        [bound] = [part for part in line.specifier if part.operator == ">="]
-        assert Requirement(f"x=={oldest[canonicalize_name(line.name)]}").specifier.contains(bound.version), line
-
-
-@pytest.mark.parametrize("target", ["demo", "space", "test", "lint", "test-newest", "test-oldest"])
+@pytest.mark.parametrize("target", ["demo", "space", "test", "lint", "test-newest"])
 def test_which_installs_are_locked(target):
     command = ["make", "--dry-run", "--always-make", target]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     installs = [line for line in result.stdout.splitlines() if "pip install" in line]
-    lists = {"test-newest": set(), "test-oldest": {"tests/oldest.txt"}}.get(target, {"constraints.txt"})
-    assert len(installs) >= 2 - (target == "test-oldest")
+    lists = set() if target == "test-newest" else {"constraints.txt"}
+    assert len(installs) >= 2
     for line in installs:
         assert set(re.findall(r"--(?:build-)?constraint (\S+)", line)) == lists, line
 
