@@ -27,6 +27,8 @@ from modeling_mengzi_oscar.demo.samples import MORE_SAMPLES, sample_photos
 
 pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
 playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[test]"')
+expect = playwright.expect  # waits, where is_visible() only looks once
+expect.set_options(timeout=60_000)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 import views  # noqa: E402
 
@@ -136,7 +138,7 @@ def tab(page, name):
 
 def test_a_photo_gets_a_caption_and_its_words_light_up_regions(visit, photo):
     page = visit()
-    assert page.locator("#caption .empty").is_visible()
+    expect(page.locator("#caption .empty")).to_be_visible()
     give(page, photo)
     assert page.locator(".beam").count() == 5
     assert page.locator(".seen rect").count() == 9  # every region
@@ -195,20 +197,20 @@ def test_copy_and_share(visit, photo):
 
 def test_language_of_the_browser_then_the_switch(visit, photo):
     page = visit("en-US")
-    assert page.locator("h1 .en").is_visible()
-    assert page.get_by_text("Drop, paste or pick a photo").is_visible()
+    expect(page.locator("h1 .en")).to_be_visible()
+    expect(page.get_by_text("Drop, paste or pick a photo")).to_be_visible()
     tab(page, "Batch")
-    assert page.get_by_text("Click to Upload").is_visible()  # gradio's own words
+    expect(page.get_by_text("Click to Upload")).to_be_visible()  # gradio's own words
     page.get_by_role("button", name="中文").click()
     page.wait_for_selector("html[lang=zh-CN]")
     page.get_by_role("tab", name="看图说话").wait_for()
-    assert page.locator("h1 .zh").is_visible()
-    assert not page.locator("h1 .en").is_visible()
+    expect(page.locator("h1 .zh")).to_be_visible()
+    expect(page.locator("h1 .en")).to_be_hidden()
     page.reload()  # it stays
     page.get_by_role("tab", name="看图说话").wait_for()
-    assert visit("en-US", query="?lang=zh").get_by_role("tab", name="批量").is_visible()
-    assert visit("zh-TW").get_by_role("tab", name="批量").is_visible()
-    assert visit("fr").get_by_role("tab", name="Batch").is_visible()
+    expect(visit("en-US", query="?lang=zh").get_by_role("tab", name="批量")).to_be_visible()
+    expect(visit("zh-TW").get_by_role("tab", name="批量")).to_be_visible()
+    expect(visit("fr").get_by_role("tab", name="Batch")).to_be_visible()
 
 
 def test_match_both_ways(visit, photo):
@@ -222,7 +224,7 @@ def test_match_both_ways(visit, photo):
     texts = page.locator("#matches .text").all_inner_texts()
     assert sorted(texts) == sorted(["一只狗", "两个人骑马", nasty])  # as text, to the letter
     page.get_by_role("tab", name="一句话，几张照片").click()
-    assert not page.locator("#photo").is_visible()
+    expect(page.locator("#photo")).to_be_hidden()
     page.click("#rank-button")
     page.wait_for_selector("#ranking .wall")
     assert page.locator("#ranking .wall img").count() == 8
@@ -360,7 +362,7 @@ def test_mistakes_are_told(visit, photo, tmp_path):
     page.set_input_files("#photo input[type=file]", tmp_path / "page.jpg")
     page.wait_for_selector("#caption .error")
     assert "不是能读的照片" in page.locator("#caption .error").inner_text()
-    assert not page.locator("#photo img").is_visible()  # no broken picture
+    expect(page.locator("#photo img")).to_be_hidden()  # no broken picture
     page.set_input_files("#photo input[type=file]", photo)  # and it goes on
     page.wait_for_selector(".card.caption")
     page.locator("#photo img").wait_for()
@@ -383,9 +385,9 @@ def test_on_a_phone(visit, photo, locale, names):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
         theme = page.locator("[data-set-theme]").bounding_box()
         assert theme["x"] + theme["width"] <= 360  # the page does not hide what is too wide
-    assert page.locator("#tabs").get_by_role("tab", name=names[-1]).is_visible()
+    expect(page.locator("#tabs").get_by_role("tab", name=names[-1])).to_be_visible()
     tab(page, names[1])
-    assert page.locator("#tabs").get_by_role("tab", name="一句话，" if locale == "zh-CN" else "Sentence →").is_visible()
+    expect(page.locator("#tabs").get_by_role("tab", name="一句话，" if locale == "zh-CN" else "Sentence →")).to_be_visible()
 
 
 def test_the_page_keeps_its_width(visit):
