@@ -210,9 +210,9 @@ class MengziOscarPipeline:
         A photo that cannot be read raises where it is the only one, and costs only its own result in a list.
         """
         one, results = is_one_photo(photos), []
-        numbered = enumerate([photos] if one else photos)
+        numbered = enumerate([photos] if one else photos, start=1)
         while batch := list(islice(numbered, batch_size)):
-            opened = [open_or_error(photo, "the photo" if one else f"photos[{number}]") for number, photo in batch]
+            opened = [open_or_error(photo, "the photo" if one else f"photo {number}") for number, photo in batch]
             found = self._find_regions(opened)
             if one and isinstance(found[0], PhotoError):
                 raise found[0]
@@ -234,7 +234,7 @@ class MengziOscarPipeline:
             try:
                 inputs = self.image_processor([photo], return_tensors="pt")
             except ValueError as error:  # too thin
-                found[number] = PhotoError(f"{photo.info.get(NAME, 'the photo')}: {error}")
+                found[number] = PhotoError(str(error))
             else:
                 of_one_size.setdefault(inputs["pixel_values"].shape, []).append((number, inputs))
         for group in of_one_size.values():
@@ -328,13 +328,11 @@ def is_one_photo(photos) -> bool:
 
 
 def open_or_error(photo, name: str):
-    """RGB photo that knows its name, or the `PhotoError` that says why not."""
+    """RGB photo, or the `PhotoError` that says why not."""
     try:
-        opened = open_photo(photo, name=name)
+        return open_photo(photo, name=name)
     except PhotoError as error:
         return error
-    opened.info[NAME] = str(photo) if isinstance(photo, (str, os.PathLike)) else name
-    return opened
 
 
 def words_in(texts, name: str) -> list[str]:
