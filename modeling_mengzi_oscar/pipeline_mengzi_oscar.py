@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from inspect import signature
 from itertools import islice
 from pathlib import Path
+from types import GeneratorType
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
+from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline, PretrainedConfig
 
 from .generation_mengzi_oscar import check_whole
+from .loading import CheckpointError, load_checked, load_region_model, name_and_revision
 from .matching import Matcher
 from .modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
@@ -26,23 +28,21 @@ from .modeling_mengzi_oscar import (
 )
 from .photos import PhotoError, open_photo
 from .processing_mengzi_oscar import MengziOscarProcessor, as_texts, listed
-from .quantization import quantize
+from .quantization import is_int8, quantize
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .configuration_mengzi_oscar import MengziOscarConfig  # noqa: F401
     from .configuration_vinvl import VinVLConfig  # noqa: F401
     from .generation_mengzi_oscar import MaskQueryGenerationMixin  # noqa: F401
+    from .image_processing_vinvl import VinVLImageProcessor  # noqa: F401
+    from .modeling_grid_regions import GridRegionModel  # noqa: F401
     from .modeling_regions import RegionModelOutput  # noqa: F401
+    from .modeling_vinvl import VinVLModel  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
 DETAILED_LENGTH = 30  # tokens of a detailed caption, with start and end
-
-
-class CheckpointError(ValueError):
-    """One line: which checkpoint, what is wrong with it, what to do."""
-
-
 TASK_HEADS = {"ask": MengziOscarForVisualQuestionAnswering, "match": MengziOscarForImageTextRetrieval}
+REGION_MODEL = "region_model"  # the subfolder of it
 
 
 class MengziOscarPipeline:
@@ -62,15 +62,16 @@ class MengziOscarPipeline:
     def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32", int8=False):
         """
         Args:
-            name: folder or Hub id. revision: of the Hub repo.
+            name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
             device, dtype: where and in what type the captioner runs; checkpoints stored in float16 run in float32
                 unless asked otherwise. The region model stays in float32.
             int8: captioner and heads multiply in 8 bits (`quantize`): on CPUs faster, captions nearly the same.
 
         Raises:
             CheckpointError: nothing to load, weights missing, left over or of another size.
-            ValueError: int8 with another device or dtype, or a torch without it.
+            ValueError: int8 with another device or dtype, or a torch without it; two revisions.
         """
+        name, revision = name_and_revision(name, revision)
 
         def prepared(model):
             model = model.to(device)
@@ -97,7 +98,7 @@ class MengziOscarPipeline:
         Raises:
             ValueError: weights in 8 bits, which are made anew whenever a checkpoint is loaded.
         """
-        if any(isinstance(module, Int8Linear) for module in self.captioner.modules()):
+        if is_int8(self.captioner):
             raise ValueError("weights in 8 bits are not saved: load the checkpoint without int8, and save that")
         folder, config = Path(folder), self.captioner.config
         for part in (self.region_model, self.image_processor):
@@ -110,10 +111,10 @@ class MengziOscarPipeline:
         self.processor.save_pretrained(folder)
         for task in TASK_HEADS:
             try:
-                parts = self._head(task)
+                head = self._head(task)
             except CheckpointError:  # not every checkpoint has it
                 continue
-            for part in parts:
+            for part in head:
                 part.save_pretrained(folder / task)
 
     def caption(self, photos, batch_size=32, style=None, **generation) -> dict | list[dict]:
@@ -209,17 +210,22 @@ class MengziOscarPipeline:
 
         A photo that cannot be read raises where it is the only one, and costs only its own result in a list.
         """
-        one, results = is_one_photo(photos), []
-        numbered = enumerate([photos] if one else photos, start=1)
+        if is_one_photo(photos):
+            [result] = self._of_opened([open_photo(photos)], run)
+            if isinstance(result, PhotoError):
+                raise result
+            return result
+        results, numbered = [], enumerate(photos, start=1)
         while batch := list(islice(numbered, batch_size)):
-            opened = [open_or_error(photo, "the photo" if one else f"photo {number}") for number, photo in batch]
-            found = self._find_regions(opened)
-            if one and isinstance(found[0], PhotoError):
-                raise found[0]
-            seen = [image for image in found if isinstance(image, FoundRegions)]
-            made = iter(run(seen) if seen else [])
-            results += [next(made) if isinstance(image, FoundRegions) else {"error": str(image)} for image in found]
-        return results[0] if one else results
+            results += self._of_opened([open_or_error(photo, f"photo {number}") for number, photo in batch], run)
+        return [{"error": str(result)} if isinstance(result, PhotoError) else result for result in results]
+
+    def _of_opened(self, photos, run) -> list:
+        """The same for RGB photos; `PhotoError`s stay what they are."""
+        found = self._find_regions(photos)
+        seen = [image for image in found if isinstance(image, FoundRegions)]
+        made = iter(run(seen) if seen else [])
+        return [next(made) if isinstance(image, FoundRegions) else image for image in found]
 
     @torch.inference_mode()
     def _find_regions(self, photos) -> list:
@@ -233,8 +239,8 @@ class MengziOscarPipeline:
                 continue
             try:
                 inputs = self.image_processor([photo], return_tensors="pt")
-            except ValueError as error:  # too thin
-                found[number] = PhotoError(str(error))
+            except PhotoError as error:  # too thin
+                found[number] = error
             else:
                 of_one_size.setdefault(inputs["pixel_values"].shape, []).append((number, inputs))
         for group in of_one_size.values():
@@ -328,7 +334,9 @@ def is_one_photo(photos) -> bool:
 
 
 def open_or_error(photo, name: str):
-    """RGB photo, or the `PhotoError` that says why not."""
+    """RGB photo, or the `PhotoError` that says why not; such an error stays what it is."""
+    if isinstance(photo, PhotoError):
+        return photo
     try:
         return open_photo(photo, name=name)
     except PhotoError as error:
@@ -356,77 +364,6 @@ def describe_regions(region_model, output) -> list[list[dict]]:
     return [[{"box": box} for box in boxes[mask].tolist()] for boxes, mask in zip(output.boxes, masks, strict=True)]
 
 
-def load_checked(model_class, name, **options):
-    """`from_pretrained` that refuses a checkpoint which does not fit the model, in one line.
-
-    Raises:
-        CheckpointError
-    """
-    try:
-        model, info = model_class.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        here = "" if os.path.exists(name) else "no such folder here, and as a Hub id it "
-        raise CheckpointError(f"{name}: {here}cannot be loaded as {model_class.__name__}: {reason[:300]}") from None
-    problems = {kind: sorted(map(str, info[kind])) for kind in info if kind.endswith("keys") and info[kind]}
-    if problems:
-        found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, e.g. {keys[0]}" for kind, keys in problems.items())
-        raise CheckpointError(
-            f"{name}: its weights do not fit {model_class.__name__} ({found}); "
-            "config.json and weights must be of one checkpoint"
-        )
-    return model
-
-
-def region_model_classes(model_type):
-    """Model and image processor of a `model_type`, None where it is no region model.
-
-    They are ours: code of another repo never runs. Each is imported where it is needed: the detector needs no timm, the
-    grid model no torchvision.
-    """
-    if model_type == "grid_regions":
-        from .modeling_grid_regions import GridRegionImageProcessor, GridRegionModel
-
-        return GridRegionModel, GridRegionImageProcessor
-    if model_type == "vinvl":
-        from .image_processing_vinvl import VinVLImageProcessor
-        from .modeling_vinvl import VinVLModel
-
-        return VinVLModel, VinVLImageProcessor
-    return None
-
-
-def load_region_model(name, subfolder="", revision=None):
-    """Region model and its image processor, float32, from a folder or Hub id.
-
-    `name` is a region model or a Mengzi-Oscar checkpoint that names one in its config: a subfolder of its own repo,
-    or "org/name@revision".
-
-    Raises:
-        CheckpointError: it is neither, or its weights do not fit.
-    """
-    try:
-        config, _ = PretrainedConfig.get_config_dict(name, subfolder=subfolder, revision=revision)
-    except OSError as error:
-        raise CheckpointError(f"{name}: no config.json there ({' '.join(str(error).split())[:200]})") from None
-    model_type = config.get("model_type")
-    if classes := region_model_classes(model_type):
-        model_class, processor_class = classes
-        options = {"subfolder": subfolder, "revision": revision}
-        model = load_checked(model_class, name, dtype="float32", **options)
-        model = model.eval().to(memory_format=torch.channels_last)  # convolutions are 1.5 times as fast on CPUs
-        return model, processor_class.from_pretrained(name, **options)
-    region_model = config.get("region_model")
-    if not region_model:
-        raise CheckpointError(f"{name}: no region model there, and its config names none (model_type {model_type!r})")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", region_model):
-        repository, region_revision = region_model.split("@")
-        return load_region_model(repository, revision=region_revision)
-    return load_region_model(name, subfolder=region_model, revision=revision)
-
-
 class MengziOscarCaptioningPipeline(Pipeline):
     """`pipeline("mengzi-oscar-captioning", model=..., trust_remote_code=True)`: the pipeline above, as transformers'.
 
@@ -451,14 +388,35 @@ class MengziOscarCaptioningPipeline(Pipeline):
         )
         self.captioning = MengziOscarPipeline(self.model, processor, region_model.to(self.device), image_processor)
 
+    def __call__(self, photos, **options):
+        """One photo -> a dict; a list, tuple, column -> a list; a generator or torch's data set -> an iterator.
+
+        Args:
+            options: `batch_size`, `num_workers`, and what `MengziOscarPipeline.caption` takes.
+
+        Raises:
+            PhotoError: the one photo cannot be read; among several {"error": the line} stands in its place.
+        """
+        if not is_one_photo(photos) and not isinstance(photos, (GeneratorType, Dataset)):
+            photos = list(photos)
+            if not photos:
+                return []
+        result = super().__call__(photos, **options)
+        if isinstance(result, dict) and "error" in result:
+            raise PhotoError(result["error"])
+        return result
+
     def _sanitize_parameters(self, **generation):
         return {}, generation, {}
 
     def preprocess(self, photo):
-        return {"photo": open_photo(photo)}
+        return {"photo": open_or_error(photo, "the photo")}
 
     def _forward(self, inputs, **generation):
-        return self.captioning.caption(inputs["photo"], **generation)
+        photos = inputs["photo"]  # a list of them where transformers made a batch
+        opened = photos if isinstance(photos, list) else [photos]
+        captioned = self.captioning.caption(opened, batch_size=len(opened), **generation)
+        return {"result": captioned if isinstance(photos, list) else captioned[0]}
 
     def postprocess(self, output):
-        return output
+        return output["result"]

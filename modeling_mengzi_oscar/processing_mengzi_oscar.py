@@ -240,7 +240,7 @@ def as_texts(texts, name: str) -> list[str]:
             wrong[number] = f"is no Unicode text: {text[:40]!r}"
     if wrong:
         raise ValueError(f"{name}{listed(wrong)}; give strings")
-    return texts
+    return [str(text) for text in texts]  # numpy has strings of its own
 
 
 def is_unicode(text) -> bool:
