@@ -111,11 +111,11 @@ class MengziOscarPipeline:
         self.processor.save_pretrained(folder)
         for task in TASK_HEADS:
             try:
-                head = self._head(task)
+                head, processor = self._head(task)
             except CheckpointError:  # not every checkpoint has it
                 continue
-            for part in head:
-                part.save_pretrained(folder / task)
+            head.save_pretrained(folder / task, state_dict=head.state_dict())
+            processor.save_pretrained(folder / task)
 
     def caption(self, photos, batch_size=32, style=None, **generation) -> dict | list[dict]:
         """
@@ -405,6 +405,11 @@ class MengziOscarCaptioningPipeline(Pipeline):
         if isinstance(result, dict) and "error" in result:
             raise PhotoError(result["error"])
         return result
+
+    def save_pretrained(self, save_directory, **options):
+        """Overridden because transformers saves no processor with a pipeline."""
+        super().save_pretrained(save_directory, **options)
+        self.processor.save_pretrained(save_directory)
 
     def _sanitize_parameters(self, **generation):
         return {}, generation, {}
