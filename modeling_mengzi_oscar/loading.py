@@ -18,7 +18,7 @@ class CheckpointError(ValueError):
 
 
 def name_and_revision(name, revision=None) -> tuple[str, str | None]:
-    """"org/name@revision" taken apart; a folder of that name goes first.
+    """ "org/name@revision" taken apart; a folder of that name goes first.
 
     Raises:
         ValueError: another revision is given as well. CheckpointError: a folder that a training goes on from.
