@@ -35,7 +35,7 @@ import skimage  # noqa: E402
 import uploads  # noqa: E402
 import views  # noqa: E402
 import words  # noqa: E402
-from app import build, launch_options  # noqa: E402
+from app import build, start  # noqa: E402
 from engine import Engine, ModelThread, Together  # noqa: E402
 from functions import Pages, told  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
@@ -64,8 +64,8 @@ def url(engine):
         return look_up(host, *arguments, **options)
 
     socket.getaddrinfo = watched
-    demo = build(engine).queue(max_size=64)
-    _, address, _ = demo.launch(**launch_options(), prevent_thread_lock=True, quiet=True)
+    demo = build(engine)
+    address = start(demo, quiet=True)
     yield address.rstrip("/")
     demo.close()
     socket.getaddrinfo, constants.HF_HUB_OFFLINE = look_up, offline
@@ -128,7 +128,7 @@ def test_endpoints_are_named_and_described(client, url):
 
 
 def test_caption_is_the_pipelines(client, photo, with_heads):  # noqa: F811
-    result = client.predict(photo, 3, 12, 0, api_name="/caption")
+    result = client.predict(photo, 3, 12, 0, True, api_name="/caption")
     expected = MengziOscarPipeline.from_pretrained(with_heads).caption(noise(), num_beams=3, max_length=12)
     assert [one["caption"] for one in result["captions"]] == [one["caption"] for one in expected["captions"]]
     assert [one["score"] for one in result["captions"]] == pytest.approx(
@@ -394,7 +394,7 @@ ODD_PHOTOS = {
 @pytest.mark.parametrize("name", ODD_PHOTOS)
 def test_odd_photos_are_read(client, tmp_path, name):
     (tmp_path / name).write_bytes(ODD_PHOTOS[name])
-    result = client.predict(handle_file(tmp_path / name), 2, 8, 0, api_name="/caption")
+    result = client.predict(handle_file(tmp_path / name), 2, 8, 0, True, api_name="/caption")
     assert result["caption"]
     assert result["size"] == (
         [36, 48] if name == "turned.jpg" else [40, 30] if name in ("deep.png", "deep.tif") else [48, 36]
@@ -583,7 +583,7 @@ def test_broken_requests(url):
 def test_a_photo_inside_the_request(url):
     """As MCP clients send it: a data: address."""
     address = "data:image/png;base64," + base64.b64encode(encoded(noise())).decode()
-    assert '"size": [48, 36]' in raw(url, "/caption", {"data": [{"path": None, "url": address}, 2, 8, 0]})
+    assert '"size": [48, 36]' in raw(url, "/caption", {"data": [{"path": None, "url": address}, 2, 8, 0, True]})
     broken = {"path": None, "url": "data:image/png;base64,???"}
     assert "damaged" in raw(url, "/caption", {"data": [broken, 2, 8, 0]})
 
