@@ -200,7 +200,7 @@ def launch_options() -> dict:
         "app_kwargs": {"middleware": [PageHead, Limits]},
         "max_file_size": MAX_BYTES,
         "max_threads": 48,  # of their own: with gradio's 40 they would be those in which MCP calls wait for them
-        "state_session_capacity": 64,  # callers that gradio remembers, a quarter of a MB each: we keep no state in them
+        "state_session_capacity": 16,  # callers that gradio remembers, with all they sent: we keep no state in them
         "show_error": False,  # our own messages are shown; others may tell of files and code
         "ssr_mode": False,
         "footer_links": ["api"],

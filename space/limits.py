@@ -1,6 +1,7 @@
 """What the server takes and for how long: which routes, how large and how slow a body, how many calls at once."""
 
 import asyncio
+import logging
 import re
 import time
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from starlette.responses import JSONResponse
 from words import UserError
 
 MAX_QUEUE = 64  # calls that wait for the model, whatever route they came by
-MAX_AGENTS = 16  # MCP calls in flight: each holds a thread until it is answered
+MAX_AGENTS = 8  # MCP calls in flight: each holds a thread until it is answered
 MAX_BODY = 4 * 2**20  # bytes of JSON; a photo inside it, as MCP clients send it, may have three quarters of that
+MAX_BODIES = 64 * 2**20  # bytes of all that are being received
 MAX_UPLOAD = 2**30  # bytes of one upload, of many files
 PATIENCE, SLOWEST = 30, 16 * 2**10  # seconds, then bytes a second that a body must come with at least
 MAX_CONNECTIONS = 512
@@ -33,53 +35,60 @@ class _Limits:
 
     def __init__(self, app):
         self.app = app
-        self.agents = 0
+        self.agents = self.bytes = 0
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         try:
-            with self.admitted(scope["path"], scope["method"]):
-                receive = bounded(scope, receive)
-                await self.app(scope, receive, in_our_words(send))
-        except HTTPException as refusal:
-            await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, send)
+            with self.admitted(scope["path"], scope["method"], dict(scope["headers"])) as limit:
+                await self.app(scope, bounded(receive, limit), in_our_words(send))
+        except HTTPException as refused:
+            await answer(send, refused.status_code, refused.detail)
+        except Exception as error:  # a function or a parameter that is not there: gradio takes it for a fault of its own
+            if scope["method"] != "POST":
+                raise
+            logging.warning("%s does not fit: %s %.200r", scope["path"][:80], type(error).__name__, str(error))
+            await answer(send, 400, UserError("bad_request").message)
 
     @contextmanager
-    def admitted(self, path, method):
-        """While the request is answered.
+    def admitted(self, path, method, headers):
+        """While the request is answered; gives the bytes that its body may have.
 
         Raises:
-            HTTPException: it asks for what is closed, or there are too many like it.
+            HTTPException: it asks for what is closed, is too large, or there are too many like it.
         """
         if re.search(CLOSED, path, re.IGNORECASE):
             raise refusal(403, "no_links" if "file" in path else "no_route")
         if method == "POST" and not re.search(POSTED, path):
             raise refusal(404, "no_route")
+        upload = re.search(UPLOAD, path) is not None
+        limit = MAX_UPLOAD if upload else MAX_BODY
+        length = int(headers.get(b"content-length", limit if b"transfer-encoding" in headers else 0))
+        check_size(length, limit)
         agent = method == "POST" and re.search(AGENTS, path) is not None
-        if agent and self.agents >= MAX_AGENTS:
+        held = 0 if upload else length  # gradio writes uploads to files as they come
+        if self.bytes + held > MAX_BODIES or self.agents + agent > MAX_AGENTS:
             raise refusal(503, "busy")
-        self.agents += agent
+        self.bytes, self.agents = self.bytes + held, self.agents + agent
         try:
-            yield
+            yield limit
         finally:
-            self.agents -= agent
+            self.bytes, self.agents = self.bytes - held, self.agents - agent
 
 
-def bounded(scope, receive):
-    """`receive` of a request, whose body must not be larger or slower than it may be.
+def check_size(size, limit):
+    if size > limit:
+        raise refusal(413, "body_too_large", limit=limit // 2**20)
+
+
+def bounded(receive, limit):
+    """`receive` of a request whose body has at most `limit` bytes and comes as fast as it must.
 
     Raises:
-        HTTPException: now, where the header tells, or when it is received.
+        HTTPException: when it is received.
     """
-    limit = MAX_UPLOAD if re.search(UPLOAD, scope["path"]) else MAX_BODY
     begun, seen, complete = time.monotonic(), 0, False
-
-    def check(size):
-        if size > limit:
-            raise refusal(413, "body_too_large", limit=limit // 2**20)
-
-    check(int(dict(scope["headers"]).get(b"content-length", 0)))
 
     async def receive_bounded():
         nonlocal seen, complete
@@ -91,7 +100,7 @@ def bounded(scope, receive):
         except TimeoutError:
             raise refusal(408, "body_too_slow") from None
         seen += len(message.get("body", b""))
-        check(seen)
+        check_size(seen, limit)
         complete = not message.get("more_body")
         return message
 
@@ -99,24 +108,28 @@ def bounded(scope, receive):
 
 
 def in_our_words(send):
-    """What gradio says of a full queue, in both languages."""
-    full = False
+    """What gradio says of a full queue, and of a body that is not what it wants, which it would send back whole."""
+    words = {503: "busy", 422: "bad_request"}
+    ours = None
 
     async def send_ours(message):
-        nonlocal full
-        if message["type"] == "http.response.start" and message["status"] == 503:
-            full = True
-            return
-        if not full:
-            return await send(message)
-        if not message.get("more_body"):
-            await JSONResponse({"detail": UserError("busy").message}, 503)({"type": "http"}, None, send)
+        nonlocal ours
+        if message["type"] == "http.response.start" and message["status"] in words:
+            ours = message["status"]
+        if not ours:
+            await send(message)
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            await answer(send, ours, UserError(words[ours]).message)
 
     return send_ours
 
 
 def refusal(status, key, **values) -> HTTPException:
     return HTTPException(status, UserError(key, **values).message)
+
+
+async def answer(send, status, line):
+    await JSONResponse({"detail": line}, status)({"type": "http"}, None, send)
 
 
 Limits = Middleware(_Limits)

@@ -87,6 +87,10 @@ def encoded(photo, kind="PNG", **options) -> bytes:
     return content.getvalue()
 
 
+def data_address(photo=None) -> str:
+    return "data:image/png;base64," + base64.b64encode(encoded(photo or noise())).decode()
+
+
 def zipped(files: dict[str, bytes]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -582,7 +586,7 @@ def test_broken_requests(url):
 
 def test_a_photo_inside_the_request(url):
     """As MCP clients send it: a data: address."""
-    address = "data:image/png;base64," + base64.b64encode(encoded(noise())).decode()
+    address = data_address()
     assert '"size": [48, 36]' in raw(url, "/caption", {"data": [{"path": None, "url": address}, 2, 8, 0, True]})
     broken = {"path": None, "url": "data:image/png;base64,???"}
     assert "damaged" in raw(url, "/caption", {"data": [broken, 2, 8, 0]})
