@@ -24,7 +24,7 @@ from ..configuration_mengzi_oscar import MengziOscarConfig
 from ..generation_mengzi_oscar import published_generation_config
 from ..hub.model_card import detector_card, model_card
 from ..hub.repo import PINNED, REGION_MODEL_FOLDER, assemble, one_line, read_json, region_model_config, save_vocabulary
-from ..pipeline_mengzi_oscar import CheckpointError
+from ..loading import CheckpointError
 from ..processing_mengzi_oscar import MengziOscarProcessor
 from . import vinvl
 from .label_maps import read_answers

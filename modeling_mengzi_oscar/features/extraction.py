@@ -213,6 +213,7 @@ def prepare_photo(content, name, image_processor, flip=False, limit_pixels=MAX_P
     """
     photo = open_photo(content, limit_pixels, name)
     photo = ImageOps.mirror(photo) if flip else photo
+    photo.filename = name  # of the mirrored one too: whatever is wrong with it is said of this photo
     return photo, image_processor([photo], return_tensors="pt")
 
 

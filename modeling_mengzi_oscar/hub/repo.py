@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError, safe_open
 
-from ..pipeline_mengzi_oscar import CheckpointError, region_model_classes
+from ..loading import CheckpointError, region_model_classes
 from .model_card import model_card
 
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -110,6 +110,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "generation_config.json",
         "generation_mengzi_oscar.py",
         "image_processing_vinvl.py",
+        "loading.py",
         "matching.py",
         "model.safetensors",
         "modeling_grid_regions.py",

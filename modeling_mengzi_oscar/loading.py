@@ -1,0 +1,116 @@
+"""How a checkpoint comes from a folder or the Hub into memory: looked at first, then loaded, or refused in one line."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from transformers import PretrainedConfig
+
+if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .supported_transformers import OLDEST  # noqa: F401
+
+
+class CheckpointError(ValueError):
+    """One line: which checkpoint, what is wrong with it, what to do."""
+
+
+def name_and_revision(name, revision=None) -> tuple[str, str | None]:
+    """"org/name@revision" taken apart; a folder of that name goes first.
+
+    Raises:
+        ValueError: another revision is given as well. CheckpointError: a folder that a training goes on from.
+    """
+    name = str(name)
+    parts = re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", name)
+    if parts and not os.path.exists(name):
+        if revision not in (None, parts[2]):
+            raise ValueError(f"{name}: revision {revision!r} is another one; give it once")
+        return parts[1], parts[2]
+    folder = Path(name)
+    best = next((place / "best" for place in (folder, folder.parent) if (place / "best/config.json").is_file()), None)
+    use = f": name {best}" if best else "; a finished one has best/ beside it: name that"
+    if (folder / "trainer_state.json").is_file() and not (folder / "processor_config.json").is_file():
+        raise CheckpointError(f"{name}: a state from which a training goes on, without tokenizer and region model{use}")
+    if folder.is_dir() and best == folder / "best" and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{name}: the folder of a training{use}")
+    return name, revision
+
+
+def load_checked(model_class, name, **options):
+    """`from_pretrained` that refuses a checkpoint which does not fit the model, in one line.
+
+    Raises:
+        CheckpointError
+    """
+    try:
+        model, info = model_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        here = "" if os.path.exists(name) else "no such folder here, and as a Hub id it "
+        raise CheckpointError(f"{name}: {here}cannot be loaded as {model_class.__name__}: {reason[:300]}") from None
+    problems = {kind: sorted(map(str, info[kind])) for kind in info if kind.endswith("keys") and info[kind]}
+    if problems:
+        found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, e.g. {keys[0]}" for kind, keys in problems.items())
+        raise CheckpointError(
+            f"{name}: its weights do not fit {model_class.__name__} ({found}); "
+            "config.json and weights must be of one checkpoint"
+        )
+    return model
+
+
+def region_model_classes(model_type):
+    """Model and image processor of a `model_type`, None where it is no region model.
+
+    They are ours: code of another repo never runs. Each is imported where it is needed: the detector needs no timm, the
+    grid model no torchvision.
+    """
+    if model_type == "grid_regions":
+        from .modeling_grid_regions import GridRegionImageProcessor, GridRegionModel
+
+        return GridRegionModel, GridRegionImageProcessor
+    if model_type == "vinvl":
+        from .image_processing_vinvl import VinVLImageProcessor
+        from .modeling_vinvl import VinVLModel
+
+        return VinVLModel, VinVLImageProcessor
+    return None
+
+
+def load_region_model(name, subfolder="", revision=None):
+    """Region model and its image processor, float32, from a folder or Hub id.
+
+    `name` ("org/name@revision" too) is a region model or a Mengzi-Oscar checkpoint that names one in its config: a
+    subfolder of its own repo, or "org/name@revision".
+
+    Raises:
+        CheckpointError: it is neither, or its weights do not fit.
+    """
+    name, revision = name_and_revision(name, revision)
+    try:
+        config, _ = PretrainedConfig.get_config_dict(name, subfolder=subfolder, revision=revision)
+    except OSError as error:
+        raise CheckpointError(f"{name}: no config.json there ({' '.join(str(error).split())[:200]})") from None
+    model_type = config.get("model_type")
+    if classes := region_model_classes(model_type):
+        model_class, processor_class = classes
+        options = {"subfolder": subfolder, "revision": revision}
+        model = load_checked(model_class, name, dtype="float32", **options)
+        model = model.eval().to(memory_format=torch.channels_last)  # convolutions are 1.5 times as fast on CPUs
+        return model, processor_class.from_pretrained(name, **options)
+    region_model = config.get("region_model")
+    if subfolder and not config:
+        raise CheckpointError(
+            f"{name}: its config names the region model {subfolder}/, which is not there: copy that folder from the "
+            "checkpoint that this one came from, or save it anew with MengziOscarPipeline.save_pretrained"
+        )
+    if not region_model:
+        raise CheckpointError(f"{name}: no region model there, and its config names none (model_type {model_type!r})")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", region_model):
+        repository, region_revision = region_model.split("@")
+        return load_region_model(repository, revision=region_revision)
+    return load_region_model(name, subfolder=region_model, revision=revision)
