@@ -25,6 +25,7 @@ SUFFIXES = (
     *(".heic", ".heif", ".hif", ".avif"),
 )
 PATH = (str, os.PathLike)
+HEAD = 64  # bytes that tell what a file is
 CHANNELS = (1, 3, 4)
 TURNS = {  # EXIF orientation -> what puts the photo upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,6 +76,17 @@ def is_hidden(name) -> bool:
 def is_apple_double(name) -> bool:
     """Whether macOS wrote this file beside a photo (`._name.jpg`): a shell's `*` names it, and it never is one."""
     return PurePath(str(name)).name.startswith("._")
+
+
+def is_photo_by_content(path) -> bool:
+    """Whether a file that does not count by its name is a photo all the same. Nothing that may block is opened."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) or is_apple_double(path):
+            return False
+        with open(path, "rb") as file:
+            return photo_kind(file.read(HEAD)) is not None
+    except OSError:
+        return False
 
 
 def photo_kind(content: bytes) -> str | None:
@@ -160,9 +172,14 @@ def read(source, name, max_pixels) -> bytes:
     return content
 
 
-def read_path(path, name, max_bytes) -> bytes:
+def refuse_address(path):
+    """Raises PhotoError where a path is an address, as it was given: `Path` would leave out one of its slashes."""
     if re.match(r"(https?|ftp|s3|gs|file|hf)://?|data:", str(path), flags=re.IGNORECASE):
-        raise PhotoError(f"{name}: addresses are not fetched; download the photo first, then give its path")
+        raise PhotoError(f"{path}: addresses are not fetched; download it first, then give its path")
+
+
+def read_path(path, name, max_bytes) -> bytes:
+    refuse_address(path)
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -182,6 +199,8 @@ def read_path(path, name, max_bytes) -> bytes:
 def decode(content: bytes, name, max_pixels) -> Image.Image:
     """Bytes of a file -> RGB, upright."""
     kind = photo_kind(content)
+    if content.startswith(b"\0\x05\x16\x07"):
+        raise PhotoError(f"{name}: what macOS keeps beside a photo, not the photo; name the file without ._")
     if kind is None:
         raise PhotoError(f"{name}: not a photo we can read; save it as JPEG, PNG or WebP", "not_a_photo")
     if kind == "HEIF":
@@ -350,8 +369,8 @@ def to_uint8(values: np.ndarray, name) -> np.ndarray:
 
 
 # What follows cuts out of a file all that is not pixels. Each function takes and returns a file's bytes, and with them
-# the orientation that was found (1: none; None: Pillow knows it without the metadata). Where a file is not built as its format says the rest stays as it is, and
-# Pillow says what is wrong with it.
+# the orientation that was found (1: none; None: Pillow knows it without the metadata). Where a file is not built as its
+# format says the rest stays as it is, and Pillow says what is wrong with it.
 
 
 def only_pixels_of_jpeg(content: bytes) -> tuple[bytes, int]:
