@@ -17,8 +17,6 @@ Hockenmaier 2013): research use only, the rights stay with the Flickr users.
     images/ or Flicker8k_Dataset/         `<photo>.jpg`, the latter as the archive of Flickr8k calls it
 """
 
-import os
-
 import datasets
 
 from .reading import (
@@ -107,7 +105,8 @@ class Flickr8kCN(SplitsBuilder):
             f"translated by people, {sum(map(count, machine.values())):,} by machines ({systems}); "
             + ", ".join(f"{split} {len(image_ids):,}" for split, image_ids in splits.items())
             + f".\nLeft out: {len(captions) - count(splits):,} photos in no split, "
-            f"{len(photos.keys() - captions.keys()):,} photos without sentences, {left:,} machine translations of photos that are not here"
+            f"{len(photos.keys() - captions.keys()):,} photos without sentences, "
+            f"{left:,} machine translations of photos that are not here"
             + (f"; {photos.say_unnamed()}." if photos.unnamed else ".")
         )
 

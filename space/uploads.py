@@ -70,12 +70,13 @@ def photos_in(files: list[tuple[str, str]]) -> list[tuple[str, object]]:
     found, photos = [], 0
     for name, path in files:
         if name.lower().endswith(".zip"):
-            inside, others = members_of(path)
-            found += [(inner, reader(path, index)) for index, inner in inside]
-            found += [(inner, refused) for inner in others[:MAX_PHOTOS]]
-            if more := others[MAX_PHOTOS:]:
-                found.append((f"{more[0]} (+ {len(more) - 1:,})", refused))
-            photos += len(inside)
+            members = members_of(path)
+            others = [inner for inner, read in members if read is refused]
+            left_out = set(others[MAX_PHOTOS:])  # one row for them all
+            found += [member for member in members if member[0] not in left_out]
+            if left_out:
+                found.append((f"{others[MAX_PHOTOS]} … (+ {len(left_out):,})", refused))
+            photos += len(members) - len(others)
         else:
             found.append((name, lambda path=path: read_photo(path)))
             photos += 1
@@ -111,8 +112,8 @@ def read_member(path, index, size) -> bytes:
         raise
 
 
-def members_of(path) -> tuple[list[tuple[int, str]], list[str]]:
-    """Of a zip that was found harmless: photos as (place in the zip, name), and the names of what is no photo.
+def members_of(path) -> list[tuple[str, object]]:
+    """Of a zip that was found harmless, (name, function that reads the photo); of what is no photo it is `refused`.
 
     Raises:
         UserError: not a zip, encrypted, too large when unpacked, or with names that lead elsewhere.
@@ -136,15 +137,14 @@ def members_of(path) -> tuple[list[tuple[int, str]], list[str]]:
     ratio = max((entry.file_size / max(entry.compress_size, 1) for entry in entries.values()), default=0)
     if unpacked > MAX_UNPACKED or ratio > MAX_RATIO:
         raise UserError("zip_too_big", limit=MAX_UNPACKED // 2**20, ratio=MAX_RATIO)
-    photos, others = [], []
+    members, sniffs = [], 0
     for index, name in names.items():
-        if is_hidden(name):
+        if is_hidden(name):  # what macOS adds
             continue
-        if is_photo_name(name) or (len(others) < MAX_PHOTOS and is_photo_inside(path, index)):
-            photos.append((index, name))
-        else:
-            others.append(name)
-    return photos, others
+        sniffs += not is_photo_name(name)
+        is_photo = is_photo_name(name) or (sniffs <= MAX_PHOTOS and is_photo_inside(path, index))
+        members.append((name, reader(path, index) if is_photo else refused))
+    return members
 
 
 def name_of(entry: zipfile.ZipInfo) -> str:

@@ -166,7 +166,7 @@ def read(source, name, max_pixels) -> bytes:
             "several as a list of them"
         )
     if not content:
-        raise PhotoError(f"{name}: the file is empty (0 bytes); download or copy it again", "damaged")
+        raise PhotoError(f"{name}: the file is empty (0 bytes); download or copy it again", "not_a_photo")
     if len(content) > max_bytes:
         raise PhotoError(f"{name}: more than {max_bytes:,} bytes; scale it down first", "too_many_pixels")
     return content
