@@ -71,12 +71,14 @@ def photos_in(files: list[tuple[str, str]]) -> list[tuple[str, object]]:
     for name, path in files:
         if name.lower().endswith(".zip"):
             members = members_of(path)
-            others = [inner for inner, read in members if read is refused]
-            left_out = set(others[MAX_PHOTOS:])  # one row for them all
-            found += [member for member in members if member[0] not in left_out]
-            if left_out:
-                found.append((f"{others[MAX_PHOTOS]} … (+ {len(left_out):,})", refused))
-            photos += len(members) - len(others)
+            others = 0
+            for member in members:
+                others += member[1] is refused
+                if member[1] is not refused or others <= MAX_PHOTOS:
+                    found.append(member)
+            if others > MAX_PHOTOS:
+                found.append((f"… (+ {others - MAX_PHOTOS:,})", refused))
+            photos += len(members) - others
         else:
             found.append((name, lambda path=path: read_photo(path)))
             photos += 1

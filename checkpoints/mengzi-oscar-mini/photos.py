@@ -18,13 +18,14 @@ import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 64_000_000
-BYTES_PER_PIXEL = 8  # RGBA of 16 bits: no photo of so many pixels needs a larger file
+MAX_BYTES, BYTES_PER_PIXEL = 2**28, 8  # of a file that is read; RGBA of 16 bits has 8
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # no vector formats, nothing that calls other programs
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".hif", ".avif"),
 )
 PATH = (str, os.PathLike)
+UNNAMED = "the photo"
 HEAD = 64  # bytes that tell what a file is
 CHANNELS = (1, 3, 4)
 TURNS = {  # EXIF orientation -> what puts the photo upright
@@ -109,11 +110,11 @@ def photo_kind(content: bytes) -> str | None:
     return next((kind for kind, beginning in beginnings.items() if content.startswith(beginning)), None)
 
 
-def open_photo(source, max_pixels: int = MAX_PIXELS, name: str = "the photo") -> Image.Image:
+def open_photo(source, max_pixels: int = MAX_PIXELS, name: str = UNNAMED) -> Image.Image:
     """Whatever holds a photo -> RGB, turned as its EXIF data says.
 
     Transparency is put on white, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken. The
-    `filename` of the result is the photo's name, for messages about it.
+    `filename` of the result is the photo's name, where it has one, for messages about it.
 
     Args:
         source: a path; the bytes of a file, or an object with `read` that gives them; a PIL image; an array or tensor
@@ -139,13 +140,14 @@ def open_photo(source, max_pixels: int = MAX_PIXELS, name: str = "the photo") ->
             photo = decode(read(source, name, max_pixels), name, max_pixels)
     except MemoryError:
         raise PhotoError(f"{name}: there is not enough memory to open it; scale it down first") from None
-    photo.filename = str(name)
+    if name != UNNAMED:
+        photo.filename = name
     return photo
 
 
 def read(source, name, max_pixels) -> bytes:
     """The content of a path or open file. Nothing that may block is opened."""
-    max_bytes = BYTES_PER_PIXEL * max_pixels
+    max_bytes = max(MAX_BYTES, BYTES_PER_PIXEL * max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         content = bytes(source)
     elif isinstance(source, PATH):
@@ -172,14 +174,14 @@ def read(source, name, max_pixels) -> bytes:
     return content
 
 
-def refuse_address(path):
-    """Raises PhotoError where a path is an address, as it was given: `Path` would leave out one of its slashes."""
-    if re.match(r"(https?|ftp|s3|gs|file|hf)://?|data:", str(path), flags=re.IGNORECASE):
-        raise PhotoError(f"{path}: addresses are not fetched; download it first, then give its path")
+def is_address(path) -> bool:
+    """Whether it is a URL, which must not become a `Path`: that would leave out one of its slashes."""
+    return bool(re.match(r"(https?|ftp|s3|gs|file|hf)://?|data:", str(path), flags=re.IGNORECASE))
 
 
 def read_path(path, name, max_bytes) -> bytes:
-    refuse_address(path)
+    if is_address(path):
+        raise PhotoError(f"{name}: addresses are not fetched; download the photo first, then give its path")
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -309,7 +311,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def array_to_image(values, name: str = "the photo", max_pixels: int | None = None) -> Image.Image:
+def array_to_image(values, name: str = UNNAMED, max_pixels: int | None = None) -> Image.Image:
     """An array or tensor -> PIL image.
 
     Args:

@@ -20,11 +20,11 @@ from ..photos import (
     HEAD,
     SUFFIXES,
     PhotoError,
+    is_address,
     is_apple_double,
     is_photo_by_content,
     is_photo_name,
     photo_kind,
-    refuse_address,
 )
 
 MAX_FILE_BYTES = 2**28  # of one photo in an archive; a sparse file there may claim any size
@@ -52,7 +52,7 @@ class PassedOver:
 class Photo(NamedTuple):
     image_id: str
     name: str  # for messages: the path, or where it stands in its archive or dataset
-    fetch: Callable[[], Path | bytes]  # what `open_photo` takes; call it before the next photo is asked for
+    fetch: Callable[[], Path | str | bytes]  # what `open_photo` takes; call it before the next photo is asked for
 
 
 def open_source(source):
@@ -68,7 +68,8 @@ def open_source(source):
     """
     if hasattr(source, "column_names"):
         return DatasetPhotos(source, "dataset", outside_files=True)
-    refuse_address(source)
+    if is_address(source):
+        raise PhotoError(f"{source}: addresses are not fetched; download the photos first, then give their folder")
     path = Path(source)
     if not os.path.exists(path):  # which is False for names that cannot be, too
         raise PhotoError(f"{path}: no such file or folder; check the path")
@@ -237,7 +238,7 @@ class ListedPhotos:
                         image_id, path = self.read_line(number, line)
                         if is_apple_double(path):  # a list that a program made
                             continue
-                        path = self.path.parent / path
+                        path = path if is_address(path) else self.path.parent / path  # refused when it is opened
                         yield Photo(image_id, str(path), lambda path=path: path)
             except UnicodeDecodeError as error:
                 raise PhotoError(f"{self.path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
@@ -371,4 +372,4 @@ class DatasetPhotos:
             raise PhotoError(f"{name}: no image")
         if not self.outside_files:
             raise PhotoError(f"{name}: names a file instead of holding it; Dataset.save_to_disk puts the photos in")
-        return Path(image["path"])
+        return image["path"]
