@@ -45,7 +45,7 @@ class _Limits:
                 await self.app(scope, bounded(receive, limit), in_our_words(send))
         except HTTPException as refused:
             await answer(send, refused.status_code, refused.detail)
-        except Exception as error:  # a function or a parameter that is not there: gradio takes it for a fault of its own
+        except Exception as error:  # no such function or parameter: a failure to gradio
             if scope["method"] != "POST":
                 raise
             logging.warning("%s does not fit: %s %.200r", scope["path"][:80], type(error).__name__, str(error))

@@ -11,12 +11,12 @@ import pytest
 from test_pipeline import with_heads  # noqa: F401  (a fixture)
 
 pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
-import app  # noqa: E402
-import httpx  # noqa: E402
-import limits  # noqa: E402
-from engine import Engine  # noqa: E402
-from test_space import busy, data_address  # noqa: E402
-from words import WORDS  # noqa: E402
+import app
+import httpx
+import limits
+from engine import Engine
+from test_space import busy, data_address
+from words import WORDS
 
 MAX_QUEUE, RUNNING = 3, 2  # calls that wait, captions that run
 MIB = 2**20
@@ -105,7 +105,7 @@ def test_no_way_around_the_queue(demo, url, route):
     for body in ({"data": [data_address()]}, {"data": [data_address()], "fn_index": len(demo.fns) - 1}):
         answer = post(url, route, body)
         assert answer.status_code in (400, 404), answer.text
-        assert "caption\"" not in answer.text
+        assert 'caption"' not in answer.text
 
 
 def test_routes_that_the_demo_does_not_need_are_shut(url):
