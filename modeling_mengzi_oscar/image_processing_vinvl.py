@@ -47,8 +47,7 @@ class VinVLImageProcessor(BaseImageProcessor):
             size = int(round(self.longest_edge * shorter / longer))
         if size < 1:
             raise PhotoError(
-                f"{name}: {width} x {height} pixels are too thin for the detector, which would have nothing left to see; "
-                "crop it first"
+                f"{name}: {width} x {height} pixels are too thin for the detector, nothing would be left; crop it first"
             )
         if shorter == size:
             return height, width

@@ -18,13 +18,15 @@ import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 64_000_000
-BYTES_PER_PIXEL = 8  # RGBA of 16 bits: no photo of so many pixels needs a larger file
+MAX_BYTES, BYTES_PER_PIXEL = 2**28, 8  # of a file that is read; RGBA of 16 bits has 8
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # no vector formats, nothing that calls other programs
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".hif", ".avif"),
 )
 PATH = (str, os.PathLike)
+UNNAMED = "the photo"
+HEAD = 64  # bytes that tell what a file is
 CHANNELS = (1, 3, 4)
 TURNS = {  # EXIF orientation -> what puts the photo upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,6 +79,17 @@ def is_apple_double(name) -> bool:
     return PurePath(str(name)).name.startswith("._")
 
 
+def is_photo_by_content(path) -> bool:
+    """Whether a file that does not count by its name is a photo all the same. Nothing that may block is opened."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) or is_apple_double(path):
+            return False
+        with open(path, "rb") as file:
+            return photo_kind(file.read(HEAD)) is not None
+    except OSError:
+        return False
+
+
 def photo_kind(content: bytes) -> str | None:
     """JPEG, PNG, ..., HEIF by the first bytes of a file; None: not a photo."""
     if content[4:8] == b"ftyp":
@@ -97,11 +110,11 @@ def photo_kind(content: bytes) -> str | None:
     return next((kind for kind, beginning in beginnings.items() if content.startswith(beginning)), None)
 
 
-def open_photo(source, max_pixels: int = MAX_PIXELS, name: str = "the photo") -> Image.Image:
+def open_photo(source, max_pixels: int = MAX_PIXELS, name: str = UNNAMED) -> Image.Image:
     """Whatever holds a photo -> RGB, turned as its EXIF data says.
 
     Transparency is put on white, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken. The
-    `filename` of the result is the photo's name, for messages about it.
+    `filename` of the result is the photo's name, where it has one, for messages about it.
 
     Args:
         source: a path; the bytes of a file, or an object with `read` that gives them; a PIL image; an array or tensor
@@ -127,13 +140,14 @@ def open_photo(source, max_pixels: int = MAX_PIXELS, name: str = "the photo") ->
             photo = decode(read(source, name, max_pixels), name, max_pixels)
     except MemoryError:
         raise PhotoError(f"{name}: there is not enough memory to open it; scale it down first") from None
-    photo.filename = str(name)
+    if name != UNNAMED:
+        photo.filename = name
     return photo
 
 
 def read(source, name, max_pixels) -> bytes:
     """The content of a path or open file. Nothing that may block is opened."""
-    max_bytes = BYTES_PER_PIXEL * max_pixels
+    max_bytes = max(MAX_BYTES, BYTES_PER_PIXEL * max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         content = bytes(source)
     elif isinstance(source, PATH):
@@ -154,14 +168,19 @@ def read(source, name, max_pixels) -> bytes:
             "several as a list of them"
         )
     if not content:
-        raise PhotoError(f"{name}: the file is empty (0 bytes); download or copy it again", "damaged")
+        raise PhotoError(f"{name}: the file is empty (0 bytes); download or copy it again", "not_a_photo")
     if len(content) > max_bytes:
         raise PhotoError(f"{name}: more than {max_bytes:,} bytes; scale it down first", "too_many_pixels")
     return content
 
 
+def is_address(path) -> bool:
+    """Whether it is a URL, which must not become a `Path`: that would leave out one of its slashes."""
+    return bool(re.match(r"(https?|ftp|s3|gs|file|hf)://?|data:", str(path), flags=re.IGNORECASE))
+
+
 def read_path(path, name, max_bytes) -> bytes:
-    if re.match(r"(https?|ftp|s3|gs|file|hf)://?|data:", str(path), flags=re.IGNORECASE):
+    if is_address(path):
         raise PhotoError(f"{name}: addresses are not fetched; download the photo first, then give its path")
     try:
         mode = os.stat(path).st_mode
@@ -182,6 +201,8 @@ def read_path(path, name, max_bytes) -> bytes:
 def decode(content: bytes, name, max_pixels) -> Image.Image:
     """Bytes of a file -> RGB, upright."""
     kind = photo_kind(content)
+    if content.startswith(b"\0\x05\x16\x07"):
+        raise PhotoError(f"{name}: what macOS keeps beside a photo, not the photo; name the file without ._")
     if kind is None:
         raise PhotoError(f"{name}: not a photo we can read; save it as JPEG, PNG or WebP", "not_a_photo")
     if kind == "HEIF":
@@ -290,7 +311,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def array_to_image(values, name: str = "the photo", max_pixels: int | None = None) -> Image.Image:
+def array_to_image(values, name: str = UNNAMED, max_pixels: int | None = None) -> Image.Image:
     """An array or tensor -> PIL image.
 
     Args:
@@ -350,8 +371,8 @@ def to_uint8(values: np.ndarray, name) -> np.ndarray:
 
 
 # What follows cuts out of a file all that is not pixels. Each function takes and returns a file's bytes, and with them
-# the orientation that was found (1: none; None: Pillow knows it without the metadata). Where a file is not built as its format says the rest stays as it is, and
-# Pillow says what is wrong with it.
+# the orientation that was found (1: none; None: Pillow knows it without the metadata). Where a file is not built as its
+# format says the rest stays as it is, and Pillow says what is wrong with it.
 
 
 def only_pixels_of_jpeg(content: bytes) -> tuple[bytes, int]:

@@ -23,6 +23,7 @@ except ImportError:
 
 
 MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE = 10, 30, 2.0
+MIN_TEMPERATURE = 0.01  # of those above 0: scores divided by less than that are infinite
 MAX_TEXT, MAX_SENTENCES = 200, 20
 MAX_BATCH = 8  # photos in one forward
 BATCH_SETTINGS = {"num_beams": 5, "max_length": 20, "temperature": 0}
@@ -112,8 +113,8 @@ class Engine:
     def caption(self, photo, num_beams=5, max_length=20, temperature=0.0) -> dict:
         """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word."""
         settings = {
-            "num_beams": int(number("num_beams", num_beams, 1, MAX_BEAMS)),
-            "max_length": int(number("max_length", max_length, 5, MAX_LENGTH)),
+            "num_beams": whole("num_beams", num_beams, 1, MAX_BEAMS),
+            "max_length": whole("max_length", max_length, 5, MAX_LENGTH),
             "temperature": number("temperature", temperature, 0, MAX_TEMPERATURE),
         }
         start = time.perf_counter()
@@ -124,7 +125,8 @@ class Engine:
         count, length, temperature = settings["num_beams"], settings["max_length"], settings["temperature"]
         generation = {"num_beams": count, "max_length": length}
         if temperature > 0:  # the search has no use for a temperature: draw as many sentences instead
-            generation |= {"num_beams": 1, "num_return_sequences": count, "do_sample": True, "temperature": temperature}
+            generation |= {"num_beams": 1, "num_return_sequences": count, "do_sample": True}
+            generation["temperature"] = max(temperature, MIN_TEMPERATURE)
         results = self.pipeline.caption(photos, **generation)
         return [simplify(result, photo, temperature > 0) for result, photo in zip(results, photos, strict=True)]
 
@@ -270,12 +272,21 @@ def rounded(rows):
 
 
 def number(name, value, low, high) -> float:
-    """A number that came from outside, in its range."""
+    """A number that came from outside, in its range. A slider's 2.0 comes as 2, where transformers wants a float."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in no range
         raise UserError("out_of_range", name=name, low=low, high=high)
-    return value
+    return float(value)
+
+
+def whole(name, value, low, high) -> int:
+    value = number(name, value, low, high)
+    if value != int(value):
+        raise UserError("not_whole", name=name, low=low, high=high)
+    return int(value)
 
 
 def check_length(text):
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # half a character: JSON can name it
+        raise UserError("not_text")
     if len(text) > MAX_TEXT:
         raise UserError("too_long", length=len(text), limit=MAX_TEXT)

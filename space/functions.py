@@ -28,27 +28,37 @@ class Functions:
     def __init__(self, engine):
         self.engine = engine
 
-    def caption(self, photo, num_beams=5, max_length=20, temperature=0):
+    def caption(
+        self,
+        photo: str,
+        num_beams: int = 5,
+        max_length: int = 20,
+        temperature: float = 0,
+        details: bool = False,
+    ) -> dict:
         """Writes Chinese sentences for a photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF.
+            photo: JPEG, PNG, WebP, HEIC or another: what /gradio_api/upload answered, or a data: address.
             num_beams: how many sentences are considered and returned, 1 to 10.
             max_length: characters of a sentence with start and end, 5 to 30.
             temperature: 0 for the likeliest sentences, up to 2 for looser ones.
+            details: also where each word looked: long.
 
         Returns:
-            {"caption", "captions": [{"caption", "score", "words": [{"word", "region_weights"}]}], "tags", "regions":
-            [{"box", ...}], "size": [width, height], "seconds"}.
+            {"caption", "captions": [{"caption", "score"}], "tags", "seconds"}; with details each of the captions has
+            "words": [{"word", "region_weights"}], and there are "regions": [{"box", ...}] and "size": [width, height].
         """
-        return self.engine.caption(open_upload(photo), num_beams, max_length, temperature)
+        details = yes_or_no("details", details)
+        result = self.engine.caption(open_upload(photo), num_beams, max_length, temperature)
+        return result if details else without_details(result)
 
-    def match(self, photo, sentences):
+    def match(self, photo: str, sentences: list[str]) -> dict:
         """How probable it is that each Chinese sentence is about the photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF.
-            sentences: a list of up to 20 sentences.
+            photo: JPEG, PNG, WebP, HEIC or another: what /gradio_api/upload answered, or a data: address.
+            sentences: up to 20 sentences.
 
         Returns:
             {"matches": [{"text", "probability"}], likeliest first, "seconds"}.
@@ -57,36 +67,36 @@ class Functions:
             raise UserError("no_sentence")
         return self.engine.match(open_upload(photo), sentences)
 
-    def rank(self, sentence, photos, with_samples=False):
+    def rank(self, sentence: str, photos: list[str] = None, with_samples: bool = False) -> dict:
         """How probable it is that each photo is what a Chinese sentence says.
 
         Args:
             sentence: what to look for.
-            photos: up to 24 photos.
-            with_samples: also the sample photos of the demo.
+            photos: up to 24 photos, each as for caption. Without any, the sample photos of the demo.
+            with_samples: also the sample photos.
 
         Returns:
             {"matches": [{"photo" (its name), "index", "probability"}], likeliest first, "seconds"}.
         """
-        return self.engine.rank(sentence or "", self.gallery(photos, with_samples))
+        return self.engine.rank(text(sentence, "no_sentence"), self.gallery(photos, with_samples))
 
-    def ask(self, photo, question):
+    def ask(self, photo: str, question: str) -> dict:
         """The five likeliest answers to a Chinese question about a photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF.
+            photo: JPEG, PNG, WebP, HEIC or another: what /gradio_api/upload answered, or a data: address.
             question: for example 图里有几个人？
 
         Returns:
             {"answers": [{"answer", "probability"}], likeliest first, "seconds"}.
         """
-        return self.engine.ask(open_upload(photo), question or "")
+        return self.engine.ask(open_upload(photo), text(question, "no_question"))
 
-    def batch(self, files):
+    def batch(self, files: list[str]) -> dict:
         """Writes a Chinese sentence for each of many photos.
 
         Args:
-            files: photos, zips with photos, or both; up to 100 photos.
+            files: photos, each as for caption, uploaded zips with photos, or both; up to 100 photos.
 
         Returns:
             {"rows": [{"file", "caption", "score"} or {"file", "error"}]}.
@@ -96,7 +106,7 @@ class Functions:
 
     def gallery(self, files, with_samples):
         files = uploaded(files)
-        if with_samples or not files:
+        if yes_or_no("with_samples", with_samples) or not files:
             files = files + [(name, str(path)) for name, (path, _) in samples().items()]
         if len(files) > MAX_GALLERY:
             raise UserError("too_many_photos", limit=MAX_GALLERY)
@@ -114,11 +124,11 @@ class Pages(Functions):
         return views.views.caption(result, views.picture(opened))
 
     def show_match(self, photo, sentences):
-        return views.views.sentences(self.match(photo, (sentences or "").splitlines()))
+        return views.views.sentences(self.match(photo, text(sentences, "no_sentence").splitlines()))
 
     def show_rank(self, sentence, photos, with_samples):
         gallery = self.gallery(photos, with_samples)
-        result = self.engine.rank(sentence or "", gallery)
+        result = self.engine.rank(text(sentence, "no_sentence"), gallery)
         return views.views.photos(result, [views.picture(photo, 320) for _, photo in gallery])
 
     def show_answers(self, photo, question):
@@ -190,5 +200,42 @@ def quiet(function):
             return function(*inputs)
         except UserError:
             return gr.skip()
+        except Exception:
+            logging.exception("%s failed", function.__name__)
+            return gr.skip()
 
     return wrapper
+
+
+class Demo(gr.Blocks):
+    """Blocks that tell in one line of a call that does not fit its endpoint: gradio would tell the caller nothing and
+    the log all that was sent."""
+
+    async def process_api(self, block_fn, inputs, *arguments, **options):
+        try:
+            left_out = [component.value for component in block_fn.inputs[len(inputs) :]]  # their defaults
+            return await super().process_api(block_fn, inputs + left_out, *arguments, **options)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            logging.warning("a call of %s does not fit: %s %.200r", block_fn.name, type(error).__name__, str(error))
+            raise UserError("bad_request") from None
+
+
+def text(value, key) -> str:
+    if not isinstance(value, str):
+        raise UserError(key)
+    return value
+
+
+def yes_or_no(name, value) -> bool:
+    if not isinstance(value, bool):
+        raise UserError("not_yes_or_no", name=name)
+    return value
+
+
+def without_details(result) -> dict:
+    """What fits into a conversation."""
+    captions = [{name: one[name] for name in ("caption", "score")} for one in result["captions"]]
+    return {"caption": result["caption"], "captions": captions, "tags": result["tags"], "seconds": result["seconds"]}

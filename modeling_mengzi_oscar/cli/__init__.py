@@ -80,7 +80,7 @@ def parser():
 
 
 def add_caption(parser):
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF or TIFF")
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF")
     parser.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
     add_model(parser)
     parser.add_argument("--num-beams", type=whole(1, MAX_BEAMS), default=5, help="sentences considered (default 5)")
@@ -196,7 +196,14 @@ def whole(low, high):
 
 
 def caption(options) -> int:
-    photos = [(path, path, None) for path in options.photos]  # name, source, credit
+    from ..photos import PhotoError, is_apple_double, open_photo
+
+    beside = [path for path in options.photos if is_apple_double(path)]
+    if beside:
+        print(
+            f"passed over {len(beside):,} that macOS keeps beside photos, e.g. {printable(beside[0])}", file=sys.stderr
+        )
+    photos = [(path, path, None) for path in options.photos if path not in beside]  # name, source, credit
     if options.samples:
         from ..demo.samples import sample_photos
 
@@ -213,8 +220,6 @@ def caption(options) -> int:
             check_picture(options.picture, [source for _, source, _ in photos])
         except ValueError as error:
             return fail(str(error))
-    from ..photos import PhotoError, open_photo
-
     failed, opened = 0, []
 
     def open_all():  # one at a time: thousands need no memory

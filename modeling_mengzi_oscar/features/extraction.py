@@ -106,7 +106,8 @@ def extract(
         f"{written:,} in {seconds:.1f} s by this process, {written / seconds:.2f} a second" if written else "none new"
     )
     failed = f"; {errors:,} could not be read, see {errors_path}" if errors else ""
-    return f"{output}: {len(store):,} photos ({speed}){failed}", errors
+    passed_over = f"; {opened.passed_over}" if opened.passed_over.count else ""
+    return f"{output}: {len(store):,} photos ({speed}){failed}{passed_over}", errors
 
 
 @torch.inference_mode()
