@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import PretrainedConfig
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .fields import Rule  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
 

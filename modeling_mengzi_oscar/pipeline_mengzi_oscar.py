@@ -24,6 +24,7 @@ from .quantization import quantize
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .configuration_mengzi_oscar import MengziOscarConfig  # noqa: F401
     from .configuration_vinvl import VinVLConfig  # noqa: F401
+    from .fields import Rule  # noqa: F401
     from .generation_mengzi_oscar import MaskQueryGenerationMixin  # noqa: F401
     from .image_processing_vinvl import VinVLImageProcessor  # noqa: F401
     from .modeling_grid_regions import GridRegionModel  # noqa: F401
