@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from transformers import BertTokenizer
 
 from .. import modeling_mengzi_oscar as modeling
+from ..checkpoint_folder import CheckpointError
 from ..configuration_mengzi_oscar import MengziOscarConfig
 from ..generation_mengzi_oscar import published_generation_config
 from ..hub.model_card import detector_card, model_card
 from ..hub.repo import PINNED, REGION_MODEL_FOLDER, assemble, one_line, read_json, region_model_config, save_vocabulary
-from ..loading import CheckpointError
 from ..processing_mengzi_oscar import MengziOscarProcessor
 from . import vinvl
 from .label_maps import read_answers

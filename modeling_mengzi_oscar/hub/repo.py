@@ -17,7 +17,8 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError, safe_open
 
-from ..loading import CheckpointError, region_model_classes
+from ..checkpoint_folder import CheckpointError
+from ..loading import region_model_classes
 from .model_card import model_card
 
 PACKAGE = Path(__file__).resolve().parents[1]
