@@ -131,7 +131,7 @@ class CheckpointFolder:
             if path := self.file(name):
                 break
         else:
-            raise CheckpointError(f"{self.name}: has no weights (neither {WEIGHTS[0]} nor {WEIGHTS[2]})")
+            raise CheckpointError(f"{self.name}: has no file named {WEIGHTS[0]}, and no {WEIGHTS[2]} either")
         if not name.endswith(".json"):
             state = read_tensors(path, self.said(name))
             check_weights(state, self.said(name))
@@ -215,9 +215,13 @@ def read_tensors(path, said=None) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{said}: damaged, or not a file of weights ({one_line(error)})") from None
     for key in ("model", "state_dict"):
         state = state.get(key, state) if isinstance(state, dict) else None
-    if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not state or not all(isinstance(name, str) and is_plain(tensor) for name, tensor in state.items()):
         raise CheckpointError(f"{said}: holds no state dict of tensors, neither at the top nor under 'model'")
     return state
+
+
+def is_plain(tensor) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def check_sums(path: Path) -> None:
@@ -239,7 +243,7 @@ def check_weights(state: dict[str, torch.Tensor], said: str) -> None:
     """
     for name, tensor in state.items():
         if tensor.is_floating_point() and tensor.numel():
-            low, high = torch.aminmax(tensor)
+            low, high = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
             if not (low > -LARGEST_WEIGHT and high < LARGEST_WEIGHT):
                 wrong = high if low > -LARGEST_WEIGHT else low
                 raise CheckpointError(f"{said}: {name} holds {wrong.item()}, which is no weight: the file is damaged")

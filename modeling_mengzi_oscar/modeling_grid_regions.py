@@ -42,8 +42,8 @@ except ImportError:  # named when a model is built
     timm = None
 
 # What a model of timm may be told in a file: its sizes and choices, nothing that reads, downloads or changes the form.
-_choice = either(number(-4_096, 4_096), flag, plain_name)
-_own_choice = Rule(
+CHOICE = either(number(-4_096, 4_096), flag, plain_name)
+OWN_CHOICE = Rule(
     "the name of a size or choice of the model itself",
     lambda name: (
         plain_name.holds(name)
@@ -53,7 +53,7 @@ _own_choice = Rule(
 )
 FIELDS = COMMON | {
     "backbone": plain_name,
-    "backbone_kwargs": optional(mapping(_own_choice, optional(either(_choice, listed(_choice))))),
+    "backbone_kwargs": optional(mapping(OWN_CHOICE, optional(either(CHOICE, listed(CHOICE))))),
     "num_features": whole(1, 65_536),
     "grid_size": whole(1, 32),
     "tag_labels": optional(listed(word)),

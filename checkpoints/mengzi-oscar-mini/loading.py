@@ -20,24 +20,24 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
 ROOM_FOR_NEW_PARTS = 50_000_000  # numbers that a model may have and its file not: a new head
 TOKENIZERS = (None, "BertTokenizer", "BertTokenizerFast")
 SPECIAL_TOKENS = ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
-_token = either(
+TOKEN = either(
     word,
     mapping(
         one_of("content", "lstrip", "normalized", "rstrip", "single_word", "special", "__type"), either(word, flag)
     ),
 )
 TOKENIZER_FIELDS = {
-    **dict.fromkeys(SPECIAL_TOKENS, _token),
+    **dict.fromkeys(SPECIAL_TOKENS, TOKEN),
     "do_lower_case": flag,
     "strip_accents": optional(flag),
     "tokenize_chinese_chars": flag,
     "model_max_length": number(1, 1e31),
-    "extra_special_tokens": optional(either(listed(_token), one_of({}))),
+    "extra_special_tokens": optional(either(listed(TOKEN), one_of({}))),
 }
-ids = either(whole(0, 10_000_000), listed(whole(0, 10_000_000)))
+TOKEN_IDS = either(whole(0, 10_000_000), listed(whole(0, 10_000_000)))
 GENERATION_FIELDS = {
     "bos_token_id": optional(whole(0, 10_000_000)),
-    "eos_token_id": optional(ids),
+    "eos_token_id": optional(TOKEN_IDS),
     "pad_token_id": optional(whole(0, 10_000_000)),
     "do_sample": optional(flag),
     "early_stopping": optional(either(flag, one_of("never"))),
@@ -129,9 +129,8 @@ def generation_config(said: dict, config) -> GenerationConfig | None:
     check_fields(said, GENERATION_FIELDS)
     said = {name: value for name, value in said.items() if name in GENERATION_FIELDS}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        for token in said[name] if isinstance(said.get(name), list) else [said.get(name)]:
-            if token is not None and token >= config.vocab_size:
-                raise ValueError(f"{name} is {token}; the vocabulary has {config.vocab_size} tokens")
+        if said.get(name) not in (None, getattr(config, name), [getattr(config, name)]):
+            raise ValueError(f"{name} is {said[name]}; config.json says {getattr(config, name)}")
     for name in ("max_length", "max_new_tokens"):
         if (said.get(name) or 0) > config.max_position_embeddings:
             raise ValueError(f"{name} is {said[name]}; the model has {config.max_position_embeddings} positions")
@@ -307,12 +306,18 @@ def load_region_model(name, subfolder="", revision=None):
         CheckpointError: it is neither, or its weights do not fit.
     """
     folder = region_model_folder(name, subfolder, revision)
-    model_class, processor_class = region_model_classes(folder.json("config.json")["model_type"])
-    said = folder.json("preprocessor_config.json")
-    with folder.reading("preprocessor_config.json"):
-        processor = processor_class(**known(processor_class, said))
+    processor = load_region_processor(folder)
+    model_class, _ = region_model_classes(folder.json("config.json")["model_type"])
     model = load_checked(model_class, folder, dtype="float32").eval()
     return model.to(memory_format=torch.channels_last), processor  # convolutions are 1.5 times as fast on CPUs
+
+
+def load_region_processor(folder: CheckpointFolder):
+    """The image processor of a region model's folder."""
+    _, processor_class = region_model_classes(folder.json("config.json")["model_type"])
+    said = folder.json("preprocessor_config.json")
+    with folder.reading("preprocessor_config.json"):
+        return processor_class(**known(processor_class, said))
 
 
 def check_width(region_model, config) -> None:
