@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jieba
 import torch
-from transformers import PreTrainedConfig
 from words import UserError
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.loading import has_head
 
 try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs
     from spaces import GPU
@@ -98,11 +98,7 @@ class Engine:
         name, revision = (model, None) if Path(model).exists() else (model.split("@") + [None])[:2]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = MengziOscarPipeline.from_pretrained(name, revision=revision, device=device)
-        self.tasks = ["caption"] + [
-            task
-            for task in ("match", "ask")
-            if PreTrainedConfig.get_config_dict(name, subfolder=task, revision=revision)[0]
-        ]
+        self.tasks = ["caption"] + [task for task in ("match", "ask") if has_head(name, task, revision)]
         self.thread = ModelThread()
         self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
         self.run_match, self.run_ask = GPU(self.pipeline.match), GPU(self.pipeline.ask)
