@@ -26,7 +26,7 @@ MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE = 10, 30, 2.0
 MIN_TEMPERATURE = 0.01  # of those above 0: scores divided by less than that are infinite
 MAX_TEXT, MAX_SENTENCES = 200, 20
 MAX_BATCH = 8  # photos in one forward
-BATCH_SETTINGS = {"num_beams": 5, "max_length": 20, "temperature": 0}
+BATCH_SETTINGS = {"num_beams": 5, "max_length": 20, "temperature": 0, "style": None}
 QUESTIONS = ("图里有几个人？", "他们在做什么？", "这是在什么地方？")
 
 
@@ -98,6 +98,7 @@ class Engine:
         name, revision = (model, None) if Path(model).exists() else (model.split("@") + [None])[:2]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = MengziOscarPipeline.from_pretrained(name, revision=revision, device=device)
+        self.styles = list(self.pipeline.processor.styles or [])
         self.tasks = ["caption"] + [
             task
             for task in ("match", "ask")
@@ -110,20 +111,23 @@ class Engine:
         jieba.setLogLevel("ERROR")
         jieba.initialize()
 
-    def caption(self, photo, num_beams=5, max_length=20, temperature=0.0) -> dict:
+    def caption(self, photo, num_beams=5, max_length=20, temperature=0.0, style=None) -> dict:
         """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word."""
         settings = {
             "num_beams": whole("num_beams", num_beams, 1, MAX_BEAMS),
             "max_length": whole("max_length", max_length, 5, MAX_LENGTH),
             "temperature": number("temperature", temperature, 0, MAX_TEMPERATURE),
+            "style": style,
         }
+        if style is not None and style not in self.styles:
+            raise UserError("no_style", known=", ".join(self.styles) or "—")
         start = time.perf_counter()
         result = self.caption_together(photo, **settings)
         return result | {"seconds": round(time.perf_counter() - start, 3)}
 
     def _captions(self, photos, settings):
         count, length, temperature = settings["num_beams"], settings["max_length"], settings["temperature"]
-        generation = {"num_beams": count, "max_length": length}
+        generation = {"num_beams": count, "max_length": length, "style": settings["style"]}
         if temperature > 0:  # the search has no use for a temperature: draw as many sentences instead
             generation |= {"num_beams": 1, "num_return_sequences": count, "do_sample": True}
             generation["temperature"] = max(temperature, MIN_TEMPERATURE)
