@@ -58,6 +58,12 @@ def build(engine: Engine) -> gr.Blocks:
                         beams = slider("num_beams", 1, MAX_BEAMS, 5, 1)
                         length = slider("max_length", 5, MAX_LENGTH, 20, 1)
                         temperature = slider("temperature", 0, MAX_TEMPERATURE, 0, 0.1)
+                        detailed = gr.Checkbox(
+                            label=i18n("detailed"),
+                            info=i18n("detailed_info"),
+                            visible="detailed" in engine.styles,
+                            elem_id="detailed",
+                        )
                     write = gr.Button(i18n("caption_button"), variant="primary", elem_id="write")
                 with gr.Tab(i18n("match"), id="match") as match_tab, gr.Tabs():
                     with gr.Tab(i18n("match_sentences")) as sentences_tab:
@@ -77,7 +83,9 @@ def build(engine: Engine) -> gr.Blocks:
                             height=140,
                             elem_id="photos",
                         )
-                        with_samples = gr.Checkbox(True, label=i18n("with_samples"), visible=bool(samples()))
+                        with_samples = gr.Checkbox(
+                            True, label=i18n("with_samples"), visible=bool(samples()), elem_id="with-samples"
+                        )
                         rank = gr.Button(i18n("rank_button"), variant="primary", elem_id="rank-button")
                         ranking = html(view.empty("rank_empty", {}), elem_id="ranking", min_height=180)
                 with gr.Tab(i18n("ask"), id="ask") as ask_tab:
@@ -123,9 +131,14 @@ def build(engine: Engine) -> gr.Blocks:
         ):
             tab.select(None, js=f"() => {{ document.body.dataset.input = '{name}' }}", api_visibility="private")
 
-        inputs = [photo, beams, length, temperature]
+        inputs = [photo, beams, length, temperature, detailed]
         settled = [beams.release, length.release, temperature.release]
+        photos.change(None, photos, with_samples, js="(own) => !own?.length", api_visibility="private")
         gr.on([photo.change, write.click, *settled], told(pages.show_caption), inputs, caption, **settings, **captions)
+        longer = f"(detailed) => detailed ? {MAX_LENGTH} : 20"
+        detailed.input(None, detailed, length, js=longer, api_visibility="private").then(
+            told(pages.show_caption), inputs, caption, **settings, **captions
+        )
         match.click(told(pages.show_match), [photo, sentences], matches, **settings, **pairs)
         gr.on(
             [rank.click, sentence.submit],

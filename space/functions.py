@@ -7,12 +7,10 @@ from pathlib import Path
 import gradio as gr
 import views
 from engine import QUESTIONS
-from uploads import open_upload, photos_in, read_photo, uploaded
+from uploads import MAX_PHOTOS, open_upload, photos_in, read_photo, uploaded
 from words import UserError
 
 from modeling_mengzi_oscar.demo.samples import MORE_SAMPLES, SAMPLES, sample_photos
-
-MAX_GALLERY = 24
 
 
 def samples() -> dict[str, tuple[Path, str]]:
@@ -35,6 +33,7 @@ class Functions:
         max_length: int = 20,
         temperature: float = 0,
         details: bool = False,
+        style: str = None,
     ) -> dict:
         """Writes Chinese sentences for a photo.
 
@@ -44,13 +43,14 @@ class Functions:
             max_length: characters of a sentence with start and end, 5 to 30.
             temperature: 0 for the likeliest sentences, up to 2 for looser ones.
             details: also where each word looked: long.
+            style: "detailed" for longer sentences, where the checkpoint has learnt them; a max_length of 30 suits it.
 
         Returns:
             {"caption", "captions": [{"caption", "score"}], "tags", "seconds"}; with details each of the captions has
             "words": [{"word", "region_weights"}], and there are "regions": [{"box", ...}] and "size": [width, height].
         """
         details = yes_or_no("details", details)
-        result = self.engine.caption(open_upload(photo), num_beams, max_length, temperature)
+        result = self.engine.caption(open_upload(photo), num_beams, max_length, temperature, style)
         return result if details else without_details(result)
 
     def match(self, photo: str, sentences: list[str]) -> dict:
@@ -72,13 +72,15 @@ class Functions:
 
         Args:
             sentence: what to look for.
-            photos: up to 24 photos, each as for caption. Without any, the sample photos of the demo.
+            photos: up to 200 photos, each as for caption. Without any, the sample photos of the demo.
             with_samples: also the sample photos.
 
         Returns:
-            {"matches": [{"photo" (its name), "index", "probability"}], likeliest first, "seconds"}.
+            {"matches": [{"photo" (its name), "index", "probability"}], likeliest first, "errors": [{"photo", "index",
+            "error"}] of photos that cannot be read, "seconds"}.
         """
-        return self.engine.rank(text(sentence, "no_sentence"), self.gallery(photos, with_samples))
+        result = self.engine.rank(text(sentence, "no_sentence"), self.gallery(photos, with_samples))
+        return result | {"errors": [row | {"error": row["error"].message} for row in result["errors"]]}
 
     def ask(self, photo: str, question: str) -> dict:
         """The five likeliest answers to a Chinese question about a photo.
@@ -96,7 +98,7 @@ class Functions:
         """Writes a Chinese sentence for each of many photos.
 
         Args:
-            files: photos, each as for caption, uploaded zips with photos, or both; up to 100 photos.
+            files: photos, each as for caption, uploaded zips with photos, or both; up to 200 photos.
 
         Returns:
             {"rows": [{"file", "caption", "score"} or {"file", "error"}]}.
@@ -104,32 +106,40 @@ class Functions:
         found = photos_in(uploaded(files))
         return {"rows": [views.plain_row(row) for rows in self.engine.batch(found) for row in rows]}
 
-    def gallery(self, files, with_samples):
+    def gallery(self, files, with_samples, seen=lambda photo: None):
+        """(name, photo or what is wrong with it) of files and samples, each opened when it is its turn: all at once
+        would not fit into memory."""
         files = uploaded(files)
+        if len(files) > MAX_PHOTOS:
+            raise UserError("too_many_photos", limit=MAX_PHOTOS)
         if yes_or_no("with_samples", with_samples) or not files:
             files = files + [(name, str(path)) for name, (path, _) in samples().items()]
-        if len(files) > MAX_GALLERY:
-            raise UserError("too_many_photos", limit=MAX_GALLERY)
-        return [(name, read_photo(path)) for name, path in files]
+        return opened_in_turn(files, seen) if files else []
 
 
 class Pages(Functions):
     """The same for the browser: results and mistakes as HTML."""
 
-    def show_caption(self, photo, num_beams, max_length, temperature):
+    def show_caption(self, photo, num_beams, max_length, temperature, detailed=False):
         if photo is None:
             return views.views.empty("caption_empty", {})
         opened = open_upload(photo)
-        result = self.engine.caption(opened, num_beams, max_length, temperature)
+        style = "detailed" if yes_or_no("detailed", detailed) else None
+        result = self.engine.caption(opened, num_beams, max_length, temperature, style)
         return views.views.caption(result, views.picture(opened))
 
     def show_match(self, photo, sentences):
         return views.views.sentences(self.match(photo, text(sentences, "no_sentence").splitlines()))
 
     def show_rank(self, sentence, photos, with_samples):
-        gallery = self.gallery(photos, with_samples)
+        pictures = []
+
+        def keep(photo):
+            pictures.append(None if isinstance(photo, UserError) else views.picture(photo, 320))
+
+        gallery = self.gallery(photos, with_samples, keep)
         result = self.engine.rank(text(sentence, "no_sentence"), gallery)
-        return views.views.photos(result, [views.picture(photo, 320) for _, photo in gallery])
+        return views.views.photos(result, pictures)
 
     def show_answers(self, photo, question):
         return views.views.answers(self.ask(photo, question), question.strip())
@@ -221,6 +231,16 @@ class Demo(gr.Blocks):
         except Exception as error:
             logging.warning("a call of %s does not fit: %s %.200r", block_fn.name, type(error).__name__, str(error))
             raise UserError("bad_request") from None
+
+
+def opened_in_turn(files, seen):
+    for name, source in files:
+        try:
+            photo = read_photo(source)
+        except UserError as error:
+            photo = error
+        seen(photo)
+        yield name, photo
 
 
 def text(value, key) -> str:

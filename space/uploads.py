@@ -28,7 +28,7 @@ MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 1600  # pixels kept: more than any region model looks at
 MIN_SIDE = 8
-MAX_PHOTOS = 100
+MAX_PHOTOS = 200
 MAX_UNPACKED, MAX_RATIO = 400 * 2**20, 100  # of a zip
 MAX_DIRECTORY = 2**20  # bytes that the list of files in a zip may take
 

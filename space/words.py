@@ -21,6 +21,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "bars: mean probability of a character (geometric mean)",
     ),
     "tags": ("看到的东西", "Seen in the photo"),
+    "tags_doubt": ("带“？”的：看得不太确定", "with “？”: not sure of it"),
     "copy": ("复制", "Copy"),
     "share": ("分享", "Share"),
     "copied": ("已复制", "Copied"),
@@ -29,6 +30,8 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "num_beams_info": ("束搜索宽度，即给出几句", "beam width: how many are considered and shown"),
     "max_length": ("最大长度", "Length"),
     "max_length_info": ("最多多少个字（含起止符）", "at most so many characters, with start and end"),
+    "detailed": ("写得详细些", "In more detail"),
+    "detailed_info": ("换一种写法，句子更长", "another style, with longer sentences"),
     "temperature": ("温度", "Temperature"),
     "temperature_info": ("0：最可能的句子；越高越随意", "0: the likeliest sentences; higher: looser ones"),
     # 图文匹配
@@ -126,6 +129,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "HEIC and AVIF photos cannot be read here. Save it as JPEG, PNG or WebP.",
     ),
     "damaged": ("照片文件已损坏。请重新下载或复制。", "The photo's file is damaged. Download or copy it again."),
+    "of_photo": ("{name}：{chinese}", "{name}: {english}"),
     "too_small": (
         "照片只有 {width} × {height} 像素，太小了。",
         "The photo has only {width} × {height} pixels: too small.",
@@ -148,6 +152,10 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "out_of_range": (
         "{name} 要在 {low} 和 {high} 之间。",
         "{name} must be a number from {low} to {high}.",
+    ),
+    "no_style": (
+        "这个模型没有这种写法；有：{known}。",
+        "This checkpoint does not write in that style; it has: {known}.",
     ),
     "not_whole": (
         "{name} 要是 {low} 到 {high} 之间的整数。",
@@ -195,6 +203,12 @@ class UserError(gr.Error):
         self.key, self.values = key, values
         chinese, english = (text.format(**values) for text in WORDS[key])
         super().__init__(f"{english} / {chinese}", print_exception=False)
+
+
+def of_photo(name: str, error: UserError) -> UserError:
+    """The same, saying of which of several photos."""
+    chinese, english = (text.format(**error.values) for text in WORDS[error.key])
+    return UserError("of_photo", name=name, chinese=chinese, english=english)
 
 
 def say(key: str, **values) -> Markup:

@@ -226,13 +226,13 @@ class MengziOscarPipeline:
 
     def _of_opened(self, photos, run) -> list:
         """The same for RGB photos; `PhotoError`s stay what they are."""
-        found = self._find_regions(photos)
+        found = self.find_regions(photos)
         seen = [image for image in found if isinstance(image, FoundRegions)]
         made = iter(run(seen) if seen else [])
         return [next(made) if isinstance(image, FoundRegions) else image for image in found]
 
     @torch.inference_mode()
-    def _find_regions(self, photos) -> list:
+    def find_regions(self, photos) -> list:
         """RGB photos -> what was found in each. Errors among them stay, photos that cannot be prepared become one.
 
         Photos share a pass where they have one size for the region model: padding changes what a detector finds.

@@ -344,7 +344,10 @@ def test_bad_photos(client, tmp_path, name):
 def test_a_text_bomb_beside_pixels_is_not_unpacked(client, tmp_path):
     header, text = struct.pack(">IIBBBBB", 40, 30, 8, 2, 0, 0, 0), b"a\0\0" + zlib.compress(bytes(2**27))
     (tmp_path / "text_bomb.png").write_bytes(png(header, (b"zTXt", text), (b"IDAT", zlib.compress(bytes(121 * 30)))))
-    assert client.predict(handle_file(tmp_path / "text_bomb.png"), 3, 12, 0, api_name="/caption")["size"] == [40, 30]
+    assert client.predict(handle_file(tmp_path / "text_bomb.png"), 3, 12, 0, True, api_name="/caption")["size"] == [
+        40,
+        30,
+    ]
 
 
 TURNED = Image.Exif()
@@ -410,8 +413,8 @@ BAD_ZIPS = {
     "locked.zip": (encrypted, "password"),
     "text.zip": (lambda: b"not a zip at all", "cannot be opened"),
     "cut.zip": (lambda: zipped({"a.png": encoded(noise())})[:-30], "cannot be opened"),
-    "crowd.zip": (lambda: zipped({f"{i}.png": b"" for i in range(101)}), "Up to 100 photos"),
-    "names.zip": (overlong, "Up to 100 photos"),
+    "crowd.zip": (lambda: zipped({f"{i}.png": b"" for i in range(201)}), "Up to 200 photos"),
+    "names.zip": (overlong, "Up to 200 photos"),
     "zip_in_zip.zip": (lambda: zipped({"inner.zip": zipped({"a.png": encoded(noise())})}), "some photos first"),
     "link.zip": (link, "not a photo"),
     "nothing.zip": (lambda: zipped({"notes.txt": b"hello"}), "some photos first"),
