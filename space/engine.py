@@ -7,7 +7,7 @@ from contextvars import copy_context
 
 import jieba
 import torch
-from words import UserError, of_photo
+from words import UserError
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli import BUNDLED
@@ -148,7 +148,7 @@ class Engine:
     def rank(self, sentence: str, photos: list[tuple[str, object]]) -> dict:
         """How probable it is that each photo, (name, RGB), belongs to the sentence, likeliest first.
 
-        A `UserError` in the place of a photo stands, with the photo's name, under "errors".
+        What is wrong with a photo, a `UserError` in its place, is returned with its name under "errors".
         """
         self.need("match")
         if not sentence.strip():
@@ -159,12 +159,10 @@ class Engine:
         start, matches, errors = time.perf_counter(), [], []
         for index, (name, photo) in enumerate(photos):
             if isinstance(photo, UserError):
-                errors.append({"photo": name, "index": index, "error": of_photo(name, photo)})
+                errors.append({"photo": name, "index": index, "error": photo})
                 continue
             [match] = self.thread.run(self.run_match, photo, [sentence.strip()])  # one by one: others get in between
             matches.append({"photo": name, "index": index, "probability": match["probability"]})
-        if not matches:
-            raise errors[0]["error"]
         return ranked(matches, start) | {"errors": errors}
 
     def ask(self, photo, question: str) -> dict:

@@ -129,7 +129,6 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "HEIC and AVIF photos cannot be read here. Save it as JPEG, PNG or WebP.",
     ),
     "damaged": ("照片文件已损坏。请重新下载或复制。", "The photo's file is damaged. Download or copy it again."),
-    "of_photo": ("{name}：{chinese}", "{name}: {english}"),
     "too_small": (
         "照片只有 {width} × {height} 像素，太小了。",
         "The photo has only {width} × {height} pixels: too small.",
@@ -203,12 +202,6 @@ class UserError(gr.Error):
         self.key, self.values = key, values
         chinese, english = (text.format(**values) for text in WORDS[key])
         super().__init__(f"{english} / {chinese}", print_exception=False)
-
-
-def of_photo(name: str, error: UserError) -> UserError:
-    """The same, saying of which of several photos."""
-    chinese, english = (text.format(**error.values) for text in WORDS[error.key])
-    return UserError("of_photo", name=name, chinese=chinese, english=english)
 
 
 def say(key: str, **values) -> Markup:
