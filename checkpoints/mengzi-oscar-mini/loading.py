@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
 
 ROOM_FOR_NEW_PARTS = 50_000_000  # numbers that a model may have and its file not: a new head
 TOKENIZERS = (None, "BertTokenizer", "BertTokenizerFast")
+WITH_PROCESSOR = {"AutoProcessor": "processing_mengzi_oscar.MengziOscarProcessor"}  # transformers writes it there too
 SPECIAL_TOKENS = ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
 TOKEN = either(
     word,
@@ -161,7 +162,7 @@ def load_processor(name, revision=None, subfolder="") -> MengziOscarProcessor:
 def load_tokenizer(folder: CheckpointFolder) -> BertTokenizer:
     """A BERT tokenizer from tokenizer.json or vocab.txt, which must agree where both are there."""
     said = folder.json("tokenizer_config.json", {})
-    if said.get("tokenizer_class") not in TOKENIZERS or said.get("auto_map"):
+    if said.get("tokenizer_class") not in TOKENIZERS or said.get("auto_map") not in (None, WITH_PROCESSOR):
         named = said.get("auto_map") or said["tokenizer_class"]
         raise CheckpointError(
             f"{folder.said('tokenizer_config.json')}: asks for {shown(named)}, which is not run; "
