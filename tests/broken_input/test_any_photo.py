@@ -306,7 +306,7 @@ REFUSED = {
     "several": (lambda: np.zeros((2, 4, 4, 3)), "several photos as a list"),
     "a row of numbers": (lambda: np.zeros(9), r"shape \(9,\)"),
     "five channels": (lambda: np.zeros((9, 9, 5)), r"shape \(9, 9, 5\)"),
-    "normalised": (lambda: (PIXELS / 255 - 0.5) / 0.25, "from -1.9.* normalisation"),
+    "normalised": (lambda: (PIXELS / 255 - 0.5) / 0.25, "from -1.9.*normalisation"),
     "nearly 0 to 1": (lambda: PIXELS / 230, "neither 0 to 1 nor 0 to 255"),
     "not finite": (lambda: np.full((4, 4, 3), np.nan), "from nan to nan"),
     "too bright": (lambda: PIXELS.astype(np.int32) * 9, "neither 0 to 1 nor 0 to 255"),
