@@ -233,6 +233,7 @@ IN_MEMORY = {
     "array": lambda: PIXELS,
     "array of floats to 1": lambda: PIXELS / 255,
     "array of floats to 255": lambda: PIXELS.astype(np.float32),
+    "array of floats, rounded": lambda: PIXELS / 255 * np.float64(1.0000001) - 1e-9,
     "array of half floats": lambda: (PIXELS / 255).astype(np.float16),
     "array of whole numbers": lambda: PIXELS.astype(np.int64),
     "array of 16 bits": lambda: PIXELS.astype(np.uint16) * 257,
