@@ -56,6 +56,10 @@ GENERATION_FIELDS = {
 }
 
 
+def as_folder(name, revision=None, subfolder="") -> CheckpointFolder:
+    return name if isinstance(name, CheckpointFolder) else CheckpointFolder(name, revision, subfolder)
+
+
 def load_model(model_class, name, revision=None, subfolder="", settings=None, **options):
     """A model, and transformers' report of what its file lacked, had left over, or had in another shape.
 
@@ -67,7 +71,7 @@ def load_model(model_class, name, revision=None, subfolder="", settings=None, **
     Raises:
         CheckpointError: nothing to load, a file damaged, a field that may not be, or a config of another model.
     """
-    folder = name if isinstance(name, CheckpointFolder) else CheckpointFolder(name, revision, subfolder)
+    folder = as_folder(name, revision, subfolder)
     config = folder.config(model_class.config_class)
     for field, value in (settings or {}).items():
         setattr(config, field, value)
@@ -99,12 +103,13 @@ def load_checked(model_class, name, revision=None, subfolder="", **options):
     Raises:
         CheckpointError: as `load_model`; weights missing, left over or of another shape.
     """
-    model, report = load_model(model_class, name, revision, subfolder, **options)
+    folder = as_folder(name, revision, subfolder)
+    model, report = load_model(model_class, folder, **options)
     problems = {kind: sorted(map(str, report[kind])) for kind in report if kind.endswith("keys") and report[kind]}
     if problems:
         found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, e.g. {keys[0]}" for kind, keys in problems.items())
         raise CheckpointError(
-            f"{getattr(name, 'name', name)}: its weights do not fit {model_class.__name__} ({found}); "
+            f"{folder.name}: its weights do not fit {model_class.__name__} ({found}); "
             "config.json and weights must be of one checkpoint"
         )
     return model
@@ -152,6 +157,7 @@ def load_processor(name, revision=None, subfolder="") -> MengziOscarProcessor:
     tokenizer = load_tokenizer(folder)
     with folder.reading("processor_config.json"):
         processor = MengziOscarProcessor(tokenizer, **known(MengziOscarProcessor, said))
+        processor.max_length = min(processor.max_length, config.max_position_embeddings)  # texts are cut there
     with folder.reading("tokenizer.json" if folder.file("tokenizer.json") else "vocab.txt"):
         check_together(processor, config)
     return processor
@@ -239,8 +245,6 @@ def check_together(processor: MengziOscarProcessor, config: MengziOscarConfig) -
     ):
         if getattr(config, name) not in (None, token_id):
             raise ValueError(f"config.json says {name} {getattr(config, name)}, in the vocabulary it is {token_id}")
-    if processor.max_length > config.max_position_embeddings:
-        raise ValueError(f"max_length {processor.max_length} is more than the model's {config.max_position_embeddings}")
     if processor.layout == "caption" and processor.tag_position_offset != config.tag_position_offset:
         raise ValueError(
             f"tag_position_offset is {processor.tag_position_offset} in processor_config.json and "
