@@ -286,7 +286,7 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
     if not said.get("region_model"):
         model_type = shown(said.get("model_type"))
         raise CheckpointError(
-            f"{folder.name}: no region model there, and its config names none (model_type {model_type})"
+            f"{folder.said('config.json')}: no region model there, and its config names none (model_type {model_type})"
         )
     named = folder.config(MengziOscarConfig).region_model
     if PINNED.fullmatch(named):
