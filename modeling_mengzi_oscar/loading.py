@@ -60,20 +60,20 @@ def as_folder(name, revision=None, subfolder="") -> CheckpointFolder:
     return name if isinstance(name, CheckpointFolder) else CheckpointFolder(name, revision, subfolder)
 
 
-def load_model(model_class, name, revision=None, subfolder="", settings=None, **options):
+def load_model(model_class, name, revision=None, subfolder="", dtype="float32", attn_implementation=None, **settings):
     """A model, and transformers' report of what its file lacked, had left over, or had in another shape.
 
     Args:
         name: folder or Hub id, or a `CheckpointFolder`.
-        settings: fields of the config that shall have another value than the file's.
-        **options: of `from_pretrained`: `dtype`, `attn_implementation`.
+        dtype, attn_implementation: as `from_pretrained` takes them.
+        **settings: fields of the config that shall have another value than the file's.
 
     Raises:
         CheckpointError: nothing to load, a file damaged, a field that may not be, or a config of another model.
     """
     folder = as_folder(name, revision, subfolder)
     config = folder.config(model_class.config_class)
-    for field, value in (settings or {}).items():
+    for field, value in settings.items():
         setattr(config, field, value)
     generation = None
     if model_class.can_generate():
@@ -83,9 +83,16 @@ def load_model(model_class, name, revision=None, subfolder="", settings=None, **
     state = folder.weights()
     with folder.reading("config.json"):
         check_size(model_class, config, state)
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model, report = model_class.from_pretrained(
-            None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except ImportError:
         raise

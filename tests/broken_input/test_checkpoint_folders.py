@@ -14,12 +14,18 @@ from conftest import SPECIAL_TOKENS
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from modeling_mengzi_oscar import GridRegionConfig, MengziOscarConfig, MengziOscarPipeline, VinVLConfig
+from modeling_mengzi_oscar import (
+    GridRegionConfig,
+    MengziOscarConfig,
+    MengziOscarForVisualQuestionAnswering,
+    MengziOscarPipeline,
+    VinVLConfig,
+)
 from modeling_mengzi_oscar.checkpoint_folder import CheckpointError, read_tensors
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.convert.oscar import convert
 from modeling_mengzi_oscar.hub import add_head, save_checkpoint
-from modeling_mengzi_oscar.loading import load_processor, load_region_model
+from modeling_mengzi_oscar.loading import load_checked, load_model, load_processor, load_region_model
 
 SECRET = "/etc/hostname"
 
@@ -369,6 +375,7 @@ def test_a_field_is_named(folder, name, fields, words):
         (VinVLConfig, {"depths": [3, 8, 10**9, 3]}),
         (VinVLConfig, {"score_threshold": "0.2"}),
         (VinVLConfig, {"id2label": {"one": "a"}}),
+        (VinVLConfig, {"id2attribute": ["red"]}),
     ],
 )
 def test_configs_check_themselves(config_class, fields):
@@ -397,6 +404,21 @@ def test_the_command_says_it_in_one_line(folder, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_settings_of_a_training_go_before_the_file(tiny_checkpoint):
+    model, report = load_model(
+        MengziOscarForVisualQuestionAnswering,
+        tiny_checkpoint,
+        num_hidden_layers=1,
+        num_labels=7,
+        attn_implementation="eager",
+    )
+    assert (len(model.bert.encoder.layer), model.classifier.out_features) == (1, 7)
+    assert model.config._attn_implementation == "eager"
+    assert {"classifier.weight", "classifier.bias"} <= set(report["missing_keys"])
+    with pytest.raises(CheckpointError, match="its weights do not fit"):
+        load_checked(MengziOscarForVisualQuestionAnswering, tiny_checkpoint)
+
+
 # Weights and vocabulary
 
 
@@ -417,6 +439,16 @@ def test_damaged_files_of_weights_are_named(folder, name, content):
         (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(content)
     refused(folder, Path(name).name, "damaged")
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(3, dtype=torch.complex64), torch.eye(3).to_sparse(), torch.ones(3, device="meta"), "text"]
+)
+def test_weights_are_plain_tensors(folder, tensor):
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(state | {"bert.pooler.dense.bias": tensor}, folder / "pytorch_model.bin")
+    refused(folder, "pytorch_model.bin", "no state dict of tensors")
 
 
 def test_no_bit_of_a_zip_of_weights_may_flip(folder, tmp_path):
@@ -477,6 +509,7 @@ def test_two_vocabularies_say_the_same(folder):
 
 def test_where_nothing_can_be_written_one_line_names_the_file(tiny_checkpoint, tmp_path, capsys):
     source, blocked = shutil.copytree(tiny_checkpoint, tmp_path / "source"), tmp_path / "blocked"
+    change(source, "config.json", region_model=None)
     blocked.write_text("a file, where a folder is wanted")
     assert main(["convert", str(source), str(blocked / "new")]) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -487,6 +520,7 @@ def test_where_nothing_can_be_written_one_line_names_the_file(tiny_checkpoint, t
 def test_a_full_disk_leaves_nothing_behind(tiny_checkpoint, tmp_path, capsys):
     resource = pytest.importorskip("resource")
     source = shutil.copytree(tiny_checkpoint, tmp_path / "source")
+    change(source, "config.json", region_model=None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in (50, 5_000, 50_000):  # of a config, a tokenizer, weights
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # no file may be longer: as where no room is left

@@ -232,9 +232,10 @@ def test_names_of_the_command_line_reach_the_card_as_names(tiny_checkpoint, tmp_
 
 
 @pytest.mark.parametrize("scores", [{"dataset": 3, "x": 0.5}, {"split": ["x"], "x": 0.5}, {"dataset": {}, "x": 0.5}])
-def test_scores_of_something_else_are_refused(tiny_checkpoint, tmp_path, capsys, scores):
+def test_scores_of_something_else_are_refused(folder, tmp_path, capsys, scores):
+    change(folder / "config.json", region_model=None)
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    command = ["convert", str(tiny_checkpoint), str(tmp_path / "new"), "--scores", str(tmp_path / "scores.json")]
+    command = ["convert", str(folder), str(tmp_path / "new"), "--scores", str(tmp_path / "scores.json")]
     assert main(command) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "both must be texts" in line
