@@ -57,20 +57,24 @@ GENERATION_FIELDS = {
 }
 
 
-def load_model(model_class, name, revision=None, subfolder="", settings=None, **options):
+def as_folder(name, revision=None, subfolder="") -> CheckpointFolder:
+    return name if isinstance(name, CheckpointFolder) else CheckpointFolder(name, revision, subfolder)
+
+
+def load_model(model_class, name, revision=None, subfolder="", dtype="float32", attn_implementation=None, **settings):
     """A model, and transformers' report of what its file lacked, had left over, or had in another shape.
 
     Args:
         name: folder or Hub id, or a `CheckpointFolder`.
-        settings: fields of the config that shall have another value than the file's.
-        **options: of `from_pretrained`: `dtype`, `attn_implementation`.
+        dtype, attn_implementation: as `from_pretrained` takes them.
+        **settings: fields of the config that shall have another value than the file's.
 
     Raises:
         CheckpointError: nothing to load, a file damaged, a field that may not be, or a config of another model.
     """
-    folder = name if isinstance(name, CheckpointFolder) else CheckpointFolder(name, revision, subfolder)
+    folder = as_folder(name, revision, subfolder)
     config = folder.config(model_class.config_class)
-    for field, value in (settings or {}).items():
+    for field, value in settings.items():
         setattr(config, field, value)
     generation = None
     if model_class.can_generate():
@@ -80,9 +84,16 @@ def load_model(model_class, name, revision=None, subfolder="", settings=None, **
     state = folder.weights()
     with folder.reading("config.json"):
         check_size(model_class, config, state)
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model, report = model_class.from_pretrained(
-            None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except ImportError:
         raise
@@ -101,12 +112,13 @@ def load_checked(model_class, name, revision=None, subfolder="", **options):
     Raises:
         CheckpointError: as `load_model`; weights missing, left over or of another shape.
     """
-    model, report = load_model(model_class, name, revision, subfolder, **options)
+    folder = as_folder(name, revision, subfolder)
+    model, report = load_model(model_class, folder, **options)
     problems = {kind: sorted(map(str, report[kind])) for kind in report if kind.endswith("keys") and report[kind]}
     if problems:
         found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, e.g. {keys[0]}" for kind, keys in problems.items())
         raise CheckpointError(
-            f"{getattr(name, 'name', name)}: its weights do not fit {model_class.__name__} ({found}); "
+            f"{folder.name}: its weights do not fit {model_class.__name__} ({found}); "
             "config.json and weights must be of one checkpoint"
         )
     return model
@@ -154,6 +166,7 @@ def load_processor(name, revision=None, subfolder="") -> MengziOscarProcessor:
     tokenizer = load_tokenizer(folder)
     with folder.reading("processor_config.json"):
         processor = MengziOscarProcessor(tokenizer, **known(MengziOscarProcessor, said))
+        processor.max_length = min(processor.max_length, config.max_position_embeddings)  # texts are cut there
     with folder.reading("tokenizer.json" if folder.file("tokenizer.json") else "vocab.txt"):
         check_together(processor, config)
     return processor
@@ -241,8 +254,6 @@ def check_together(processor: MengziOscarProcessor, config: MengziOscarConfig) -
     ):
         if getattr(config, name) not in (None, token_id):
             raise ValueError(f"config.json says {name} {getattr(config, name)}, in the vocabulary it is {token_id}")
-    if processor.max_length > config.max_position_embeddings:
-        raise ValueError(f"max_length {processor.max_length} is more than the model's {config.max_position_embeddings}")
     if processor.layout == "caption" and processor.tag_position_offset != config.tag_position_offset:
         raise ValueError(
             f"tag_position_offset is {processor.tag_position_offset} in processor_config.json and "
@@ -284,7 +295,7 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
     if not said.get("region_model"):
         model_type = shown(said.get("model_type"))
         raise CheckpointError(
-            f"{folder.name}: no region model there, and its config names none (model_type {model_type})"
+            f"{folder.said('config.json')}: no region model there, and its config names none (model_type {model_type})"
         )
     named = folder.config(MengziOscarConfig).region_model
     if PINNED.fullmatch(named):
