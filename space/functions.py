@@ -105,7 +105,7 @@ class Functions:
         return {"rows": [views.plain_row(row) for rows in self.engine.batch(found) for row in rows]}
 
     def gallery(self, files, with_samples, seen=lambda photo: None):
-        """(name, photo) of files and samples, each opened when it is its turn: all at once would not fit into memory."""
+        """(name, photo) of files and samples, each opened in its turn: all at once would not fit into memory."""
         files = uploaded(files)
         if len(files) > MAX_PHOTOS:
             raise UserError("too_many_photos", limit=MAX_PHOTOS)
