@@ -346,7 +346,7 @@ class MaskQueryGenerationMixin(GenerationMixin):
         if start + number > self.config.max_position_embeddings:
             raise ValueError(
                 f"{number} tag tokens from position {start} on do not fit into the "
-                f"{self.config.max_position_embeddings} positions of this model: pass fewer tags, or a smaller max_length"
+                f"{self.config.max_position_embeddings} positions of this model: fewer tags or a smaller max_length do"
             )
         return torch.arange(start, start + number, device=tag_input_ids.device).expand_as(tag_input_ids)
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import Dataset
-from transformers import GenerationConfig, GenerationMixin, Pipeline, PretrainedConfig
+from transformers import GenerationConfig, GenerationMixin, Pipeline
 
+from .checkpoint_folder import CheckpointError, check_weights
 from .generation_mengzi_oscar import check_whole
-from .loading import CheckpointError, load_checked, load_region_model, name_and_revision
+from .loading import check_together, check_width, has_head, load_checked, load_processor, load_region_model
 from .matching import Matcher
 from .modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
@@ -27,17 +28,19 @@ from .modeling_mengzi_oscar import (
     MengziOscarForVisualQuestionAnswering,
 )
 from .photos import PhotoError, open_photo
-from .processing_mengzi_oscar import MengziOscarProcessor, as_texts, listed
+from .processing_mengzi_oscar import as_texts, numbered
 from .quantization import is_int8, quantize
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .configuration_mengzi_oscar import MengziOscarConfig  # noqa: F401
     from .configuration_vinvl import VinVLConfig  # noqa: F401
+    from .fields import Rule  # noqa: F401
     from .generation_mengzi_oscar import MaskQueryGenerationMixin  # noqa: F401
     from .image_processing_vinvl import VinVLImageProcessor  # noqa: F401
     from .modeling_grid_regions import GridRegionModel  # noqa: F401
     from .modeling_regions import RegionModelOutput  # noqa: F401
     from .modeling_vinvl import VinVLModel  # noqa: F401
+    from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
 DETAILED_LENGTH = 30  # tokens of a detailed caption, with start and end
@@ -68,27 +71,28 @@ class MengziOscarPipeline:
             int8: captioner and heads multiply in 8 bits (`quantize`): on CPUs faster, captions nearly the same.
 
         Raises:
-            CheckpointError: nothing to load, weights missing, left over or of another size.
-            ValueError: int8 with another device or dtype, or a torch without it; two revisions.
+            CheckpointError: nothing to load, a file that is damaged or leads out of the folder, a field that may not
+                be, weights missing, left over, of another size, or no numbers.
+            ValueError: int8 with another device or dtype, or a torch without it.
         """
-        name, revision = name_and_revision(name, revision)
 
         def prepared(model):
             model = model.to(device)
             return quantize(model) if int8 else model
 
         captioner = prepared(load_checked(MengziOscarForImageCaptioning, name, revision=revision, dtype=dtype))
-        processor = MengziOscarProcessor.from_pretrained(name, revision=revision)
+        processor = load_processor(name, revision)
         region_model, image_processor = load_region_model(name, revision=revision)
+        check_width(region_model, captioner.config)
 
         def load_head(task):
-            options = {"revision": revision, "subfolder": task}
-            if not PretrainedConfig.get_config_dict(name, **options)[0]:
+            if not has_head(name, task, revision):
                 raise CheckpointError(
                     f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was"
                 )
-            model = prepared(load_checked(TASK_HEADS[task], name, dtype=dtype, **options))
-            return model.eval(), MengziOscarProcessor.from_pretrained(name, **options)
+            model = prepared(load_checked(TASK_HEADS[task], name, revision, task, dtype=dtype))
+            check_width(region_model, model.config)
+            return model.eval(), load_processor(name, revision, task)
 
         return cls(captioner, processor, region_model.to(device), image_processor, load_head)
 
@@ -222,13 +226,13 @@ class MengziOscarPipeline:
 
     def _of_opened(self, photos, run) -> list:
         """The same for RGB photos; `PhotoError`s stay what they are."""
-        found = self._find_regions(photos)
+        found = self.find_regions(photos)
         seen = [image for image in found if isinstance(image, FoundRegions)]
         made = iter(run(seen) if seen else [])
         return [next(made) if isinstance(image, FoundRegions) else image for image in found]
 
     @torch.inference_mode()
-    def _find_regions(self, photos) -> list:
+    def find_regions(self, photos) -> list:
         """RGB photos -> what was found in each. Errors among them stay, photos that cannot be prepared become one.
 
         Photos share a pass where they have one size for the region model: padding changes what a detector finds.
@@ -352,7 +356,7 @@ def words_in(texts, name: str) -> list[str]:
     rows = as_texts(texts, name)
     empty = {number: "is empty" for number, text in enumerate(rows) if not text.strip()}
     if empty:
-        raise ValueError(f"{name} is empty" if isinstance(texts, str) else f"{name}{listed(empty)}")
+        raise ValueError(f"{name} is empty" if isinstance(texts, str) else f"{name}{numbered(empty)}")
     return rows
 
 
@@ -376,6 +380,8 @@ class MengziOscarCaptioningPipeline(Pipeline):
 
     def __init__(self, model, processor, dtype=None, int8=False, **kwargs):
         super().__init__(model=model, processor=processor, **kwargs)
+        check_weights(dict(self.model.named_parameters()), model.config.name_or_path)
+        check_together(processor, model.config)
         if self.device.type == "cpu" and dtype in (None, "auto"):
             self.model.float()
         if int8:
@@ -386,6 +392,7 @@ class MengziOscarCaptioningPipeline(Pipeline):
         region_model, image_processor = load_region_model(
             model.config.name_or_path, revision=revision[1] if revision else None
         )
+        check_width(region_model, model.config)
         self.captioning = MengziOscarPipeline(self.model, processor, region_model.to(self.device), image_processor)
 
     def __call__(self, photos, **options):

@@ -4,15 +4,14 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from pathlib import Path
 
 import jieba
 import torch
-from transformers import PreTrainedConfig
 from words import UserError
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.loading import has_head
 
 try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs
     from spaces import GPU
@@ -54,7 +53,7 @@ class Together:
     everybody in its batch; here each request is checked before it joins.
 
     Args:
-        run: (list of items, settings) -> list of results.
+        run: (list of items, settings) -> list of results, a `UserError` in the place of one that has none.
         thread: where it runs.
     """
 
@@ -83,7 +82,7 @@ class Together:
                 done.set_exception(error)
         else:
             for (_, _, done), result in zip(chosen, results, strict=True):
-                done.set_result(result)
+                done.set_exception(result) if isinstance(result, UserError) else done.set_result(result)
 
 
 class Engine:
@@ -95,15 +94,10 @@ class Engine:
 
     def __init__(self, model: str):
         self.model = model
-        name, revision = (model, None) if Path(model).exists() else (model.split("@") + [None])[:2]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = MengziOscarPipeline.from_pretrained(name, revision=revision, device=device)
+        self.pipeline = MengziOscarPipeline.from_pretrained(model, device=device)
         self.styles = list(self.pipeline.processor.styles or [])
-        self.tasks = ["caption"] + [
-            task
-            for task in ("match", "ask")
-            if PreTrainedConfig.get_config_dict(name, subfolder=task, revision=revision)[0]
-        ]
+        self.tasks = ["caption"] + [task for task in ("match", "ask") if has_head(model, task)]
         self.thread = ModelThread()
         self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
         self.run_match, self.run_ask = GPU(self.pipeline.match), GPU(self.pipeline.ask)
@@ -132,7 +126,10 @@ class Engine:
             generation |= {"num_beams": 1, "num_return_sequences": count, "do_sample": True}
             generation["temperature"] = max(temperature, MIN_TEMPERATURE)
         results = self.pipeline.caption(photos, **generation)
-        return [simplify(result, photo, temperature > 0) for result, photo in zip(results, photos, strict=True)]
+        return [
+            UserError("damaged") if "error" in result else simplify(result, photo, temperature > 0)
+            for result, photo in zip(results, photos, strict=True)
+        ]
 
     def match(self, photo, sentences: list[str]) -> dict:
         """How probable it is that each sentence belongs to the photo, likeliest first."""
@@ -149,18 +146,24 @@ class Engine:
         return ranked(matches, start)
 
     def rank(self, sentence: str, photos: list[tuple[str, object]]) -> dict:
-        """How probable it is that each photo, (name, RGB), belongs to the sentence, likeliest first."""
+        """How probable it is that each photo, (name, RGB), belongs to the sentence, likeliest first.
+
+        What is wrong with a photo, a `UserError` in its place, is returned with its name under "errors".
+        """
         self.need("match")
         if not sentence.strip():
             raise UserError("no_sentence")
         check_length(sentence)
         if not photos:
             raise UserError("no_photos")
-        start, matches = time.perf_counter(), []
+        start, matches, errors = time.perf_counter(), [], []
         for index, (name, photo) in enumerate(photos):
+            if isinstance(photo, UserError):
+                errors.append({"photo": name, "index": index, "error": photo})
+                continue
             [match] = self.thread.run(self.run_match, photo, [sentence.strip()])  # one by one: others get in between
             matches.append({"photo": name, "index": index, "probability": match["probability"]})
-        return ranked(matches, start)
+        return ranked(matches, start) | {"errors": errors}
 
     def ask(self, photo, question: str) -> dict:
         """The five likeliest answers."""
@@ -188,7 +191,10 @@ class Engine:
             if good:
                 results = self.thread.run(self.run_captions, [row["photo"] for row in good], BATCH_SETTINGS)
                 for row, result in zip(good, results, strict=True):
-                    row |= {"caption": result["caption"], "score": result["captions"][0]["score"]}
+                    if isinstance(result, UserError):
+                        row |= {"error": result}
+                    else:
+                        row |= {"caption": result["caption"], "score": result["captions"][0]["score"]}
             yield rows
 
     def suggestions(self, photo) -> list[str]:
@@ -197,11 +203,8 @@ class Engine:
         things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个？")]
         return [f"{thing}是什么颜色的？" for thing in things[:2]] + list(QUESTIONS)
 
-    @torch.inference_mode()
     def _tags(self, photo):
-        model = self.pipeline.region_model
-        inputs = self.pipeline.image_processor([photo], return_tensors="pt").to(model.device)
-        return model.tags(model(**inputs))[0]
+        return self.pipeline.find_regions([photo])[0].tags
 
     def describe(self) -> dict:
         """The checkpoint, its region model, its tasks and sizes."""

@@ -76,9 +76,11 @@ class Functions:
             with_samples: also the sample photos.
 
         Returns:
-            {"matches": [{"photo" (its name), "index", "probability"}], likeliest first, "seconds"}.
+            {"matches": [{"photo" (its name), "index", "probability"}], likeliest first, "errors": [{"photo", "index",
+            "error"}] of photos that cannot be read, "seconds"}.
         """
-        return self.engine.rank(text(sentence, "no_sentence"), self.gallery(photos, with_samples))
+        result = self.engine.rank(text(sentence, "no_sentence"), self.gallery(photos, with_samples))
+        return result | {"errors": [row | {"error": row["error"].message} for row in result["errors"]]}
 
     def ask(self, photo: str, question: str) -> dict:
         """The five likeliest answers to a Chinese question about a photo.
@@ -105,7 +107,8 @@ class Functions:
         return {"rows": [views.plain_row(row) for rows in self.engine.batch(found) for row in rows]}
 
     def gallery(self, files, with_samples, seen=lambda photo: None):
-        """(name, photo) of files and samples, each opened in its turn: all at once would not fit into memory."""
+        """(name, photo or what is wrong with it) of files and samples, each opened when it is its turn: all at once
+        would not fit into memory."""
         files = uploaded(files)
         if len(files) > MAX_PHOTOS:
             raise UserError("too_many_photos", limit=MAX_PHOTOS)
@@ -130,7 +133,11 @@ class Pages(Functions):
 
     def show_rank(self, sentence, photos, with_samples):
         pictures = []
-        gallery = self.gallery(photos, with_samples, lambda photo: pictures.append(views.picture(photo, 320)))
+
+        def keep(photo):
+            pictures.append(None if isinstance(photo, UserError) else views.picture(photo, 320))
+
+        gallery = self.gallery(photos, with_samples, keep)
         result = self.engine.rank(text(sentence, "no_sentence"), gallery)
         return views.views.photos(result, pictures)
 
@@ -228,7 +235,10 @@ class Demo(gr.Blocks):
 
 def opened_in_turn(files, seen):
     for name, source in files:
-        photo = read_photo(source)
+        try:
+            photo = read_photo(source)
+        except UserError as error:
+            photo = error
         seen(photo)
         yield name, photo
 

@@ -153,7 +153,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     ),
     "no_style": (
         "这个模型没有这种写法；有：{known}。",
-        "The checkpoint does not write in that style; it has: {known}.",
+        "This checkpoint does not write in that style; it has: {known}.",
     ),
     "not_whole": (
         "{name} 要是 {low} 到 {high} 之间的整数。",

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from .configuration_mengzi_oscar import MengziOscarConfig
+from .fields import check_fields, mapping, one_of, optional, whole, word
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .supported_transformers import OLDEST  # noqa: F401
@@ -24,6 +25,15 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
 CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef“”‘’…—"
 CONTEXT, PADDING = -1, -2  # in `pack_captions`: slots that every query sees, slots that none sees
 SPACE_BETWEEN_CJK = re.compile(f"(?<=[{CJK}])\\s+(?=[{CJK}])")
+
+FIELDS = {
+    "layout": one_of("caption", "pair"),
+    "tag_position_offset": whole(0, 1_000_000),
+    "max_length": whole(4, 1_000_000),
+    "max_regions": whole(1, 1_000_000),
+    "max_tags": optional(whole(0, 1_000_000)),
+    "styles": optional(mapping(word, word)),
+}
 
 
 class MengziOscarProcessor(ProcessorMixin):
@@ -48,14 +58,13 @@ class MengziOscarProcessor(ProcessorMixin):
         styles=None,
         **kwargs,
     ):
-        if layout not in ("caption", "pair"):
-            raise ValueError(f'layout must be "caption" or "pair", not {layout!r}')
         self.layout = layout
         self.tag_position_offset = tag_position_offset
         self.max_length = max_length
         self.max_regions = max_regions
         self.max_tags = max_tags
         self.styles = styles
+        check_fields(vars(self), FIELDS)
         super().__init__(tokenizer, **kwargs)
 
     @property
@@ -239,7 +248,7 @@ def as_texts(texts, name: str) -> list[str]:
         elif not is_unicode(text):
             wrong[number] = f"is no Unicode text: {text[:40]!r}"
     if wrong:
-        raise ValueError(f"{name}{listed(wrong)}; give strings")
+        raise ValueError(f"{name}{numbered(wrong)}; give strings")
     return [str(text) for text in texts]  # numpy has strings of its own
 
 
@@ -252,7 +261,7 @@ def is_unicode(text) -> bool:
     return True
 
 
-def listed(wrong: dict[int, str], most: int = 5) -> str:
+def numbered(wrong: dict[int, str], most: int = 5) -> str:
     """Numbers of rows and what is wrong with them, in one line."""
     more = f" and {len(wrong) - most:,} more" if len(wrong) > most else ""
     return ", ".join(f"[{number}] {what}" for number, what in list(wrong.items())[:most]) + more
@@ -274,7 +283,7 @@ def as_tags(tags) -> list:
         if not (isinstance(row, str) or (isinstance(row, list) and all(isinstance(word, str) for word in row)))
     }
     if wrong:
-        raise ValueError(f"tags{listed(wrong)}; {form}")
+        raise ValueError(f"tags{numbered(wrong)}; {form}")
     return rows
 
 

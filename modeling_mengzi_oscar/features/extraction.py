@@ -69,8 +69,10 @@ def extract(
     Raises:
         ValueError: one line: a source, region model or store that cannot be used.
     """
-    if picture and not Path(picture).resolve().parent.is_dir():
-        raise ValueError(f"--picture {picture}: no such folder; make it first")
+    if picture:
+        from ..demo.pictures import check_picture
+
+        check_picture(picture)
     opened = open_source(source)
     region_model, image_processor = load_region_model(model)
     ready(region_model, device, precision)
