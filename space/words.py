@@ -186,6 +186,8 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "请求超过 {limit} MB。照片请用 /gradio_api/upload 上传。",
         "The request is larger than {limit} MB. Send photos by /gradio_api/upload.",
     ),
+    "only_files": ("上传里只能有文件。", "An upload may hold files only."),
+    "no_room": ("服务器放不下了，过一会儿再试。", "The server has no room left. Try again in a while."),
     "body_too_slow": ("请求来得太慢，已放弃。", "The request came too slowly and was given up."),
     "unexpected": (
         "出错了，不是你的问题。请再试一次。",
