@@ -3,9 +3,13 @@
 import asyncio
 import logging
 import re
+import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from gradio.utils import get_upload_folder
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -16,6 +20,9 @@ MAX_AGENTS = 8  # MCP calls in flight: each holds a thread until it is answered
 MAX_BODY = 4 * 2**20  # bytes of JSON; a photo inside it, as MCP clients send it, may have three quarters of that
 MAX_BODIES = 64 * 2**20  # bytes of all that are being received
 MAX_UPLOAD = 2**30  # bytes of one upload, of many files
+MAX_FIELDS = 64 * 2**10  # of these, bytes that belong to no file: gradio keeps them in memory
+MIN_FREE = 2**30  # bytes of the disk that uploads leave free
+KEPT = 3600  # seconds after which the file of an upload that broke off goes
 PATIENCE, SLOWEST = 30, 16 * 2**10  # seconds, then bytes a second that a body must come with at least
 MAX_CONNECTIONS = 512
 MAX_LINE = 2000  # characters of the log that one message may take
@@ -41,8 +48,10 @@ class _Limits:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         try:
-            with self.admitted(scope["path"], scope["method"], dict(scope["headers"])) as limit:
-                await self.app(scope, bounded(receive, limit), in_our_words(send))
+            headers = dict(scope["headers"])
+            with self.admitted(scope["path"], scope["method"], headers) as limit:
+                look = FilesOnly(headers).write if re.search(UPLOAD, scope["path"]) else None
+                await self.app(scope, bounded(receive, limit, look), in_our_words(send))
         except HTTPException as refused:
             await answer(send, refused.status_code, refused.detail)
         except Exception as error:  # no such function or parameter: a failure to gradio
@@ -67,6 +76,8 @@ class _Limits:
         length = int(headers.get(b"content-length", limit if b"transfer-encoding" in headers else 0))
         check_size(length, limit)
         agent = method == "POST" and re.search(AGENTS, path) is not None
+        if upload:
+            make_room(length)
         held = 0 if upload else length  # gradio writes uploads to files as they come
         if self.bytes + held > MAX_BODIES or self.agents + agent > MAX_AGENTS:
             raise refusal(503, "busy")
@@ -82,8 +93,56 @@ def check_size(size, limit):
         raise refusal(413, "body_too_large", limit=limit // 2**20)
 
 
-def bounded(receive, limit):
-    """`receive` of a request whose body has at most `limit` bytes and comes as fast as it must.
+def make_room(size) -> None:
+    """Before an upload: gradio forgets the files of those that broke off.
+
+    Raises:
+        HTTPException: the disk is too full for it.
+    """
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("tmp*"):
+        with suppress(OSError):
+            if file.is_file() and time.time() - file.stat().st_mtime > KEPT:
+                file.unlink()
+    if shutil.disk_usage(folder).free < size + MIN_FREE:
+        raise refusal(507, "no_room")
+
+
+class FilesOnly:
+    """Looks through an upload as it comes, for what belongs to no file: gradio keeps that in memory, however much."""
+
+    def __init__(self, headers):
+        calls = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data")
+        boundary = parse_options_header(headers.get(b"content-type"))[1].get(b"boundary", b"-")
+        self.write = MultipartParser(boundary, {f"on_{call}": getattr(self, call) for call in calls}).write
+        self.size = 0
+
+    def part_begin(self):
+        self.name = self.value = self.disposition = b""
+
+    def header_field(self, data, start, end):
+        self.name += data[start:end]
+
+    def header_value(self, data, start, end):
+        self.value += data[start:end]
+
+    def header_end(self):
+        if self.name.lower() == b"content-disposition":
+            self.disposition = self.value
+        self.name = self.value = b""
+
+    def headers_finished(self):
+        self.file = b"filename" in parse_options_header(self.disposition)[1]
+
+    def part_data(self, data, start, end):
+        self.size += 0 if self.file else end - start
+        if self.size > MAX_FIELDS:
+            raise refusal(413, "only_files")
+
+
+def bounded(receive, limit, look=None):
+    """`receive` of a request whose body has at most `limit` bytes and comes as fast as it must; `look` sees its pieces.
 
     Raises:
         HTTPException: when it is received.
@@ -101,6 +160,8 @@ def bounded(receive, limit):
             raise refusal(408, "body_too_slow") from None
         seen += len(message.get("body", b""))
         check_size(seen, limit)
+        if look and message.get("body"):
+            look(message["body"])
         complete = not message.get("more_body")
         return message
 

@@ -1,12 +1,16 @@
 // Runs before gradio does. First the language, because gradio asks navigator.language once, at its start.
 (() => {
   const chosen = new URLSearchParams(location.search).get("lang") || remembered("language");
-  const language = ["zh", "en"].includes(chosen) ? chosen : /^zh/i.test(navigator.language) ? "zh" : "en";
-  const locale = language === "zh" ? "zh-CN" : "en";
-  Object.defineProperty(navigator, "language", { get: () => locale });
-  Object.defineProperty(navigator, "languages", { get: () => [locale] });
-  document.documentElement.lang = locale;
-  document.documentElement.dataset.language = language;
+  let language = ["zh", "en"].includes(chosen) ? chosen : /^zh/i.test(navigator.language) ? "zh" : "en";
+  const locale = () => (language === "zh" ? "zh-CN" : "en");
+  Object.defineProperty(navigator, "language", { get: locale });
+  Object.defineProperty(navigator, "languages", { get: () => [locale()] });
+  showLanguage();
+
+  function showLanguage() {
+    document.documentElement.lang = locale();
+    document.documentElement.dataset.language = language;
+  }
 
   function remembered(name) {
     try { return localStorage.getItem("mengzi-" + name); } catch { return null; } // storage may be forbidden
@@ -15,11 +19,38 @@
     try { localStorage.setItem("mengzi-" + name, value); } catch { /* then it holds for this page */ }
   }
 
+  // The page stays as it is, with its photo and its results; only words change. Ours are there in both languages
+  // (style.css); gradio's labels were written in the language of the start, and the other's take their places (TEXTS).
   function setLanguage(value) {
+    language = value;
     remember("language", value);
     const address = new URL(location.href);
     address.searchParams.set("lang", value);
-    location.replace(address);
+    history.replaceState(history.state, "", address);
+    showLanguage();
+    translate(document.body);
+    written.observe(document.body, { childList: true, characterData: true, subtree: true });
+  }
+  const written = new MutationObserver((changes) => changes.forEach(({ type, target, addedNodes }) => {
+    if (type === "characterData") translate(target);
+    else addedNodes.forEach(translate);
+  }));
+
+  function translate(root) {
+    const other = new Map(TEXTS.map(([zh, en]) => (language === "zh" ? [en, zh] : [zh, en])));
+    const walker = document.createTreeWalker(root, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
+    for (let node = root; node; node = walker.nextNode()) {
+      if (node.nodeType === Node.ELEMENT_NODE) {
+        for (const name of ["placeholder", "aria-label"]) {
+          const [, head, word] = /^((?:range slider|number input) for )?(.*)$/s.exec(node.getAttribute(name) ?? "");
+          const text = other.get(word);
+          if (text) node.setAttribute(name, (head ?? "") + text);
+        }
+      } else if (node.nodeType === Node.TEXT_NODE && !node.parentElement?.closest(".card, .zh, .en")) {
+        const text = other.get(node.data.trim());
+        if (text) node.data = node.data.replace(node.data.trim(), () => text);
+      }
+    }
   }
 
   // Gradio puts "dark" on the body when it starts, as the system has it; a choice made here wins and stays.

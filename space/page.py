@@ -1,9 +1,11 @@
 """The look: theme, and the style sheet and script that have to be there before gradio's own."""
 
+import json
 from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
+from words import GRADIO_WORDS, WORDS
 
 HERE = Path(__file__).parent
 FONTS = [  # of the reader's system only: nothing is fetched
@@ -63,8 +65,11 @@ class _PageHead:
     Gradio's own `head` comes after the browser was asked for its language, and its `css` after the first paint.
     """
 
-    head = b"<head><style>%b</style><script>%b</script>" % tuple(
-        (HERE / name).read_bytes() for name in ("style.css", "page.js")
+    texts = [pair for pair in (*WORDS.values(), *GRADIO_WORDS) if "{" not in pair[0]]
+    head = b"<head><style>%b</style><script>const TEXTS = %b;\n%b</script>" % (
+        (HERE / "style.css").read_bytes(),
+        json.dumps(texts, ensure_ascii=False).replace("</", "<\\/").encode(),
+        (HERE / "page.js").read_bytes(),
     )
 
     def __init__(self, app):

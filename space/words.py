@@ -39,7 +39,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "match_sentences": ("一张照片，几句话", "Photo → sentences"),
     "match_photos": ("一句话，几张照片", "Sentence → photos"),
     "sentences": ("句子（每行一句）", "Sentences (one a line, in Chinese)"),
-    "match_button": ("匹配", "Match"),
+    "match_button": ("匹配", "Match them"),
     "match_empty": ("哪句话说的是这张照片？按概率排好。", "Which sentence is about the photo? Ranked by probability."),
     "sentence": ("句子", "Sentence (in Chinese)"),
     "photos": ("照片（不传则用示例照片）", "Photos (none: the sample photos)"),
@@ -50,7 +50,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "ask": ("看图问答", "Ask"),
     "question": ("问题", "Question (in Chinese)"),
     "question_example": ("例如：图里有几个人？", "e.g. 图里有几个人？"),
-    "ask_button": ("问", "Ask"),
+    "ask_button": ("问", "Ask it"),
     "ask_empty": ("对照片提个问题，给出五个最可能的答案。", "Ask about the photo: the five likeliest answers."),
     "suggestions": ("可以这样问", "Try one of these"),
     # 批量
@@ -64,7 +64,6 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     ),
     "batch_progress": ("{done} / {total}", "{done} / {total}"),
     "file": ("文件", "File"),
-    "sentence_short": ("句子", "Sentence"),
     "probability": ("概率", "Probability"),
     # 关于
     "about": ("关于", "About"),
@@ -187,12 +186,23 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "请求超过 {limit} MB。照片请用 /gradio_api/upload 上传。",
         "The request is larger than {limit} MB. Send photos by /gradio_api/upload.",
     ),
+    "only_files": ("上传里只能有文件。", "An upload may hold files only."),
+    "no_room": ("服务器放不下了，过一会儿再试。", "The server has no room left. Try again in a while."),
     "body_too_slow": ("请求来得太慢，已放弃。", "The request came too slowly and was given up."),
     "unexpected": (
         "出错了，不是你的问题。请再试一次。",
         "Something went wrong here, not with you. Please try again.",
     ),
 }
+
+GRADIO_WORDS = (  # gradio's own that our pages show: Chinese, English
+    ("将文件拖放到此处", "Drop File Here"),
+    ("- 或 -", "- or -"),
+    ("点击上传", "Click to Upload"),
+    ("将图像文件拖放到此处以上传", "Drop an image file here to upload"),
+    ("通过 API 或 MCP 使用", "Use via API or MCP"),
+    ("通过 API 使用", "Use via API"),
+)
 
 
 class UserError(gr.Error):

@@ -3,9 +3,11 @@ that say nothing, and a log that stays short. The limits are lowered, so that a 
 
 import io
 import itertools
+import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from test_pipeline import with_heads  # noqa: F401  (a fixture)
@@ -15,6 +17,7 @@ import app
 import httpx
 import limits
 from engine import Engine
+from gradio.utils import get_upload_folder
 from test_space import busy, data_address
 from words import WORDS
 
@@ -143,6 +146,35 @@ def test_bodies_have_a_size(url, monkeypatch):
         assert (pieces.status_code, pieces.json()) == (413, {"detail": too_large(1)}), route
     file = {"files": ("a.png", bytes(MIB))}
     assert httpx.post(f"{url}/gradio_api/upload", files=file).status_code == 413
+
+
+def test_an_upload_holds_files_only(url):
+    """What else is in it would be kept in memory; also where it is called a file in the wrong header."""
+    file = {"files": ("a.png", bytes(4 * limits.MAX_FIELDS))}
+    assert httpx.post(f"{url}/gradio_api/upload", files=file, data={"a": "few"}).status_code == 200
+    answer = httpx.post(f"{url}/gradio_api/upload", files=file, data={"a": "x" * limits.MAX_FIELDS, "b": "x"})
+    assert (answer.status_code, answer.json()) == (413, {"detail": in_words("only_files")})
+    head = b'--b\r\nContent-Disposition: form-data; name="a"\r\nX-a: form-data; filename="b"\r\n\r\n'
+    content = head + bytes(2 * limits.MAX_FIELDS) + b"\r\n--b--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    assert httpx.post(f"{url}/gradio_api/upload", content=content, headers=kind).status_code == 413
+    assert httpx.post(f"{url}/gradio_api/upload", content=b"no form", headers=kind).status_code == 400
+
+
+def test_uploads_leave_room_on_the_disk_and_nothing_that_broke_off(url, monkeypatch):
+    folder = Path(get_upload_folder())
+    stale, fresh = folder / "tmp_stale", folder / "tmp_fresh"
+    for left in (stale, fresh):
+        left.write_bytes(b"half a photo")
+    os.utime(stale, times=(0, 0))
+    file = {"files": ("a.png", b"a")}
+    assert httpx.post(f"{url}/gradio_api/upload", files=file).status_code == 200
+    assert not stale.exists()
+    assert fresh.exists()
+    fresh.unlink()
+    monkeypatch.setattr(limits, "MIN_FREE", 2**60)
+    answer = httpx.post(f"{url}/gradio_api/upload", files=file)
+    assert (answer.status_code, answer.json()) == (507, {"detail": in_words("no_room")})
 
 
 def test_all_bodies_together_have_a_size(url, monkeypatch):

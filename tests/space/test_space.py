@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 import socket
 import struct
 import threading
@@ -30,6 +31,7 @@ gradio_client = pytest.importorskip("gradio_client")
 import deploy  # noqa: E402
 import engine as engine_module  # noqa: E402
 import httpx  # noqa: E402  (gradio brings them)
+import page as page_module  # noqa: E402
 import skimage  # noqa: E402
 import uploads  # noqa: E402
 import views  # noqa: E402
@@ -619,6 +621,9 @@ def test_every_text_has_both_languages_and_is_used():
         assert re.findall(r"{\w*}", chinese) == sorted(re.findall(r"{\w*}", english), key=chinese.find), key
         assert re.search(r"[\u4e00-\u9fff{]", chinese), key
         assert not re.search(r"[\u4e00-\u9fff]", english.replace("图里有几个人？", "")), key
+    texts = page_module.PageHead.cls.texts  # what the switch of the language replaces, each by one other
+    for side in (0, 1):
+        assert len({pair[side] for pair in texts}) == len(texts)
     used = set(re.findall(r'(?:say|i18n|empty)\("(\w+)"[,)]', sources)) | set(re.findall(r'UserError\("(\w+)"', raised))
     assert used <= set(words.WORDS)
 
@@ -644,6 +649,39 @@ def test_deploy_writes_a_space_that_holds_everything(tmp_path):
     assert header["models"] == ["me/captioner"]
     assert header["preload_from_hub"] == [f"me/captioner config.json,model.safetensors {'a' * 40}"]
     assert not (tmp_path / "pinned" / "checkpoints").exists()
+
+
+def test_the_detailed_style_where_there_is_one(tiny_checkpoint, tmp_path):
+    """The tiny checkpoint has none; a copy of it has."""
+
+    def offered(engine):
+        [box] = [block for block in build(engine).blocks.values() if getattr(block, "elem_id", None) == "detailed"]
+        return box.visible
+
+    plain = Engine(str(tiny_checkpoint))
+    assert not offered(plain)
+    with pytest.raises(words.UserError, match="does not write in that style"):
+        plain.caption(noise(), style="detailed")
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "styled")
+    config = json.loads((folder / "processor_config.json").read_text("utf-8"))
+    config["styles"] = {"short": "[CLS]", "detailed": "[MASK]"}
+    (folder / "processor_config.json").write_text(json.dumps(config), "utf-8")
+    styled = Engine(str(folder))
+    assert offered(styled)
+    expected = styled.pipeline.caption(noise(), style="detailed", num_beams=3, max_length=12)["caption"]
+    assert styled.caption(noise(), 3, 12, style="detailed")["caption"] == expected
+    page = Pages(styled).show_caption(data_address(), 3, 12, 0, True)
+    assert expected in page
+
+
+def test_many_photos_are_opened_in_turn(engine):
+    """So that 200 of them need little memory; the limit counts own photos, not the samples."""
+    opened = []
+    gallery = Pages(engine).gallery([data_address()] * uploads.MAX_PHOTOS, True, opened.append)
+    name, photo = next(gallery)
+    assert (name, photo.size, len(opened)) == ("photo 1", (48, 36), 1)
+    with pytest.raises(words.UserError, match="Up to 200 photos"):
+        Pages(engine).gallery([data_address()] * (uploads.MAX_PHOTOS + 1), False)
 
 
 def test_gpu_or_not(engine):

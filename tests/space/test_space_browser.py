@@ -7,6 +7,7 @@ SPACE_PICTURES=1 python -m pytest tests/space/test_space_browser.py -k pictures 
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -201,11 +202,25 @@ def test_language_of_the_browser_then_the_switch(visit, photo):
     expect(page.get_by_text("Drop, paste or pick a photo")).to_be_visible()
     tab(page, "Batch")
     expect(page.get_by_text("Click to Upload")).to_be_visible()  # gradio's own words
+    tab(page, "Caption")
+    give(page, photo)
+    caption = page.locator(".words:not([hidden])").get_attribute("data-caption")
     page.get_by_role("button", name="中文").click()
     page.wait_for_selector("html[lang=zh-CN]")
     page.get_by_role("tab", name="看图说话").wait_for()
     expect(page.locator("h1 .zh")).to_be_visible()
     expect(page.locator("h1 .en")).to_be_hidden()
+    expect(page.locator("#photo img")).to_be_visible()  # photo and result are still there
+    assert page.locator(".words:not([hidden])").get_attribute("data-caption") == caption
+    for name in ("图文匹配", "看图问答", "批量", "关于"):
+        tab(page, name)
+    expect(page.get_by_text("点击上传")).to_have_count(1)
+    page.get_by_role("button", name="English").click()
+    left = page.evaluate("document.body.innerText")
+    tab(page, "Ask")
+    expect(page.get_by_placeholder("e.g.")).to_be_visible()
+    assert not re.search("[\u4e00-\u9fff]{2}", left.replace("中文", ""))
+    page.get_by_role("button", name="中文").click()
     page.reload()  # it stays
     page.get_by_role("tab", name="看图说话").wait_for()
     expect(visit("en-US", query="?lang=zh").get_by_role("tab", name="批量")).to_be_visible()
@@ -229,6 +244,10 @@ def test_match_both_ways(visit, photo):
     page.wait_for_selector("#ranking .wall")
     assert page.locator("#ranking .wall img").count() == 8
     assert page.locator("#ranking .percent").count() == 8
+    page.set_input_files("#photos input[type=file]", [photo] * 25)  # own photos: the samples step aside
+    expect(page.locator("#with-samples input")).not_to_be_checked()
+    page.click("#rank-button")
+    page.wait_for_function("document.querySelectorAll('#ranking .wall img').length === 25")
 
 
 def test_ask_by_suggestion_and_by_hand(visit, photo):
@@ -247,12 +266,12 @@ def test_ask_by_suggestion_and_by_hand(visit, photo):
 
 
 def test_a_suggestion_outlives_its_session(visit, photo, address):
-    """Gradio remembers the last 64 callers; a page that stood open meanwhile still asks what its button says."""
+    """Gradio remembers the last callers; a page that stood open meanwhile still asks what its button says."""
     page = visit()
     give(page, photo)
     tab(page, "看图问答")
     page.wait_for_function("document.querySelectorAll('#suggestions button').length === 4")  # one is of this photo
-    for _ in range(70):
+    for _ in range(20):
         call = json.dumps({"data": [None, ""]}).encode()
         request = urllib.request.Request(f"{address}gradio_api/call/ask", call, {"Content-Type": "application/json"})
         event = json.load(urllib.request.urlopen(request))["event_id"]
@@ -269,6 +288,7 @@ def test_batch_and_its_files(visit, photo, tmp_path):
     (tmp_path / "坏.jpg").write_bytes(b"no photo")
     page.set_input_files("#files input[type=file]", [photo, tmp_path / "坏.jpg"])
     page.wait_for_selector("#files .file-preview")
+    expect(page.get_by_role("link", name="CSV")).to_have_count(0)  # nothing to save yet
     page.click("#batch-button")
     page.wait_for_function("document.querySelectorAll('#table tbody tr').length === 2")
     assert page.locator("#table .bad").inner_text().count("不是能读的照片") == 1
