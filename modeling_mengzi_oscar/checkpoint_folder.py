@@ -39,18 +39,23 @@ class CheckpointFolder:
     """The folder of one model on this disk: one that is here, or a subfolder of it, or what the Hub has under a name.
 
     Args:
-        name: folder or Hub id. revision: of the Hub repo. subfolder: of either.
+        name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
+        subfolder: of either.
         from_hub: it is a Hub id, also where a folder of that name lies here.
 
     Raises:
-        CheckpointError: no such folder, and not from the Hub either.
+        CheckpointError: no such folder, and not from the Hub either; the folder of a training; two revisions.
     """
 
     def __init__(self, name, revision: str | None = None, subfolder: str = "", from_hub: bool = False):
-        self.checkpoint, self.name = str(name), "/".join(filter(None, (str(name), subfolder)))
         root = Path(name)
         if from_hub or not root.is_dir():
-            root = download(str(name), revision, subfolder)
+            name, revision = name_and_revision(str(name), revision)
+            root = download(name, revision, subfolder)
+        else:
+            refuse_a_training(root)
+        self.checkpoint, self.name = str(name), "/".join(filter(None, (str(name), subfolder)))
+        self.commit = root.name if root.parent.name == "snapshots" else None
         self.path = root / subfolder
         root = root.resolve()
         # The Hub's cache keeps the content of a repo's files in `blobs`, and links to it in `snapshots/<commit>`.
@@ -148,6 +153,32 @@ class CheckpointFolder:
             state |= (part := read_tensors(path, self.said(shard)))
             check_weights(part, self.said(shard))
         return state
+
+
+def name_and_revision(name: str, revision: str | None) -> tuple[str, str | None]:
+    """ "org/name@revision" taken apart.
+
+    Raises:
+        CheckpointError: another revision is given as well.
+    """
+    repository, _, named = name.partition("@")
+    if named and revision not in (None, named):
+        raise CheckpointError(f"{name}: revision {revision!r} is another one; give it once")
+    return repository, named or revision
+
+
+def refuse_a_training(folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: a folder in which a training keeps its state; where the model is that it made.
+    """
+    best = folder / "best"
+    if (folder / "trainer_state.json").is_file() and not (folder / "processor_config.json").is_file():
+        best = folder.parent / "best"
+    elif (folder / "config.json").is_file() or not (best / "config.json").is_file():
+        return
+    use = f"name {best}" if (best / "config.json").is_file() else "name the best/ that a finished one leaves beside it"
+    raise CheckpointError(f"{folder}: what a training goes on from, without a processor: {use}")
 
 
 def download(name: str, revision: str | None, subfolder: str) -> Path:

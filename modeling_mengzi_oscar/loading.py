@@ -22,6 +22,7 @@ TOKENIZERS = (  # a BERT tokenizer, or whatever a BERT's tokenizer.json says, as
     *(None, "BertTokenizer", "BertTokenizerFast"),
     *("TokenizersBackend", "PreTrainedTokenizerFast"),
 )
+WITH_PROCESSOR = {"AutoProcessor": "processing_mengzi_oscar.MengziOscarProcessor"}  # transformers writes it there too
 SPECIAL_TOKENS = ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
 TOKEN = either(
     word,
@@ -104,6 +105,7 @@ def load_model(model_class, name, revision=None, subfolder="", dtype="float32", 
     if generation is not None:
         model.generation_config = generation
     model.name_or_path = model.config.name_or_path = folder.checkpoint
+    model.config._commit_hash = folder.commit
     return model, report
 
 
@@ -176,7 +178,7 @@ def load_processor(name, revision=None, subfolder="") -> MengziOscarProcessor:
 def load_tokenizer(folder: CheckpointFolder) -> BertTokenizer:
     """A BERT tokenizer from tokenizer.json or vocab.txt, which must agree where both are there."""
     said = folder.json("tokenizer_config.json", {})
-    if said.get("tokenizer_class") not in TOKENIZERS or said.get("auto_map"):
+    if said.get("tokenizer_class") not in TOKENIZERS or said.get("auto_map") not in (None, WITH_PROCESSOR):
         named = said.get("auto_map") or said["tokenizer_class"]
         raise CheckpointError(
             f"{folder.said('tokenizer_config.json')}: asks for {shown(named)}, which is not run; "
@@ -317,7 +319,12 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
         repository, _, pinned = named.partition("@")
         named = CheckpointFolder(repository, pinned, from_hub=True)  # whatever folder of that name lies here
     else:
-        named = CheckpointFolder(name, revision, named)
+        subfolder, named = named, CheckpointFolder(name, revision, named)
+        if named.file("config.json") is None:
+            raise CheckpointError(
+                f"{folder.name}: its config names the region model {subfolder}/, which is not there: copy that folder "
+                "from the checkpoint that this one came from, or save that with MengziOscarPipeline.save_pretrained"
+            )
     model_type = named.json("config.json").get("model_type")
     if region_model_classes(model_type) is None:
         raise CheckpointError(f"{named.said('config.json')}: is not of a region model (model_type {shown(model_type)})")

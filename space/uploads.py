@@ -1,29 +1,34 @@
 """What people send, and what of it is let in: bytes, pixels, formats, zips. Nothing is ever unpacked to disk."""
 
 import base64
-import binascii
 import io
 import os
 import re
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from gradio.utils import get_upload_folder
 from PIL import Image
-from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
 from words import UserError
 
-from modeling_mengzi_oscar.photos import FORMATS, SUFFIXES, PhotoError, open_photo
+from modeling_mengzi_oscar.photos import (
+    HEAD,
+    PhotoError,
+    is_apple_double,
+    is_hidden,
+    is_photo_name,
+    open_photo,
+    photo_kind,
+)
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 1600  # pixels kept: more than any region model looks at
 MIN_SIDE = 8
-MAX_PHOTOS = 100
+MAX_PHOTOS = 200
 MAX_UNPACKED, MAX_RATIO = 400 * 2**20, 100  # of a zip
 MAX_DIRECTORY = 2**20  # bytes that the list of files in a zip may take
 
@@ -34,73 +39,81 @@ def read_photo(source: str | Path | bytes) -> Image.Image:
     """Path or bytes -> RGB, upright, no side above `MAX_SIDE`.
 
     Raises:
-        UserError: too many bytes or pixels, not a photo, damaged.
+        UserError: too many bytes or pixels, too few, not a photo, of a kind that cannot be read here, damaged.
     """
     size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     if size > MAX_BYTES:
         raise UserError("too_many_bytes", megabytes=round(size / 2**20), limit=MAX_BYTES // 2**20)
     with decoding:
-        check_pixels(source)
         try:
             photo = open_photo(source, max_pixels=MAX_PIXELS)
-        except PhotoError:
-            raise UserError("damaged") from None
+        except PhotoError as error:
+            width, height = error.size or ("…", "…")
+            key = error.reason or "not_a_photo"
+            raise UserError(key, width=width, height=height, limit=MAX_PIXELS // 10**6) from None
+        if min(photo.size) < MIN_SIDE:
+            raise UserError("too_small", width=photo.width, height=photo.height)
         photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return photo
-
-
-def check_pixels(source: str | Path | bytes) -> None:
-    """Reads the header only."""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            width, height = image.size
-    except Image.DecompressionBombError:
-        raise UserError("too_many_pixels", width="…", height="…", limit=MAX_PIXELS // 10**6) from None
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for what it does not know
-        raise UserError("not_a_photo") from None
-    if width * height > MAX_PIXELS:
-        raise UserError("too_many_pixels", width=width, height=height, limit=MAX_PIXELS // 10**6)
-    if min(width, height) < MIN_SIDE:
-        raise UserError("too_small", width=width, height=height)
 
 
 def photos_in(files: list[tuple[str, str]]) -> list[tuple[str, object]]:
     """(name, path) of uploads, zips among them -> (name, function that reads the photo).
 
+    What is no photo in a zip is in the list too, and says so when it is read; it does not count for `MAX_PHOTOS`.
+
     Raises:
         UserError: a zip that is not let in, too many photos, none at all.
     """
-    found = []
+    found, photos = [], 0
     for name, path in files:
         if name.lower().endswith(".zip"):
-            found += [(inside, reader(path, inside)) for inside in names_in_zip(path)]
+            members = members_of(path)
+            others = 0
+            for member in members:
+                others += member[1] is refused
+                if member[1] is not refused or others <= MAX_PHOTOS:
+                    found.append(member)
+            if others > MAX_PHOTOS:
+                found.append((f"… (+ {others - MAX_PHOTOS:,})", refused))
+            photos += len(members) - others
         else:
             found.append((name, lambda path=path: read_photo(path)))
-        if len(found) > MAX_PHOTOS:
+            photos += 1
+        if photos > MAX_PHOTOS:
             raise UserError("too_many_photos", limit=MAX_PHOTOS)
-    if not found:
+    if not photos:
         raise UserError("no_photos")
     return found
 
 
-def reader(path, inside):
-    def read():
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(inside) as file:
-                content = file.read(MAX_BYTES + 1)
-        except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, ValueError):
+def refused():
+    raise UserError("not_a_photo")
+
+
+def reader(path, index):
+    return lambda: read_photo(read_member(path, index, MAX_BYTES + 1))
+
+
+def read_member(path, index, size) -> bytes:
+    """The first `size` bytes of a file in a zip.
+
+    Raises:
+        UserError: damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(archive.infolist()[index]) as file:
+            return file.read(size)
+    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, ValueError):
+        raise UserError("damaged") from None
+    except Exception as error:  # zlib.error, lzma.LZMAError: each decompressor has its own
+        if type(error).__module__ in ("zlib", "lzma", "_lzma", "bz2"):
             raise UserError("damaged") from None
-        except Exception as error:  # zlib.error, lzma.LZMAError: each decompressor has its own
-            if type(error).__module__ in ("zlib", "lzma", "_lzma", "bz2"):
-                raise UserError("damaged") from None
-            raise
-        return read_photo(content)
-
-    return read
+        raise
 
 
-def names_in_zip(path) -> Iterator[str]:
-    """Names of the photos in a zip, after it was found harmless.
+def members_of(path) -> list[tuple[str, object]]:
+    """Of a zip that was found harmless, (name, function that reads the photo); of what is no photo it is `refused`.
 
     Raises:
         UserError: not a zip, encrypted, too large when unpacked, or with names that lead elsewhere.
@@ -110,22 +123,48 @@ def names_in_zip(path) -> Iterator[str]:
     check_directory(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            entries = {index: entry for index, entry in enumerate(archive.infolist()) if not entry.is_dir()}
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error):
         raise UserError("bad_zip") from None
-    for entry in entries:
-        parts = PurePosixPath(entry.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in entry.filename:
+    names = {index: name_of(entry) for index, entry in entries.items()}
+    for index, entry in entries.items():
+        parts = PurePosixPath(names[index].replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or ":" in names[index]:
             raise UserError("zip_names")
         if entry.flag_bits & 1:
             raise UserError("zip_encrypted")
-    unpacked = sum(entry.file_size for entry in entries)
-    ratio = max((entry.file_size / max(entry.compress_size, 1) for entry in entries), default=0)
+    unpacked = sum(entry.file_size for entry in entries.values())
+    ratio = max((entry.file_size / max(entry.compress_size, 1) for entry in entries.values()), default=0)
     if unpacked > MAX_UNPACKED or ratio > MAX_RATIO:
         raise UserError("zip_too_big", limit=MAX_UNPACKED // 2**20, ratio=MAX_RATIO)
-    hidden = ("__MACOSX/", ".")  # what macOS adds
-    names = [entry.filename for entry in entries if not entry.filename.startswith(hidden)]
-    return [name for name in names if name.lower().endswith(SUFFIXES)]
+    members, sniffs = [], 0
+    for index, name in names.items():
+        if is_hidden(name):  # what macOS adds
+            continue
+        sniffs += not is_photo_name(name)
+        is_photo = is_photo_name(name) or (sniffs <= MAX_PHOTOS and is_photo_inside(path, index))
+        members.append((name, reader(path, index) if is_photo else refused))
+    return members
+
+
+def name_of(entry: zipfile.ZipInfo) -> str:
+    """The name as whoever packed it wrote it. Without the flag that says UTF-8 Python takes cp437, as the first zips
+    had it; programs in China write GBK, some everywhere UTF-8 all the same."""
+    if entry.flag_bits & 0x800:
+        return entry.filename
+    for encoding in ("utf-8", "gbk"):
+        try:
+            return entry.filename.encode("cp437").decode(encoding)
+        except UnicodeError:  # also of a name that another field of the zip gave in Unicode
+            continue
+    return entry.filename
+
+
+def is_photo_inside(path, index) -> bool:
+    try:
+        return photo_kind(read_member(path, index, HEAD)) is not None
+    except UserError:
+        return False
 
 
 def check_directory(path) -> None:
@@ -141,32 +180,63 @@ def check_directory(path) -> None:
         raise UserError("too_many_photos", limit=MAX_PHOTOS)
 
 
-def open_upload(upload: dict | None) -> Image.Image:
-    """A photo as gradio hands it over.
+def open_upload(upload: dict | str | None) -> Image.Image:
+    """A photo that came with a call, see `received`.
 
     Raises:
         UserError: none was given, and as `read_photo`.
     """
-    if upload and upload.get("path"):
-        return read_photo(checked_path(upload["path"]))
-    head, _, content = ((upload or {}).get("url") or "").partition(",")
-    if not head.startswith("data:"):  # an address with the photo in it, "data:image/png;base64,..."
-        raise UserError("no_photo")
-    try:
-        return read_photo(base64.b64decode(content, validate=True))
-    except binascii.Error:
-        raise UserError("damaged") from None
+    _, source = received(upload)
+    return read_photo(source)
 
 
-def uploaded(files) -> list[tuple[str, str]]:
-    """(name, path) of files as gradio hands them over. A name is only ever shown."""
+def uploaded(files) -> list[tuple[str, str | bytes]]:
+    """(name, path or content) of files that came with a call, without what macOS keeps beside photos. A name is only
+    ever shown."""
     files = files if isinstance(files, list) else [files] if files else []
-    return [(file.get("orig_name") or Path(file["path"]).name, checked_path(file["path"])) for file in files]
+    named = [received(file, f"photo {index}") for index, file in enumerate(files, 1)]
+    return [(name, source) for name, source in named if not is_apple_double(name)]
+
+
+def received(upload: dict | str | None, name="photo") -> tuple[str, str | bytes]:
+    """(name, path or content) of an upload as it came: gradio's dict, the path that /gradio_api/upload answered, the
+    address of that path, as MCP clients know it, or an address with the photo in it, "data:image/png;base64,...".
+
+    Raises:
+        UserError: it is none of these.
+    """
+    upload = {"path": upload} if isinstance(upload, str) else upload
+    source = (upload.get("path") or upload.get("url")) if isinstance(upload, dict) else None
+    if not isinstance(source, str) or not source:
+        raise UserError("no_photo")
+    if source.startswith("data:"):
+        try:
+            return name, base64.b64decode(source.partition(",")[2], validate=True)
+        except ValueError:  # binascii.Error is one; letters outside ASCII
+            raise UserError("damaged") from None
+    path = checked_path(without_address(source))
+    given = upload.get("orig_name")
+    name = given if isinstance(given, str) and given else Path(path).name
+    return name.encode("utf-8", "replace").decode("utf-8"), path
+
+
+def without_address(source: str) -> str:
+    """The path in an address of something that was uploaded here. No other address is opened.
+
+    Raises:
+        UserError: it leads elsewhere.
+    """
+    if not re.match("https?:", source, re.IGNORECASE):
+        return source
+    if not (own := re.fullmatch(r"https?://[^?#]*?/gradio_api/file=([^?#]*)", source, re.IGNORECASE)):
+        raise UserError("no_links")
+    return unquote(own[1])
 
 
 def checked_path(path: str) -> str:
     """Only what was uploaded is opened. Gradio checks this too, but not where a caller leaves out a photo's `meta`."""
-    if not os.path.realpath(path).startswith(os.path.realpath(get_upload_folder()) + os.sep):
+    inside = os.path.isfile(path) and os.path.realpath(path).startswith(os.path.realpath(get_upload_folder()) + os.sep)
+    if not inside:
         raise UserError("not_uploaded")
     return path
 
@@ -176,24 +246,7 @@ def refuse_links(component) -> None:
     keep = component.async_move_resource_to_block_cache
 
     async def files_only(source):
-        if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-            raise UserError("no_links")
-        return await keep(source)
+        path = without_address(source) if isinstance(source, str) else source
+        return await keep(path if path is source else checked_path(path))
 
     component.async_move_resource_to_block_cache = files_only
-
-
-class _FilesOnly:
-    """Refuses /gradio_api/file=https://…, for which gradio fetches the address and hands on what it finds there."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        app = self.app
-        if scope["type"] == "http" and re.search(r"/file[=/]\s*https?:", scope["path"], re.IGNORECASE):
-            app = PlainTextResponse(UserError("no_links").message, 403)
-        await app(scope, receive, send)
-
-
-FilesOnly = Middleware(_FilesOnly)
