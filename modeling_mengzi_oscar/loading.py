@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .supported_transformers import OLDEST  # noqa: F401
 
 ROOM_FOR_NEW_PARTS = 50_000_000  # numbers that a model may have and its file not: a new head
-TOKENIZERS = (None, "BertTokenizer", "BertTokenizerFast")
+TOKENIZERS = (  # a BERT tokenizer, or whatever a BERT's tokenizer.json says, as some releases of transformers write it
+    *(None, "BertTokenizer", "BertTokenizerFast"),
+    *("TokenizersBackend", "PreTrainedTokenizerFast"),
+)
 WITH_PROCESSOR = {"AutoProcessor": "processing_mengzi_oscar.MengziOscarProcessor"}  # transformers writes it there too
 SPECIAL_TOKENS = ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
 TOKEN = either(
@@ -189,6 +192,7 @@ def load_tokenizer(folder: CheckpointFolder) -> BertTokenizer:
         data = folder.json("tokenizer.json")
         with folder.reading("tokenizer.json"):
             tokens, added = vocabulary_of(data)
+            said = normalizer_of(data) | said
         if vocabulary not in (None, tokens):
             raise CheckpointError(f"{folder.said('vocab.txt')}: names other tokens than tokenizer.json; one is wrong")
         vocabulary = tokens
@@ -215,6 +219,19 @@ def load_tokenizer(folder: CheckpointFolder) -> BertTokenizer:
 def content(token) -> str:
     """Of a token as older files write it, with its flags."""
     return token["content"] if isinstance(token, dict) else token
+
+
+def normalizer_of(data: dict) -> dict:
+    """What a tokenizer.json says of capitals, accents and Chinese characters, as a tokenizer_config.json does."""
+    normalizer = data.get("normalizer")
+    if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
+        raise ValueError("its normalizer is not that of a BERT tokenizer")
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    return {name: normalizer[theirs] for name, theirs in names.items() if theirs in normalizer}
 
 
 def vocabulary_of(data: dict) -> tuple[dict[str, int], list[dict]]:

@@ -256,6 +256,17 @@ def test_another_tokenizer_is_neither_asked_about_nor_run(folder, said, monkeypa
     assert not (folder / "proof").exists()
 
 
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_a_tokenizer_of_no_class_of_its_own_is_the_one_of_its_file(folder, lower_case):
+    """transformers 5.1 writes so what 5.2 calls a BertTokenizer."""
+    said = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    change(folder, "tokenizer.json", normalizer=said["normalizer"] | {"lowercase": lower_case})
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    assert load_processor(folder).tokenizer.do_lower_case == lower_case
+    change(folder, "tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""})
+    refused(folder, "tokenizer.json", "normalizer")
+
+
 def test_code_of_the_folder_does_not_run(folder, photo):
     for path in folder.glob("*.py"):
         path.write_text(f"open({str(folder / 'proof')!r}, 'w')")
