@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import reprlib
+import stat
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,6 +201,8 @@ def read_json(path, said=None) -> dict:
     """
     said = said or path
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("a folder, pipe or device")  # which could keep us waiting for ever
         if Path(path).stat().st_size > LARGEST_JSON:
             raise ValueError(f"more than {LARGEST_JSON:,} bytes")
         data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse_constant)
