@@ -118,7 +118,8 @@ class CaptionRows(SeededRows):
         self.training, self.processor, self.corruption, self.crops = training, processor, corruption, crops
         self.tokenizer, self.max_length = processor.tokenizer, max_length
         self.sentences_per_photo, self.tag_dropout = sentences_per_photo, tag_dropout
-        self.image_ids, self.references = rows["image_id"], rows["captions"]
+        self.image_ids = rows["image_id"]
+        self.references = rows["captions"] if "captions" in rows.column_names else [[] for _ in self.image_ids]
         images = rows["image"] if "image" in rows.column_names else [None] * len(rows)
         self.paths = [image and image["path"] for image in images]
         self.captions = [self.encode(sentences, self.tokenizer.cls_token_id) for sentences in self.references]
@@ -211,9 +212,10 @@ class DenseCaptionCollator:
     def regions(self, items):
         if "pixel_values" in items[0]:
             names = ("pixel_values", "original_sizes", "tag_labels")
-            mask = torch.ones((len(items), self.num_regions), dtype=torch.long)
             pixels = {name: torch.stack([item[name] for item in items]) for name in names}
-            return pixels | {"region_attention_mask": mask}
+            if self.num_regions is None:  # a detector's, known when it has looked
+                return pixels
+            return pixels | {"region_attention_mask": torch.ones((len(items), self.num_regions), dtype=torch.long)}
         regions = pad_regions([item["region_features"] for item in items], max_regions=None)
         return {name: torch.from_numpy(array) for name, array in regions.items()}
 
