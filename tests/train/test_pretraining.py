@@ -312,8 +312,10 @@ def test_errors(bert, corpus, tmp_path, settings, message):
 
 
 def test_tags_that_are_nowhere_are_missed(bert, corpus, tmp_path):
-    captions = [{"dataset": "coco", "image_id": name, "text": "一只狗"} for name in ("42", "9", "7")]
-    datasets.Dataset.from_list(captions).to_parquet(tmp_path / "rows" / "data" / "train-00000-of-00001.parquet")
+    captions = [{"dataset": "coco", "image_id": name, "text": "一只狗"} for name in ("42", "9")]
+    for split in ("train", "validation"):
+        file = tmp_path / "rows" / "data" / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_list(captions).to_parquet(file)
     with pytest.raises(SystemExit, match="no row has tags"):
         run(bert, corpus, tmp_path / "run", dataset=tmp_path / "rows")
 

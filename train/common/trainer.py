@@ -29,7 +29,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 
 from modeling_mengzi_oscar.hub import push
 
-from .checkpoints import WholeCheckpoints, newest_checkpoint, step_of
+from .checkpoints import WholeCheckpoints, sound_checkpoint, step_of
 from .collators import LikeLengths
 from .report import draw_curves, left_out_if_it_fails, run_card, save_samples, write_score_table
 from .weight_averaging import WeightAverage
@@ -81,6 +81,7 @@ class OscarTrainer(Trainer):
         self.average = WeightAverage(options.ema_decay)
         self.samples = []
         callbacks = [*callbacks, self.average, WholeCheckpoints(self.average, limit), EpochOfDraws(), FreedMemory()]
+        recompute_without_reentering(args)
         if options.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
         super().__init__(args=args, train_dataset=train_dataset, callbacks=callbacks, **kwargs)
@@ -88,7 +89,8 @@ class OscarTrainer(Trainer):
 
     def run(self):
         """Trains, from the newest whole checkpoint if there is one; evaluates at the end; pushes if asked."""
-        checkpoint = newest_checkpoint(self.args.output_dir)
+        parts = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.save_only_model  # in files of their own
+        checkpoint = sound_checkpoint(self.args.output_dir, self.model, resumable=not parts)
         self.last_log = time.monotonic(), step_of(checkpoint) if checkpoint else 0
         if checkpoint and self.is_over(checkpoint):  # Trainer would take one more step before it looks
             self.state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
@@ -238,6 +240,21 @@ class OscarTrainer(Trainer):
         """Overridden because Trainer would note a checkpoint as the best, and miss it later: best/ is kept apart."""
         self.state.best_global_step = None
         super().save_model(*args, **kwargs)
+
+
+def recompute_without_reentering(args):
+    """Activation checkpointing that several processes bear.
+
+    `Trainer` lets DDP wait for every parameter then, and all heads here leave some without gradient, so the second step
+    fails. Recomputed without torch's re-entrant way, DDP may look for them. transformers before 5.20 has only the older
+    names of the flags.
+    """
+    wanted = [name for name in ("activation_checkpointing", "gradient_checkpointing") if getattr(args, name, None)]
+    for name in wanted:
+        kwargs = getattr(args, f"{name}_kwargs") or {}
+        setattr(args, f"{name}_kwargs", {"use_reentrant": False} | kwargs)
+    if wanted and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True
 
 
 class EpochOfDraws(TrainerCallback):
