@@ -14,6 +14,7 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from modeling_mengzi_oscar.photos import SUFFIXES
 
 SENTENCE = re.compile(r"(?P<photo>[^#\s]+)#(?:\w+#)?(?P<number>\d+)(?:[ \t](?P<sentence>.*))?")
+NAMED = 1000  # so many bad rows are named
 SENTENCES = datasets.List(datasets.Value("string"))
 
 
@@ -27,8 +28,8 @@ class FilesConfig(datasets.BuilderConfig):
 class FilesBuilder(datasets.GeneratorBasedBuilder):
     """A builder over the files that its `find_files(data_dir, config_name)` names, as {what it is: path}.
 
-    The prepared data set is made anew when one of them changes: `datasets` names the cache after data_files and what
-    is known of them, but not after the content of data_dir.
+    The prepared data set is made anew when one of them changes, or a photo below data_dir comes or goes: `datasets`
+    names the cache after data_files and what is known of them, but not after the content of data_dir.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -42,6 +43,7 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
         data_dir = os.path.abspath(data_dir)
         self.files = self.find_files(data_dir, config_name)
         states = [(str(os.stat(path).st_mtime_ns), str(os.stat(path).st_size)) for path in self.files.values()]
+        states.append((photos_state(data_dir),))
         data_files = DataFilesDict({"files": DataFilesList(list(self.files.values()), states)})
         self.bad_rows = []
         super().__init__(data_dir=data_dir, config_name=config_name, data_files=data_files, **kwargs)
@@ -66,7 +68,8 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
     def report(self, text):
         """Print what was read and left out, and the bad rows since the last report."""
         if self.bad_rows:
-            text += f"\nSkipped: {len(self.bad_rows):,} bad rows, the first: {self.bad_rows[0]}"
+            text += "\n".join([f"\nSkipped: {len(self.bad_rows):,} bad rows:", *self.bad_rows[:NAMED]])
+            text += f"\nand {len(self.bad_rows) - NAMED:,} more" if len(self.bad_rows) > NAMED else ""
         print(text)
         self.bad_rows = []
 
@@ -129,6 +132,20 @@ def find_photos(data_dir, *folders):
         for entry in os.scandir(path)
         if entry.name.lower().endswith(SUFFIXES)
     }
+
+
+def photos_state(data_dir) -> str:
+    """Changes when a photo below the folder comes or goes, also behind links; what is in a photo does not matter."""
+    names, seen = hashlib.sha256(), set()
+    for folder, folders, files in os.walk(data_dir, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(folders)
+        seen.add(real)
+        for name in sorted(name for name in files if name.lower().endswith(SUFFIXES)):
+            path = os.path.join(folder, name)
+            if os.path.exists(path):  # a link may lead nowhere
+                names.update(os.fsencode(os.path.relpath(path, data_dir)) + b"\0")
+    return names.hexdigest()
 
 
 def photo_of(photos, image_id, where):

@@ -28,7 +28,17 @@ class WholeCheckpoints(TrainerCallback):
     """
 
     def __init__(self, average: WeightAverage, limit: int | None):
-        self.average, self.limit = average, limit
+        self.average, self.limit, self.after_evaluation = average, limit, False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """With an evaluation after every epoch `Trainer` saves its last step before it: a resumed run would skip it."""
+        last = control.should_training_stop or state.epoch == int(state.epoch)
+        if control.should_save and last and args.eval_strategy == "epoch":
+            control.should_save, self.after_evaluation = False, True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.after_evaluation:
+            control.should_save, self.after_evaluation = True, False
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()

@@ -35,6 +35,9 @@ class CaptionerFromPixels(MengziOscarPreTrainedModel):
     def __init__(self, captioner, region_model, trainable):
         super().__init__(captioner.config)
         self.captioner, self.region_model = captioner, region_model
+        embedding, decoder = captioner.get_input_embeddings(), captioner.get_output_embeddings()
+        if decoder.weight is not embedding.weight:  # as the checkpoint has them: post_init would tie them
+            self._tied_weights_keys = {}
         # Words that a tag head learns; a region model whose tags are its backbone's own classes has nothing to learn.
         self.tag_labels = region_model.config.tag_labels if hasattr(region_model, "tag_classifier") else ()
         grid_size = getattr(region_model.config, "grid_size", None)

@@ -153,8 +153,8 @@ class OscarTrainer(Trainer):
 
         Overridden because Trainer scores the current weights, and takes the mean of the batches' mean losses.
         """
-        start, scores = time.monotonic(), {}
-        with self.average.applied_to(self.model):
+        start, scores, devices = time.monotonic(), {}, [self.args.device] if self.args.device.type == "cuda" else []
+        with self.average.applied_to(self.model), torch.random.fork_rng(devices):  # training draws as without it
             scores["loss"] = self.validation_loss()
             if self.evaluate_task is not None:
                 task_scores, self.samples = self.evaluate_task(self.model)
