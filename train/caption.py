@@ -21,6 +21,7 @@ from common.arguments import (
     RunArguments,
     attention_of,
     flag,
+    from_checkpoint,
     load_splits,
     open_stores,
     parse_arguments,
@@ -29,6 +30,7 @@ from common.arguments import (
     splits_needed,
     tag_texts,
     told_in_one_line,
+    within_positions,
 )
 from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
 from common.from_pixels import with_region_model
@@ -148,7 +150,11 @@ def main(arguments=None):
         num_regions = model.num_regions
 
     # 2. What cannot be used is said, or left out
-    settings = {"processor": processor, "max_length": options.max_seq_a_length, "seed": training.seed}
+    settings = {
+        "processor": processor,
+        "max_length": within_positions(options, "max_seq_a_length", captioner.config),
+        "seed": training.seed,
+    }
     if from_pixels:
         settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
         judged = {"photo": partial(check_photo, image_processor=image_processor)}
@@ -208,16 +214,20 @@ def main(arguments=None):
 def load_captioner(options, training):
     """Captioner and processor; published settings that were given replace the checkpoint's."""
     names = ("tie_weights", "freeze_embedding", "label_smoothing", "drop_worst_ratio", "drop_worst_after")
-    captioner = MengziOscarForImageCaptioning.from_pretrained(
+    captioner = from_checkpoint(
+        MengziOscarForImageCaptioning,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation=attention_of(training),
         **settings_of(options, *names),
     )
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    processor = from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
     processor.max_regions = options.max_img_seq_length
     if processor.layout != "caption":  # only pre-trained so far
-        processor.layout, processor.max_length = "caption", options.max_seq_length
+        processor.layout, processor.max_length = (
+            "caption",
+            within_positions(options, "max_seq_length", captioner.config),
+        )
         processor.max_tags = None if options.add_od_labels else 0
         captioner.generation_config = published_generation_config(captioner.config, options.max_gen_length)
     return captioner, processor

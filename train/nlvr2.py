@@ -18,12 +18,14 @@ from common.arguments import (
     DATASET_HELP,
     RunArguments,
     flag,
+    from_checkpoint,
     load_splits,
     open_stores,
     parse_arguments,
     settings_of,
     splits_needed,
     told_in_one_line,
+    within_positions,
 )
 from common.collators import PairCollator
 from common.report import say, write_rows, write_scores
@@ -122,9 +124,13 @@ def main(arguments=None):
     settings = settings_of(options, *(() if training.do_predict else ("classifier", "cls_hidden_scale")))
     if not training.do_predict:
         settings |= {"num_choice": 2, "num_labels": 2, "loss_type": "xe", "ignore_mismatched_sizes": True}
-    model = MengziOscarForVisualReasoning.from_pretrained(options.model_name_or_path, dtype="float32", **settings)
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
-    processor.layout, processor.max_tags, processor.max_length = "pair", None, options.max_seq_length
+    model = from_checkpoint(MengziOscarForVisualReasoning, options.model_name_or_path, dtype="float32", **settings)
+    processor = from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
+    processor.layout, processor.max_tags, processor.max_length = (
+        "pair",
+        None,
+        within_positions(options, "max_seq_length", model.config),
+    )
     processor.max_regions = options.max_img_seq_length
     collator = PhotoPairCollator(processor)
 

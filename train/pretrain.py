@@ -18,11 +18,13 @@ from common.arguments import (
     RunArguments,
     attention_of,
     flag,
+    from_checkpoint,
     load_splits,
     parse_arguments,
     settings_of,
     tag_texts,
     told_in_one_line,
+    within_positions,
 )
 from common.collators import tag_words
 from common.pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
@@ -98,9 +100,10 @@ def main(arguments=None):
     stores = named_stores(options.features)
     start = starting_folder(options, training)
     model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
-    processor = MengziOscarProcessor.from_pretrained(start)
+    processor = from_checkpoint(MengziOscarProcessor, start)
     processor.layout, processor.max_tags = "pair", None if options.use_b else 0
-    processor.max_length, processor.max_regions = options.max_seq_length, options.max_img_seq_length
+    processor.max_length = within_positions(options, "max_seq_length", model.config)
+    processor.max_regions = options.max_img_seq_length
     region_model = image_processor = None
     if model.config.region_model:
         region_model, image_processor = load_region_model(start)
@@ -193,7 +196,8 @@ def load_model(start, options, training, feature_dim):
     if Path(training.output_dir) / "start" == start:
         settings["img_feature_dim"] = feature_dim
         new += ["bert.img_embedding."]
-    model, report = MengziOscarForPreTraining.from_pretrained(
+    model, report = from_checkpoint(
+        MengziOscarForPreTraining,
         start,
         dtype="float32",
         attn_implementation=attention_of(training),

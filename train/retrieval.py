@@ -21,6 +21,7 @@ import torch
 from common.arguments import (
     RunArguments,
     flag,
+    from_checkpoint,
     load_splits,
     open_stores,
     parse_arguments,
@@ -29,6 +30,7 @@ from common.arguments import (
     splits_needed,
     tag_texts,
     told_in_one_line,
+    within_positions,
 )
 from common.matching_rows import (
     ImageRows,
@@ -112,16 +114,17 @@ def main(arguments=None):
     )
 
     # 2. Model
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
-    processor.layout, processor.max_length = "pair", options.max_seq_length
-    processor.max_tags = None if options.add_od_labels else 0
-    processor.max_regions = options.max_img_seq_length
-    matcher = MengziOscarForImageTextRetrieval.from_pretrained(
+    matcher = from_checkpoint(
+        MengziOscarForImageTextRetrieval,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation="sdpa",
         **settings_of(options, "num_hidden_layers", "regions_read_text"),
     )
+    processor = from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
+    processor.layout, processor.max_length = "pair", within_positions(options, "max_seq_length", matcher.config)
+    processor.max_tags = None if options.add_od_labels else 0
+    processor.max_regions = options.max_img_seq_length
 
     # 3. Scores only
     if training.do_predict:

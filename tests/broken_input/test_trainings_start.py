@@ -84,7 +84,7 @@ def test_from_pixels_with_a_detector(photos, tiny_checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit, match="mengzi-oscar extract .*--features is missing"):
         caption.main(flags("--do_train", **settings))
     assert not (tmp_path / "run").exists()
-    caption.main(flags("--do_predict", **settings))
+    caption.main(flags("--do_predict", max_img_seq_length=9, **settings))
     rows = [json.loads(line) for line in (tmp_path / "run" / "captions.jsonl").read_text("utf-8").splitlines()]
     pipeline = MengziOscarPipeline.from_pretrained(start)
     alone = [pipeline.caption(str(photos / f"{number}.png"), num_beams=1)["caption"] for number in (2, 3, 4)]
@@ -93,7 +93,7 @@ def test_from_pixels_with_a_detector(photos, tiny_checkpoint, tmp_path, capsys):
 
 
 def test_the_best_is_chosen_as_asked(tmp_path):
-    """`--greater_is_better` is not overruled; a score that there will not be ends the start, not the first evaluation."""
+    """`--greater_is_better` is not overruled; what nothing scores is said before the work."""
     worths = iter([3.0, 1.0, 2.0])
     settings = {"best_metric": "worth", "max_steps": 6, "eval_steps": 2, "greater_is_better": False}
     trainer = make_trainer(tmp_path, evaluate_task=lambda model: ({"worth": next(worths)}, []), **settings)

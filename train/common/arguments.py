@@ -22,6 +22,7 @@ from modeling_mengzi_oscar.features.extraction import label_texts
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 from .recipes import recipe_flags
+from .report import say
 
 DATASET_HELP = (
     f"Data set: a builder ({', '.join(NAMES)}; needs --data_dir), a folder of Parquet files that "
@@ -242,6 +243,22 @@ def settings_of(options, *names) -> dict:
     """Those of these flags that were given and --drop_out, under their names in a checkpoint's config."""
     settings = {name: getattr(options, name) for name in names} | {"hidden_dropout_prob": options.drop_out}
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def from_checkpoint(kind, name, **settings):
+    """`kind.from_pretrained(name)`; what is wrong with the checkpoint is one line that names it."""
+    try:
+        return kind.from_pretrained(name, **settings)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SystemExit(f"--model_name_or_path {name}: {error}") from None
+
+
+def within_positions(options, flag, config) -> int:
+    """A length in tokens that a flag limits, and the position embeddings of the checkpoint, too."""
+    length, most = getattr(options, flag), config.max_position_embeddings
+    if length > most:
+        say(f"--{flag} is {length:,}; the checkpoint has positions for {most:,} tokens, which is the limit")
+    return min(length, most)
 
 
 def attention_of(training) -> str:

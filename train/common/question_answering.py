@@ -17,12 +17,14 @@ from .arguments import (
     RunArguments,
     attention_of,
     flag,
+    from_checkpoint,
     load_splits,
     open_stores,
     settings_of,
     split_of,
     splits_needed,
     tag_texts,
+    within_positions,
 )
 from .collators import PairCollator, PairRows
 from .report import say, write_scores
@@ -154,7 +156,8 @@ def answers_of(rows, options) -> list[str]:
 
 def start(options, training, answers):
     """A model that begins from a checkpoint of any task, with a fresh head for these answers unless it has theirs."""
-    model = MengziOscarForVisualQuestionAnswering.from_pretrained(
+    model = from_checkpoint(
+        MengziOscarForVisualQuestionAnswering,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation=attention_of(training),
@@ -163,9 +166,9 @@ def start(options, training, answers):
         ignore_mismatched_sizes=True,
         **settings_of(options, "loss_type", "classifier", "cls_hidden_scale", "num_hidden_layers"),
     )
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    processor = from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
     processor.layout, processor.max_regions = "pair", options.max_img_seq_length
-    processor.max_length = options.max_seq_length
+    processor.max_length = within_positions(options, "max_seq_length", model.config)
     processor.max_tags = options.max_tags if options.add_od_labels else 0  # asked with tags only if it learnt with them
     return model, processor
 
@@ -180,7 +183,7 @@ def load_trained(options, training):
         model = load_checked(MengziOscarForVisualQuestionAnswering, options.model_name_or_path, dtype="float32")
     except CheckpointError as error:
         raise SystemExit(f"--model_name_or_path {error}") from None
-    return model.to(training.device), MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    return model.to(training.device), from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
 
 
 def targets_of(row, num_answers, loss_type) -> torch.Tensor:

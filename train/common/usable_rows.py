@@ -12,8 +12,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from metrics.caption_zh.segmentation import words_of
-from modeling_mengzi_oscar.photos import open_photo
 
+from .collators import open_image
 from .report import say, write_beside
 from .trainer import in_order, share_of
 
@@ -155,13 +155,13 @@ def unreadable_photos(rows, photo, training) -> dict[int, str]:
     share = share_of(len(rows))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = tqdm(pool.map(problem, share), "photos", len(share), leave=False, disable=training.disable_tqdm)
-        found = in_order(zip(share, bar, strict=True))
+        found = in_order(list(zip(share, bar, strict=True)))
     return {row: text for row, text in enumerate(found) if text}
 
 
 def check_photo(image, image_processor=None):
     """Decodes a photo; raises ValueError if it cannot be, or is too thin for the image processor's region model."""
-    photo = open_photo(image["path"])
+    photo = open_image(image)
     if hasattr(image_processor, "resized_size"):
         try:
             image_processor.resized_size(photo.height, photo.width)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import torch
 from tqdm.auto import tqdm
 
-from .report import say, write_beside, write_rows
+from .report import write_beside, write_rows
 from .trainer import in_order, share_of
 
 BEST = 5  # answers in the file of confidences, as `MengziOscarPipeline.ask` gives
@@ -59,7 +59,7 @@ def write_answers(folder, predictions, submission_row):
     write_rows(folder / "confidence.jsonl", predictions)
     without_id = [number for number, row in enumerate(predictions, start=1) if row["question_id"] is None]
     if without_id:
-        say(f"no submission.json: row {without_id[0]} of the questions has no question_id")
+        print(f"no submission.json: row {without_id[0]} of the questions has no question_id")
         return
     rows = [submission_row(row["question_id"], row["answer"]) for row in predictions]
     write_beside(folder / "submission.json", json.dumps(rows, ensure_ascii=False))
