@@ -107,8 +107,8 @@ def check_features(splits, store, skip_missing=False):
         missing = {image_id for lost in lacking.values() for image_id in lost}
         if missing and not skip_missing:
             raise ValueError(
-                f"{store.path} has no features of {len(missing):,} images of split {split}: {named(lacking)}; extract "
-                "them, or leave the rows out with --skip-missing"
+                f"{store.path} has no features of {len(missing):,} images of split {split}, the first in "
+                f"{named(lacking)}; extract them, or leave the rows out with --skip-missing"
             )
         if missing:
             print(
@@ -121,7 +121,7 @@ def check_features(splits, store, skip_missing=False):
 
 def named(lacking, most=20) -> str:
     """The rows and their images, so many of them, and how many there are beside."""
-    text = ", ".join(f"row {row + 1} {' '.join(map(repr, lost))}" for row, lost in list(lacking.items())[:most])
+    text = ", ".join(f"row {row + 1}: {' '.join(map(repr, lost))}" for row, lost in list(lacking.items())[:most])
     return text + (f" and {len(lacking) - most:,} more" if len(lacking) > most else "")
 
 

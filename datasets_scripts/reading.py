@@ -68,7 +68,7 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
     def report(self, text):
         """Print what was read and left out, and the bad rows since the last report."""
         if self.bad_rows:
-            text += "\n".join([f"\nSkipped: {len(self.bad_rows):,} bad rows:", *self.bad_rows[:NAMED]])
+            text += f"\nSkipped: {len(self.bad_rows):,} bad rows, the first: " + "\n".join(self.bad_rows[:NAMED])
             text += f"\nand {len(self.bad_rows) - NAMED:,} more" if len(self.bad_rows) > NAMED else ""
         print(text)
         self.bad_rows = []
