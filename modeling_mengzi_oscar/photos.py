@@ -284,7 +284,7 @@ def from_image(image: Image.Image, name, max_pixels) -> Image.Image:
         raise
     except Exception:
         file = getattr(image, "fp", None)
-        if file is None or file.closed:
+        if file is None or getattr(file, "closed", False):
             raise PhotoError(
                 f"{name}: its file was closed before its pixels were read; give the path, or call load() earlier"
             ) from None
@@ -304,9 +304,13 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 def orientation_of_image(image) -> int:
     """Of a PIL image that somebody else opened."""
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION)
     except Exception:  # what is wrong with its metadata is no concern of its pixels
-        return orientation_in(image.info.get("exif"))
+        value = None
+    if value is None and isinstance(
+        record := image.info.get("exif"), bytes
+    ):  # Pillow gives up where the rest is broken
+        value = orientation_in(record)
     return value if value in TURNS else 1
 
 

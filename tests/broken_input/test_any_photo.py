@@ -158,6 +158,7 @@ def test_orientation_is_followed_where_it_can_be_read(kind):
     """Pillow's own way through the record ends in struct.error, or misses it, for most of these."""
     for record in BROKEN_EXIF.values():
         shows(open_photo(WITH_EXIF[kind](record)), np.rot90(PIXELS, -1))
+        shows(open_photo(Image.open(io.BytesIO(WITH_EXIF[kind](record)))), np.rot90(PIXELS, -1))
     for record in NO_ORIENTATION.values():
         shows(open_photo(WITH_EXIF[kind](record)))
 
