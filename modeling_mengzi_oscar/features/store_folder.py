@@ -251,8 +251,12 @@ class StoreFolder:
 
     def _save_index(self, worker):
         self._check_for_writing()
-        arrays = dict(zip(("hashes", "shards", "rows"), self._index, strict=True))
-        metadata = {"format_version": str(FORMAT_VERSION), "shards": json.dumps(self._sizes)}
+        names, (hashes, shards, rows) = sorted(self._names), self._index
+        places = {name: place for place, name in enumerate(names)}  # in whatever order the processes wrote
+        places = np.array([places[name] for name in self._names], np.int32)
+        arrays = {"hashes": hashes, "shards": places[shards], "rows": rows}
+        sizes = {name: self._sizes[name] for name in names}
+        metadata = {"format_version": str(FORMAT_VERSION), "shards": json.dumps(sizes)}
         with open_whole(self.path / "index.safetensors", worker) as file:
             write_arrays(file, arrays, metadata)
 
