@@ -30,7 +30,7 @@ from ..pipeline_mengzi_oscar import describe_regions, load_region_model
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
 from .store import RegionFeatureStore
-from .store_folder import LEFTOVERS, hash_id
+from .store_folder import EXTRACTION_SETTINGS, LEFTOVERS, hash_id
 
 IMAGES_PER_SHARD = 256  # what a killed process has to do again, at most
 SHARDS_PER_INDEX = 32  # then the index is brought up to date, and the writer forgets what it added
@@ -374,7 +374,7 @@ def keep_settings(store_path, settings):
     path = store_path / "extraction.json"
     if not path.is_file():
         write_whole(path, with_checksum(settings))
-    elif (before := read_json(path)) != settings:
+    elif (before := read_json(path, names=EXTRACTION_SETTINGS)) != settings:
         raise ValueError(f"{store_path} was begun with {before}, not {settings}: use another folder")
 
 

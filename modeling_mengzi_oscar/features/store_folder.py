@@ -41,6 +41,7 @@ TAG_FIELDS = {"tag_ids": torch.int32, "tag_scores": torch.float32}  # (L,), tags
 IMAGE_FIELDS = {"original_size": torch.int32}  # (2,) height, width in pixels
 _DTYPES = {"region_features": None, **REGION_FIELDS, **TAG_FIELDS, **IMAGE_FIELDS}
 _EMPTY_INDEX = np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int32)  # hashes, shards, rows
+EXTRACTION_SETTINGS = ("flip", "precision")  # that extraction.json keeps
 SHARDS_WITHOUT_INDEX = 64  # that a writer leaves, or an eighth of its shards if that is more
 SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
 LEFTOVERS = r"(store\.json|extraction\.json|errors\.jsonl|[\w-]+\.safetensors)(\.\w+)?\.tmp"  # of killed processes
@@ -150,7 +151,7 @@ class StoreFolder:
             ValueError: names the file that is damaged, and the row where it can tell.
         """
         if (self.path / "extraction.json").is_file():
-            read_json(self.path / "extraction.json")
+            read_json(self.path / "extraction.json", names=EXTRACTION_SETTINGS)
         unsure = []
         if (self.path / "index.safetensors").is_file() and not self.verify_index():
             unsure.append("index.safetensors")
@@ -411,7 +412,7 @@ class _Shard:
     def __init__(self, path, arrays, metadata):
         self.path, self.arrays, self.fields = path, arrays, metadata["fields"]
         fields = {name: list(array.shape[1:]) for name, array in self.arrays.items() if name in _DTYPES}
-        dtype = str(self.arrays["region_features"].dtype)
+        dtype = str(self.arrays["region_features"].dtype) if "region_features" in fields else None
         if fields != self.fields or dtype != metadata["dtype"]:
             raise ValueError(f"{path} has {fields} in {dtype}, its store {self.fields} in {metadata['dtype']}")
         wanted = {"image_id_hashes": "uint64", "image_id_bytes": "uint8", "image_id_offsets": "int64"}
@@ -517,9 +518,11 @@ def _read_index(path):
         names = all(SHARD_NAME.fullmatch(name) and isinstance(size, int) for name, size in sizes.items())
     except (ValueError, AttributeError, RecursionError):
         names = False
-    index = tuple(arrays.get(name) for name in ("hashes", "shards", "rows"))
-    kinds = [array is not None and (array.dtype, array.shape) for array in index]
-    if not names or len(arrays) != 3 or kinds != [(column.dtype, (len(index[0]),)) for column in _EMPTY_INDEX]:
+    if not names or arrays.keys() != {"hashes", "shards", "rows"}:
+        raise ValueError(f"{path} {INDEX_IS_DAMAGED}")
+    index = arrays["hashes"], arrays["shards"], arrays["rows"]
+    length = index[0].size
+    if [(column.dtype, column.shape) for column in index] != [(empty.dtype, (length,)) for empty in _EMPTY_INDEX]:
         raise ValueError(f"{path} {INDEX_IS_DAMAGED}")
     return sizes, index
 

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows: nothing is locked there, and nothing of other processes is cleared
     fcntl = None
 
-CHECKSUM = re.compile(rb'"crc32": ?"([0-9a-f]{8})"')
+CHECKSUM = re.compile(rb'"crc32": ?"([^"]*)"')
 NO_CHECKSUM = "00000000"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HINT = "; make room, then start again"
@@ -92,11 +92,15 @@ def checksums(file) -> tuple[str | None, str]:
     found = zlib.crc32(first)
     while block := file.read(1 << 20):
         found = zlib.crc32(block, found)
-    return stated and stated[1].decode(), f"{found:08x}"
+    return stated and stated[1].decode(errors="replace"), f"{found:08x}"
 
 
-def read_json(path, whole=True) -> dict:
-    """A JSON object, without its checksum; `whole`: which has to be right.
+def read_json(path, whole=True, names=None) -> dict:
+    """A JSON object, without its checksum.
+
+    Args:
+        whole: the checksum, if there is one, has to be right.
+        names: that the object may have, where others can only be damage.
 
     Raises:
         ValueError: one line that names the file: not JSON, no object, or not what its checksum belongs to.
@@ -115,6 +119,8 @@ def read_json(path, whole=True) -> dict:
                 f"{path}: damaged, its bytes do not have the checksum that it states; copy it again, or take the line "
                 "crc32 out if you changed it yourself"
             )
+    if names is not None and (others := content.keys() - names):
+        raise ValueError(f"{path}: damaged, {min(others)!r:.60} is none of {', '.join(names)}; copy it again")
     return content
 
 
