@@ -139,13 +139,13 @@ class Lock:
     def __init__(self, path, what, wait=False):
         self.path = Path(path)
         while True:
-            self.file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115, closed by `release`
+            self.file = open(self.path, "ab+", buffering=0)  # noqa: SIM115, closed by `release`
             try:
                 if fcntl:
                     fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 self.file.seek(0)
-                owner = self.file.read().strip()
+                owner = self.file.read().decode(errors="replace")
                 self.file.close()
                 raise ValueError(f"another process ({owner}) is writing {what}: wait for it, or end it") from None
             except OSError:  # a file system without locks: as without them
@@ -156,9 +156,9 @@ class Lock:
             except FileNotFoundError:
                 pass
             self.file.close()  # of a process that has released it just now
-        self.file.truncate(0)
-        self.file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        self.file.flush()
+        with suppress(OSError):  # where the disk is full, the work says so
+            self.file.truncate(0)
+            self.file.write(f"pid {os.getpid()} on {socket.gethostname()}".encode())
 
     def release(self):
         if self.file.closed:

@@ -44,7 +44,7 @@ def result_of(process):
         value, said = "killed", ""
     process.join(60)
     assert not process.is_alive()
-    return value, [line for line in said.replace("\r", "\n").splitlines() if line.strip() and "photo/s" not in line]
+    return value, [line for line in said.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
 
 
 def call(run, *arguments):
