@@ -38,9 +38,16 @@ def main(arguments=None) -> int:
         return {command.__name__: command for command in commands}[options.command](options)
     except ImportError as error:  # a library that is missing or too old: its message says what to install
         return fail(str(error))
+    except KeyboardInterrupt:
+        if arguments is not None:  # called from Python
+            raise
+        fail("interrupted")
+        return 130
     except BrokenPipeError:  # `mengzi-oscar caption *.jpg | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush at its end
         return 1
+    except OSError as error:  # a disk that is full, a file that cannot be written
+        return fail(error)
 
 
 def parser():
@@ -258,7 +265,7 @@ def extract(options) -> int:
         del settings["command"]
         line, errors = extract_photos(**settings)
     except (ValueError, OSError) as error:
-        return fail(str(error))
+        return fail(error)
     print(line)
     return 2 if errors else 0
 
@@ -342,7 +349,10 @@ def quiet():
 
 
 def fail(message) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
+    """One line on the screen, of a text or an error; the status of the command."""
+    if isinstance(message, OSError) and message.filename is not None:
+        message = f"{message.filename}: {message.strerror}"
+    print(" ".join(str(message).split()), file=sys.stderr)
     return 2
 
 

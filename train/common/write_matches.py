@@ -104,7 +104,12 @@ def predict(engine, rows, settings, options, training):
     state.wait_for_everyone()
     if not state.is_main_process:
         return
+    if not path.exists():
+        raise ValueError(f"{path}: not all images are scored, a process ended early; start again to go on")
     scores = np.load(path, mmap_mode="r")
+    for image_id, row in zip(images.image_ids, scores, strict=True):
+        if pairs is None and not np.isfinite(row).all():
+            raise ValueError(f"{path}: image {image_id!r} has texts without a score; delete it to start again")
     results = recall(scores, images.owners, candidates)
     original = {
         f"{short}_retrieval": {f"R@{k}": results[f"{name}_r{k}"] for k in (1, 5, 10)}
