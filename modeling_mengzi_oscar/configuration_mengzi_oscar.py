@@ -3,9 +3,56 @@
 The fields keep their original names and their defaults when absent, so an original config.json reads as it is.
 """
 
+import re
+
 from transformers import AutoConfig, PretrainedConfig
 
+from .fields import COMMON, Rule, check_fields, flag, number, one_of, optional, text, whole
 from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
+
+PINNED = re.compile(r"\w[\w.-]*/\w[\w.-]*@\w[\w.-]*")  # Hub id with revision
+SUBFOLDER = re.compile(r"\w[\w.-]*")
+FIELDS = COMMON | {
+    "vocab_size": whole(1, 10_000_000),
+    "hidden_size": whole(1, 65_536),
+    "num_hidden_layers": whole(1, 256),
+    "num_attention_heads": whole(1, 65_536),
+    "intermediate_size": whole(1, 1_000_000),
+    "hidden_act": one_of("gelu", "relu", "silu", "swish", "tanh"),
+    "hidden_dropout_prob": number(0, 1),
+    "attention_probs_dropout_prob": number(0, 1),
+    "max_position_embeddings": whole(1, 1_000_000),
+    "type_vocab_size": whole(1, 1_000),
+    "initializer_range": number(0, 100),
+    "layer_norm_eps": number(0, 1),
+    "pad_token_id": optional(whole(0, 10_000_000)),
+    "bos_token_id": optional(whole(0, 10_000_000)),
+    "eos_token_id": optional(whole(0, 10_000_000)),
+    "mask_token_id": whole(0, 10_000_000),
+    "tie_word_embeddings": flag,
+    "img_feature_dim": whole(1, 1_000_000),
+    "img_feature_type": optional(text),
+    "use_img_layernorm": optional(flag),
+    "img_layer_norm_eps": number(0, 1),
+    "num_contrast_classes": whole(1, 1_000),
+    "loss_type": optional(text),
+    "classifier": one_of("linear", "mlp"),
+    "cls_hidden_scale": whole(1, 100),
+    "num_choice": whole(1, 100),
+    "tie_weights": optional(flag),
+    "freeze_embedding": optional(flag),
+    "label_smoothing": number(0, 1),
+    "drop_worst_ratio": number(0, 1),
+    "drop_worst_after": whole(0, 10**12),
+    "tag_position_offset": whole(0, 1_000_000),
+    "region_model": optional(
+        Rule(
+            "the name of a subfolder or org/name@revision of the Hub: a checkpoint is its own files",
+            lambda value: isinstance(value, str) and bool(SUBFOLDER.fullmatch(value) or PINNED.fullmatch(value)),
+        )
+    ),
+    "regions_read_text": flag,
+}
 
 
 class MengziOscarConfig(PretrainedConfig):
@@ -29,6 +76,9 @@ class MengziOscarConfig(PretrainedConfig):
         region_model: Hub id with revision or subfolder of the region model this checkpoint was trained with.
         regions_read_text: retrieval and question answering: regions attend to the text, as published. False: they
             attend to one another only, so that their states serve every text of an image (matching.py).
+
+    Raises:
+        ValueError: a value that `FIELDS` does not allow, or two that contradict each other, by name.
     """
 
     model_type = "mengzi_oscar"
@@ -101,6 +151,19 @@ class MengziOscarConfig(PretrainedConfig):
         self.tag_position_offset = tag_position_offset
         self.region_model = region_model
         self.regions_read_text = regions_read_text
+        tokens = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        check_fields(vars(self) | tokens | {"tie_word_embeddings": tie_word_embeddings} | kwargs, FIELDS)
+        if hidden_size % num_attention_heads:
+            raise ValueError(
+                f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}"
+            )
+        if pad_token_id is not None and pad_token_id >= vocab_size:
+            raise ValueError(f"pad_token_id is {pad_token_id}; the vocabulary has {vocab_size} tokens")
+        names = kwargs.get("id2label")
+        if names and {*map(int, names)} != {*range(len(names))}:
+            raise ValueError(f"id2label does not name the answers 0 to {len(names) - 1}, each once")
+        if names and kwargs.get("num_labels") not in (None, len(names)):
+            raise ValueError(f"num_labels is {kwargs['num_labels']}, id2label names {len(names)}")
         if kwargs.get("attn_implementation") != "eager":
             # Original files may say it. transformers saves no config that says it beside sdpa, the default.
             kwargs.pop("output_attentions", None)

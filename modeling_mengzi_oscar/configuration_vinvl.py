@@ -6,7 +6,41 @@ The defaults are the detector that Microsoft released as vinvl_vg_x152c4 with th
 
 from transformers import PretrainedConfig
 
+from .fields import COMMON, check_fields, flag, labels, listed, mapping, number, one_of, optional, text, whole, word
 from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
+
+FIELDS = COMMON | {
+    "depths": listed(whole(1, 200), 4),
+    "stem_channels": whole(1, 65_536),
+    "stage_channels": whole(1, 65_536),
+    "groups": whole(1, 65_536),
+    "width_per_group": whole(1, 65_536),
+    "num_classes": whole(2, 1_000_000),
+    "num_attributes": whole(2, 1_000_000),
+    "anchor_sizes": listed(number(1, 65_536)),
+    "anchor_ratios": listed(number(0.001, 1_000)),
+    "rpn_pre_nms_top_n": whole(1, 1_000_000),
+    "rpn_post_nms_top_n": whole(1, 1_000_000),
+    "rpn_nms_threshold": number(0, 1),
+    "nms_filter": one_of(0, 1, 2),
+    "class_nms_threshold": number(0, 1),
+    "nms_threshold": number(0, 1),
+    "score_threshold": number(0, 1),
+    "min_detections": whole(0, 100_000),
+    "max_detections": whole(1, 100_000),
+    "ignore_box_regression": flag,
+    "predict_attributes": flag,
+    "class_embedding_size": whole(1, 65_536),
+    "attribute_hidden_size": whole(1, 65_536),
+    "attribute_threshold": number(0, 1),
+    "max_attributes_per_region": whole(1, 10_000),
+    "geometry_order": one_of("wh", "hw"),
+    "rois_per_chunk": whole(1, 1_000_000),
+    "id2attribute": optional(labels),
+    "id2label_zh": optional(labels),
+    "id2attribute_zh": optional(labels),
+    "labels_zh": optional(mapping(text, word)),
+}
 
 
 class VinVLConfig(PretrainedConfig):
@@ -47,7 +81,8 @@ class VinVLConfig(PretrainedConfig):
         labels_zh: {English: Chinese} of the captioner's training; goes before `id2label_zh`.
 
     Raises:
-        ValueError: a rule that does not exist, or filter 2 with box regression (the original mixes up rows there).
+        ValueError: a value that `FIELDS` does not allow, by name, or filter 2 with box regression (the original mixes
+            up rows there).
     """
 
     model_type = "vinvl"
@@ -88,13 +123,9 @@ class VinVLConfig(PretrainedConfig):
         labels_zh: dict[str, str] | None = None,
         **kwargs,
     ):
-        if nms_filter not in (0, 1, 2):
-            raise ValueError(f"nms_filter is {nms_filter}; there are 0, 1 and 2")
         if nms_filter == 2 and not ignore_box_regression:
             raise ValueError("nms_filter 2 has no meaning with regressed boxes: set ignore_box_regression=True")
-        if geometry_order not in ("wh", "hw"):
-            raise ValueError(f"geometry_order is {geometry_order!r}; there are 'wh' and 'hw'")
-        super().__init__(id2label=id2label or {}, **kwargs)  # None would become two invented labels
+        maps = {"id2attribute": id2attribute, "id2label_zh": id2label_zh, "id2attribute_zh": id2attribute_zh}
         self.depths = depths
         self.stem_channels = stem_channels
         self.stage_channels = stage_channels
@@ -122,6 +153,10 @@ class VinVLConfig(PretrainedConfig):
         self.geometry_order = geometry_order
         self.rois_per_chunk = rois_per_chunk
         self.labels_zh = labels_zh
+        check_fields(vars(self) | {"id2label": id2label} | maps | kwargs, FIELDS)
+        if id2label and {*map(int, id2label)} != {*range(1, num_classes)}:
+            raise ValueError(f"id2label does not name the classes 1 to {num_classes - 1}, each once")
+        super().__init__(id2label=id2label or {}, **kwargs)  # None would become two invented labels
         self.id2attribute = with_numbers(id2attribute)
         self.id2label_zh = with_numbers(id2label_zh)
         self.id2attribute_zh = with_numbers(id2attribute_zh)

@@ -10,6 +10,8 @@ Shapes: B images, T text slots (caption or question, then tags), R regions, S = 
 read K keys, each of d = H / heads numbers a head.
 """
 
+import os
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ from .configuration_mengzi_oscar import MengziOscarConfig
 from .generation_mengzi_oscar import MaskQueryGenerationMixin
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .fields import Rule  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
@@ -150,6 +153,8 @@ class MengziOscarSelfAttention(nn.Module):
 
     def attend(self, query, key, value, attention_mask, output_attentions=False):
         """-> (B, Q, heads, d), weights. Weights exist in eager attention only: who asks for them gets it."""
+        if not query.shape[2] and not output_attentions:  # nobody asks (no region): the kernels take no empty rows
+            return query.transpose(1, 2), None
         implementation = "eager" if output_attentions else self.config._attn_implementation
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         return attention(
@@ -288,14 +293,42 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
         if isinstance(module, MengziOscarLMHead):
             nn.init.zeros_(module.bias)  # transformers sees to it that this spares what was loaded
 
-    def save_pretrained(self, *args, save_original_format=False, **kwargs):
-        """As in transformers, with today's names: by itself it writes those that a file had (`LayerNorm.gamma`)."""
-        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+    def save_pretrained(self, save_directory, *args, save_original_format=False, **kwargs):
+        """As in transformers, with today's names: by itself it writes those that a file had (`LayerNorm.gamma`).
+
+        The region model that the config names comes along, so that the folder can be loaded: a copy where it is a
+        subfolder of the folder that this model came from, its name and commit where that was a repo of the Hub. Not
+        where a `state_dict` is passed, as a training does for the checkpoints that it goes on from. Code of a folder
+        that the Auto classes ran comes along too.
+        """
+        named = self.config.region_model
+        came_from, commit = str(self.config.name_or_path), getattr(self.config, "_commit_hash", None)
+        if named and kwargs.get("state_dict") is None and not os.path.isdir(os.path.join(save_directory, named)):
+            if os.path.isdir(came_from):
+                copy_files(came_from, named, save_directory, (".json", ".safetensors"))
+                if self._auto_class is not None:
+                    copy_files(came_from, "", save_directory, (".py",))
+            elif commit and "@" not in named:
+                self.config.region_model = f"{came_from}@{commit}"
+        try:
+            super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        finally:
+            self.config.region_model = named
 
     def as_asked(self, output: ModelOutput, return_dict: bool | None):
         """A tuple for `return_dict=False`, in the call or in the config."""
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+
+def copy_files(folder, subfolder, target, suffixes):
+    """Of a folder or a subfolder in it; nothing where there is none."""
+    source = os.path.realpath(os.path.join(folder, subfolder))
+    if os.path.isdir(source) and os.path.commonpath([source, os.path.realpath(folder)]) == os.path.realpath(folder):
+        os.makedirs(os.path.join(target, subfolder), exist_ok=True)
+        for file in sorted(os.listdir(source)):
+            if file.endswith(suffixes) and os.path.isfile(os.path.join(source, file)):
+                shutil.copyfile(os.path.join(source, file), os.path.join(target, subfolder, file))
 
 
 class MengziOscarModel(MengziOscarPreTrainedModel):

@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -14,9 +15,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", str(int(os.path.isdir(os.environ.get("MO
 
 import gradio as gr
 from engine import MAX_BATCH, MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE, MAX_TEXT, QUESTIONS, Engine
-from functions import Pages, guarded, quiet, samples, told
+from functions import Demo, Pages, guarded, quiet, samples, told
+from limits import MAX_QUEUE, Limits, ShortLines, limit_connections
 from page import THEME, PageHead
-from uploads import MAX_BYTES, MAX_PHOTOS, FilesOnly, refuse_links
+from uploads import MAX_BYTES, MAX_PHOTOS, refuse_links
 from views import views as view
 from words import UserError, i18n
 
@@ -33,7 +35,7 @@ def build(engine: Engine) -> gr.Blocks:
     pairs = {"concurrency_id": "pairs", "concurrency_limit": 2}
     batches = {"concurrency_id": "batches", "concurrency_limit": 2}
 
-    with gr.Blocks(title="孟子看图 · Mengzi Oscar", delete_cache=(600, 3600), analytics_enabled=False) as demo:
+    with Demo(title="孟子看图 · Mengzi Oscar", delete_cache=(600, 3600), analytics_enabled=False) as demo:
         html(view.header())
         with gr.Row(elem_id="page"):
             with gr.Column(scale=4, min_width=280, elem_id="photo-column"):
@@ -56,6 +58,12 @@ def build(engine: Engine) -> gr.Blocks:
                         beams = slider("num_beams", 1, MAX_BEAMS, 5, 1)
                         length = slider("max_length", 5, MAX_LENGTH, 20, 1)
                         temperature = slider("temperature", 0, MAX_TEMPERATURE, 0, 0.1)
+                        detailed = gr.Checkbox(
+                            label=i18n("detailed"),
+                            info=i18n("detailed_info"),
+                            visible="detailed" in engine.styles,
+                            elem_id="detailed",
+                        )
                     write = gr.Button(i18n("caption_button"), variant="primary", elem_id="write")
                 with gr.Tab(i18n("match"), id="match") as match_tab, gr.Tabs():
                     with gr.Tab(i18n("match_sentences")) as sentences_tab:
@@ -75,7 +83,9 @@ def build(engine: Engine) -> gr.Blocks:
                             height=140,
                             elem_id="photos",
                         )
-                        with_samples = gr.Checkbox(True, label=i18n("with_samples"), visible=bool(samples()))
+                        with_samples = gr.Checkbox(
+                            True, label=i18n("with_samples"), visible=bool(samples()), elem_id="with-samples"
+                        )
                         rank = gr.Button(i18n("rank_button"), variant="primary", elem_id="rank-button")
                         ranking = html(view.empty("rank_empty", {}), elem_id="ranking", min_height=180)
                 with gr.Tab(i18n("ask"), id="ask") as ask_tab:
@@ -121,9 +131,14 @@ def build(engine: Engine) -> gr.Blocks:
         ):
             tab.select(None, js=f"() => {{ document.body.dataset.input = '{name}' }}", api_visibility="private")
 
-        inputs = [photo, beams, length, temperature]
+        inputs = [photo, beams, length, temperature, detailed]
         settled = [beams.release, length.release, temperature.release]
+        photos.change(None, photos, with_samples, js="(own) => !own?.length", api_visibility="private")
         gr.on([photo.change, write.click, *settled], told(pages.show_caption), inputs, caption, **settings, **captions)
+        longer = f"(detailed) => detailed ? {MAX_LENGTH} : 20"
+        detailed.input(None, detailed, length, js=longer, api_visibility="private").then(
+            told(pages.show_caption), inputs, caption, **settings, **captions
+        )
         match.click(told(pages.show_match), [photo, sentences], matches, **settings, **pairs)
         gr.on(
             [rank.click, sentence.submit],
@@ -141,19 +156,18 @@ def build(engine: Engine) -> gr.Blocks:
         running = start.click(pages.show_batch, files, table, **settings, **batches)
         stop.click(None, cancels=[running], api_visibility="private")
 
-        with gr.Row(visible=False):  # the API: the same inputs, JSON out
-            listed, result, call = gr.JSON(label="sentences"), gr.JSON(label="result"), gr.Button()
-        for function, given, limits in (
-            (pages.caption, inputs, captions),
-            (pages.match, [photo, listed], pairs),
-            (pages.rank, [sentence, photos, with_samples], pairs),
-            (pages.ask, [photo, question], pairs),
-            (pages.batch, [files], batches),
+        for function, limits in (
+            (pages.caption, captions),
+            (pages.match, pairs),
+            (pages.rank, pairs),
+            (pages.ask, pairs),
+            (pages.batch, batches),
         ):
-            call.click(guarded(function), given, result, preprocess=False, api_name=function.__name__, **limits)
-        for component in (photo, photos, files):
+            gr.api(guarded(function), api_name=function.__name__, **limits)
+    for component in demo.blocks.values():
+        if isinstance(component, gr.components.Component):
             refuse_links(component)
-    return demo
+    return demo.queue(max_size=MAX_QUEUE, api_open=False)
 
 
 def html(value, **options):
@@ -180,17 +194,27 @@ def return_freed_memory() -> None:
 
 def main():
     return_freed_memory()
+    sys.stdout, sys.stderr = ShortLines(sys.stdout), ShortLines(sys.stderr)
     demo = build(Engine(os.environ.get("MODEL_ID") or str(BUNDLED)))
-    demo.queue(max_size=64).launch(**launch_options())
+    start(demo)
+    demo.block_thread()
+
+
+def start(demo, **options) -> str:
+    """Returns its address, while it runs."""
+    _, address, _ = demo.launch(**launch_options(), prevent_thread_lock=True, **options)
+    limit_connections(demo.server)
+    return address
 
 
 def launch_options() -> dict:
     return {
         "theme": THEME,
         "i18n": i18n,
-        "app_kwargs": {"middleware": [PageHead, FilesOnly]},
+        "app_kwargs": {"middleware": [PageHead, Limits]},
         "max_file_size": MAX_BYTES,
-        "state_session_capacity": 64,  # callers that gradio remembers, a quarter of a MB each: we keep no state in them
+        "max_threads": 48,  # of their own: with gradio's 40 they would be those in which MCP calls wait for them
+        "state_session_capacity": 16,  # callers that gradio remembers, with all they sent: we keep no state in them
         "show_error": False,  # our own messages are shown; others may tell of files and code
         "ssr_mode": False,
         "footer_links": ["api"],

@@ -4,15 +4,14 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from pathlib import Path
 
 import jieba
 import torch
-from transformers import PreTrainedConfig
 from words import UserError
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.loading import has_head
 
 try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs
     from spaces import GPU
@@ -23,9 +22,10 @@ except ImportError:
 
 
 MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE = 10, 30, 2.0
+MIN_TEMPERATURE = 0.01  # of those above 0: scores divided by less than that are infinite
 MAX_TEXT, MAX_SENTENCES = 200, 20
 MAX_BATCH = 8  # photos in one forward
-BATCH_SETTINGS = {"num_beams": 5, "max_length": 20, "temperature": 0}
+BATCH_SETTINGS = {"num_beams": 5, "max_length": 20, "temperature": 0, "style": None}
 QUESTIONS = ("图里有几个人？", "他们在做什么？", "这是在什么地方？")
 
 
@@ -53,7 +53,7 @@ class Together:
     everybody in its batch; here each request is checked before it joins.
 
     Args:
-        run: (list of items, settings) -> list of results.
+        run: (list of items, settings) -> list of results, a `UserError` in the place of one that has none.
         thread: where it runs.
     """
 
@@ -82,7 +82,7 @@ class Together:
                 done.set_exception(error)
         else:
             for (_, _, done), result in zip(chosen, results, strict=True):
-                done.set_result(result)
+                done.set_exception(result) if isinstance(result, UserError) else done.set_result(result)
 
 
 class Engine:
@@ -94,14 +94,10 @@ class Engine:
 
     def __init__(self, model: str):
         self.model = model
-        name, revision = (model, None) if Path(model).exists() else (model.split("@") + [None])[:2]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = MengziOscarPipeline.from_pretrained(name, revision=revision, device=device)
-        self.tasks = ["caption"] + [
-            task
-            for task in ("match", "ask")
-            if PreTrainedConfig.get_config_dict(name, subfolder=task, revision=revision)[0]
-        ]
+        self.pipeline = MengziOscarPipeline.from_pretrained(model, device=device)
+        self.styles = list(self.pipeline.processor.styles or [])
+        self.tasks = ["caption"] + [task for task in ("match", "ask") if has_head(model, task)]
         self.thread = ModelThread()
         self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
         self.run_match, self.run_ask = GPU(self.pipeline.match), GPU(self.pipeline.ask)
@@ -109,24 +105,31 @@ class Engine:
         jieba.setLogLevel("ERROR")
         jieba.initialize()
 
-    def caption(self, photo, num_beams=5, max_length=20, temperature=0.0) -> dict:
+    def caption(self, photo, num_beams=5, max_length=20, temperature=0.0, style=None) -> dict:
         """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word."""
         settings = {
-            "num_beams": int(number("num_beams", num_beams, 1, MAX_BEAMS)),
-            "max_length": int(number("max_length", max_length, 5, MAX_LENGTH)),
+            "num_beams": whole("num_beams", num_beams, 1, MAX_BEAMS),
+            "max_length": whole("max_length", max_length, 5, MAX_LENGTH),
             "temperature": number("temperature", temperature, 0, MAX_TEMPERATURE),
+            "style": style,
         }
+        if style is not None and style not in self.styles:
+            raise UserError("no_style", known=", ".join(self.styles) or "—")
         start = time.perf_counter()
         result = self.caption_together(photo, **settings)
         return result | {"seconds": round(time.perf_counter() - start, 3)}
 
     def _captions(self, photos, settings):
         count, length, temperature = settings["num_beams"], settings["max_length"], settings["temperature"]
-        generation = {"num_beams": count, "max_length": length}
+        generation = {"num_beams": count, "max_length": length, "style": settings["style"]}
         if temperature > 0:  # the search has no use for a temperature: draw as many sentences instead
-            generation |= {"num_beams": 1, "num_return_sequences": count, "do_sample": True, "temperature": temperature}
+            generation |= {"num_beams": 1, "num_return_sequences": count, "do_sample": True}
+            generation["temperature"] = max(temperature, MIN_TEMPERATURE)
         results = self.pipeline.caption(photos, **generation)
-        return [simplify(result, photo, temperature > 0) for result, photo in zip(results, photos, strict=True)]
+        return [
+            UserError("damaged") if "error" in result else simplify(result, photo, temperature > 0)
+            for result, photo in zip(results, photos, strict=True)
+        ]
 
     def match(self, photo, sentences: list[str]) -> dict:
         """How probable it is that each sentence belongs to the photo, likeliest first."""
@@ -143,18 +146,24 @@ class Engine:
         return ranked(matches, start)
 
     def rank(self, sentence: str, photos: list[tuple[str, object]]) -> dict:
-        """How probable it is that each photo, (name, RGB), belongs to the sentence, likeliest first."""
+        """How probable it is that each photo, (name, RGB), belongs to the sentence, likeliest first.
+
+        What is wrong with a photo, a `UserError` in its place, is returned with its name under "errors".
+        """
         self.need("match")
         if not sentence.strip():
             raise UserError("no_sentence")
         check_length(sentence)
         if not photos:
             raise UserError("no_photos")
-        start, matches = time.perf_counter(), []
+        start, matches, errors = time.perf_counter(), [], []
         for index, (name, photo) in enumerate(photos):
+            if isinstance(photo, UserError):
+                errors.append({"photo": name, "index": index, "error": photo})
+                continue
             [match] = self.thread.run(self.run_match, photo, [sentence.strip()])  # one by one: others get in between
             matches.append({"photo": name, "index": index, "probability": match["probability"]})
-        return ranked(matches, start)
+        return ranked(matches, start) | {"errors": errors}
 
     def ask(self, photo, question: str) -> dict:
         """The five likeliest answers."""
@@ -182,7 +191,10 @@ class Engine:
             if good:
                 results = self.thread.run(self.run_captions, [row["photo"] for row in good], BATCH_SETTINGS)
                 for row, result in zip(good, results, strict=True):
-                    row |= {"caption": result["caption"], "score": result["captions"][0]["score"]}
+                    if isinstance(result, UserError):
+                        row |= {"error": result}
+                    else:
+                        row |= {"caption": result["caption"], "score": result["captions"][0]["score"]}
             yield rows
 
     def suggestions(self, photo) -> list[str]:
@@ -191,11 +203,8 @@ class Engine:
         things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个？")]
         return [f"{thing}是什么颜色的？" for thing in things[:2]] + list(QUESTIONS)
 
-    @torch.inference_mode()
     def _tags(self, photo):
-        model = self.pipeline.region_model
-        inputs = self.pipeline.image_processor([photo], return_tensors="pt").to(model.device)
-        return model.tags(model(**inputs))[0]
+        return self.pipeline.find_regions([photo])[0].tags
 
     def describe(self) -> dict:
         """The checkpoint, its region model, its tasks and sizes."""
@@ -270,12 +279,21 @@ def rounded(rows):
 
 
 def number(name, value, low, high) -> float:
-    """A number that came from outside, in its range."""
+    """A number that came from outside, in its range. A slider's 2.0 comes as 2, where transformers wants a float."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in no range
         raise UserError("out_of_range", name=name, low=low, high=high)
-    return value
+    return float(value)
+
+
+def whole(name, value, low, high) -> int:
+    value = number(name, value, low, high)
+    if value != int(value):
+        raise UserError("not_whole", name=name, low=low, high=high)
+    return int(value)
 
 
 def check_length(text):
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # half a character: JSON can name it
+        raise UserError("not_text")
     if len(text) > MAX_TEXT:
         raise UserError("too_long", length=len(text), limit=MAX_TEXT)

@@ -7,12 +7,10 @@ from pathlib import Path
 import gradio as gr
 import views
 from engine import QUESTIONS
-from uploads import open_upload, photos_in, read_photo, uploaded
+from uploads import MAX_PHOTOS, open_upload, photos_in, read_photo, uploaded
 from words import UserError
 
 from modeling_mengzi_oscar.demo.samples import MORE_SAMPLES, SAMPLES, sample_photos
-
-MAX_GALLERY = 24
 
 
 def samples() -> dict[str, tuple[Path, str]]:
@@ -28,27 +26,39 @@ class Functions:
     def __init__(self, engine):
         self.engine = engine
 
-    def caption(self, photo, num_beams=5, max_length=20, temperature=0):
+    def caption(
+        self,
+        photo: str,
+        num_beams: int = 5,
+        max_length: int = 20,
+        temperature: float = 0,
+        details: bool = False,
+        style: str = None,
+    ) -> dict:
         """Writes Chinese sentences for a photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF.
+            photo: JPEG, PNG, WebP, HEIC or another: what /gradio_api/upload answered, or a data: address.
             num_beams: how many sentences are considered and returned, 1 to 10.
             max_length: characters of a sentence with start and end, 5 to 30.
             temperature: 0 for the likeliest sentences, up to 2 for looser ones.
+            details: also where each word looked: long.
+            style: "detailed" for longer sentences, where the checkpoint has learnt them; a max_length of 30 suits it.
 
         Returns:
-            {"caption", "captions": [{"caption", "score", "words": [{"word", "region_weights"}]}], "tags", "regions":
-            [{"box", ...}], "size": [width, height], "seconds"}.
+            {"caption", "captions": [{"caption", "score"}], "tags", "seconds"}; with details each of the captions has
+            "words": [{"word", "region_weights"}], and there are "regions": [{"box", ...}] and "size": [width, height].
         """
-        return self.engine.caption(open_upload(photo), num_beams, max_length, temperature)
+        details = yes_or_no("details", details)
+        result = self.engine.caption(open_upload(photo), num_beams, max_length, temperature, style)
+        return result if details else without_details(result)
 
-    def match(self, photo, sentences):
+    def match(self, photo: str, sentences: list[str]) -> dict:
         """How probable it is that each Chinese sentence is about the photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF.
-            sentences: a list of up to 20 sentences.
+            photo: JPEG, PNG, WebP, HEIC or another: what /gradio_api/upload answered, or a data: address.
+            sentences: up to 20 sentences.
 
         Returns:
             {"matches": [{"text", "probability"}], likeliest first, "seconds"}.
@@ -57,36 +67,38 @@ class Functions:
             raise UserError("no_sentence")
         return self.engine.match(open_upload(photo), sentences)
 
-    def rank(self, sentence, photos, with_samples=False):
+    def rank(self, sentence: str, photos: list[str] = None, with_samples: bool = False) -> dict:
         """How probable it is that each photo is what a Chinese sentence says.
 
         Args:
             sentence: what to look for.
-            photos: up to 24 photos.
-            with_samples: also the sample photos of the demo.
+            photos: up to 200 photos, each as for caption. Without any, the sample photos of the demo.
+            with_samples: also the sample photos.
 
         Returns:
-            {"matches": [{"photo" (its name), "index", "probability"}], likeliest first, "seconds"}.
+            {"matches": [{"photo" (its name), "index", "probability"}], likeliest first, "errors": [{"photo", "index",
+            "error"}] of photos that cannot be read, "seconds"}.
         """
-        return self.engine.rank(sentence or "", self.gallery(photos, with_samples))
+        result = self.engine.rank(text(sentence, "no_sentence"), self.gallery(photos, with_samples))
+        return result | {"errors": [row | {"error": row["error"].message} for row in result["errors"]]}
 
-    def ask(self, photo, question):
+    def ask(self, photo: str, question: str) -> dict:
         """The five likeliest answers to a Chinese question about a photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF.
+            photo: JPEG, PNG, WebP, HEIC or another: what /gradio_api/upload answered, or a data: address.
             question: for example 图里有几个人？
 
         Returns:
             {"answers": [{"answer", "probability"}], likeliest first, "seconds"}.
         """
-        return self.engine.ask(open_upload(photo), question or "")
+        return self.engine.ask(open_upload(photo), text(question, "no_question"))
 
-    def batch(self, files):
+    def batch(self, files: list[str]) -> dict:
         """Writes a Chinese sentence for each of many photos.
 
         Args:
-            files: photos, zips with photos, or both; up to 100 photos.
+            files: photos, each as for caption, uploaded zips with photos, or both; up to 200 photos.
 
         Returns:
             {"rows": [{"file", "caption", "score"} or {"file", "error"}]}.
@@ -94,32 +106,40 @@ class Functions:
         found = photos_in(uploaded(files))
         return {"rows": [views.plain_row(row) for rows in self.engine.batch(found) for row in rows]}
 
-    def gallery(self, files, with_samples):
+    def gallery(self, files, with_samples, seen=lambda photo: None):
+        """(name, photo or what is wrong with it) of files and samples, each opened when it is its turn: all at once
+        would not fit into memory."""
         files = uploaded(files)
-        if with_samples or not files:
+        if len(files) > MAX_PHOTOS:
+            raise UserError("too_many_photos", limit=MAX_PHOTOS)
+        if yes_or_no("with_samples", with_samples) or not files:
             files = files + [(name, str(path)) for name, (path, _) in samples().items()]
-        if len(files) > MAX_GALLERY:
-            raise UserError("too_many_photos", limit=MAX_GALLERY)
-        return [(name, read_photo(path)) for name, path in files]
+        return opened_in_turn(files, seen) if files else []
 
 
 class Pages(Functions):
     """The same for the browser: results and mistakes as HTML."""
 
-    def show_caption(self, photo, num_beams, max_length, temperature):
+    def show_caption(self, photo, num_beams, max_length, temperature, detailed=False):
         if photo is None:
             return views.views.empty("caption_empty", {})
         opened = open_upload(photo)
-        result = self.engine.caption(opened, num_beams, max_length, temperature)
+        style = "detailed" if yes_or_no("detailed", detailed) else None
+        result = self.engine.caption(opened, num_beams, max_length, temperature, style)
         return views.views.caption(result, views.picture(opened))
 
     def show_match(self, photo, sentences):
-        return views.views.sentences(self.match(photo, (sentences or "").splitlines()))
+        return views.views.sentences(self.match(photo, text(sentences, "no_sentence").splitlines()))
 
     def show_rank(self, sentence, photos, with_samples):
-        gallery = self.gallery(photos, with_samples)
-        result = self.engine.rank(sentence or "", gallery)
-        return views.views.photos(result, [views.picture(photo, 320) for _, photo in gallery])
+        pictures = []
+
+        def keep(photo):
+            pictures.append(None if isinstance(photo, UserError) else views.picture(photo, 320))
+
+        gallery = self.gallery(photos, with_samples, keep)
+        result = self.engine.rank(text(sentence, "no_sentence"), gallery)
+        return views.views.photos(result, pictures)
 
     def show_answers(self, photo, question):
         return views.views.answers(self.ask(photo, question), question.strip())
@@ -190,5 +210,52 @@ def quiet(function):
             return function(*inputs)
         except UserError:
             return gr.skip()
+        except Exception:
+            logging.exception("%s failed", function.__name__)
+            return gr.skip()
 
     return wrapper
+
+
+class Demo(gr.Blocks):
+    """Blocks that tell in one line of a call that does not fit its endpoint: gradio would tell the caller nothing and
+    the log all that was sent."""
+
+    async def process_api(self, block_fn, inputs, *arguments, **options):
+        try:
+            left_out = [component.value for component in block_fn.inputs[len(inputs) :]]  # their defaults
+            return await super().process_api(block_fn, inputs + left_out, *arguments, **options)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            logging.warning("a call of %s does not fit: %s %.200r", block_fn.name, type(error).__name__, str(error))
+            raise UserError("bad_request") from None
+
+
+def opened_in_turn(files, seen):
+    for name, source in files:
+        try:
+            photo = read_photo(source)
+        except UserError as error:
+            photo = error
+        seen(photo)
+        yield name, photo
+
+
+def text(value, key) -> str:
+    if not isinstance(value, str):
+        raise UserError(key)
+    return value
+
+
+def yes_or_no(name, value) -> bool:
+    if not isinstance(value, bool):
+        raise UserError("not_yes_or_no", name=name)
+    return value
+
+
+def without_details(result) -> dict:
+    """What fits into a conversation."""
+    captions = [{name: one[name] for name in ("caption", "score")} for one in result["captions"]]
+    return {"caption": result["caption"], "captions": captions, "tags": result["tags"], "seconds": result["seconds"]}

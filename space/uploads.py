@@ -1,7 +1,6 @@
 """What people send, and what of it is let in: bytes, pixels, formats, zips. Nothing is ever unpacked to disk."""
 
 import base64
-import binascii
 import io
 import os
 import re
@@ -9,11 +8,10 @@ import struct
 import threading
 import zipfile
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from gradio.utils import get_upload_folder
 from PIL import Image
-from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
 from words import UserError
 
 from modeling_mengzi_oscar.photos import (
@@ -30,7 +28,7 @@ MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 1600  # pixels kept: more than any region model looks at
 MIN_SIDE = 8
-MAX_PHOTOS = 100
+MAX_PHOTOS = 200
 MAX_UNPACKED, MAX_RATIO = 400 * 2**20, 100  # of a zip
 MAX_DIRECTORY = 2**20  # bytes that the list of files in a zip may take
 
@@ -182,33 +180,63 @@ def check_directory(path) -> None:
         raise UserError("too_many_photos", limit=MAX_PHOTOS)
 
 
-def open_upload(upload: dict | None) -> Image.Image:
-    """A photo as gradio hands it over.
+def open_upload(upload: dict | str | None) -> Image.Image:
+    """A photo that came with a call, see `received`.
 
     Raises:
         UserError: none was given, and as `read_photo`.
     """
-    if upload and upload.get("path"):
-        return read_photo(checked_path(upload["path"]))
-    head, _, content = ((upload or {}).get("url") or "").partition(",")
-    if not head.startswith("data:"):  # an address with the photo in it, "data:image/png;base64,..."
-        raise UserError("no_photo")
-    try:
-        return read_photo(base64.b64decode(content, validate=True))
-    except binascii.Error:
-        raise UserError("damaged") from None
+    _, source = received(upload)
+    return read_photo(source)
 
 
-def uploaded(files) -> list[tuple[str, str]]:
-    """(name, path) of files as gradio hands them over, without what macOS keeps beside photos. A name is only shown."""
+def uploaded(files) -> list[tuple[str, str | bytes]]:
+    """(name, path or content) of files that came with a call, without what macOS keeps beside photos. A name is only
+    ever shown."""
     files = files if isinstance(files, list) else [files] if files else []
-    named = [(file.get("orig_name") or Path(file["path"]).name, checked_path(file["path"])) for file in files]
-    return [(name, path) for name, path in named if not is_apple_double(name)]
+    named = [received(file, f"photo {index}") for index, file in enumerate(files, 1)]
+    return [(name, source) for name, source in named if not is_apple_double(name)]
+
+
+def received(upload: dict | str | None, name="photo") -> tuple[str, str | bytes]:
+    """(name, path or content) of an upload as it came: gradio's dict, the path that /gradio_api/upload answered, the
+    address of that path, as MCP clients know it, or an address with the photo in it, "data:image/png;base64,...".
+
+    Raises:
+        UserError: it is none of these.
+    """
+    upload = {"path": upload} if isinstance(upload, str) else upload
+    source = (upload.get("path") or upload.get("url")) if isinstance(upload, dict) else None
+    if not isinstance(source, str) or not source:
+        raise UserError("no_photo")
+    if source.startswith("data:"):
+        try:
+            return name, base64.b64decode(source.partition(",")[2], validate=True)
+        except ValueError:  # binascii.Error is one; letters outside ASCII
+            raise UserError("damaged") from None
+    path = checked_path(without_address(source))
+    given = upload.get("orig_name")
+    name = given if isinstance(given, str) and given else Path(path).name
+    return name.encode("utf-8", "replace").decode("utf-8"), path
+
+
+def without_address(source: str) -> str:
+    """The path in an address of something that was uploaded here. No other address is opened.
+
+    Raises:
+        UserError: it leads elsewhere.
+    """
+    if not re.match("https?:", source, re.IGNORECASE):
+        return source
+    if not (own := re.fullmatch(r"https?://[^?#]*?/gradio_api/file=([^?#]*)", source, re.IGNORECASE)):
+        raise UserError("no_links")
+    return unquote(own[1])
 
 
 def checked_path(path: str) -> str:
     """Only what was uploaded is opened. Gradio checks this too, but not where a caller leaves out a photo's `meta`."""
-    if not os.path.realpath(path).startswith(os.path.realpath(get_upload_folder()) + os.sep):
+    inside = os.path.isfile(path) and os.path.realpath(path).startswith(os.path.realpath(get_upload_folder()) + os.sep)
+    if not inside:
         raise UserError("not_uploaded")
     return path
 
@@ -218,24 +246,7 @@ def refuse_links(component) -> None:
     keep = component.async_move_resource_to_block_cache
 
     async def files_only(source):
-        if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-            raise UserError("no_links")
-        return await keep(source)
+        path = without_address(source) if isinstance(source, str) else source
+        return await keep(path if path is source else checked_path(path))
 
     component.async_move_resource_to_block_cache = files_only
-
-
-class _FilesOnly:
-    """Refuses /gradio_api/file=https://…, for which gradio fetches the address and hands on what it finds there."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        app = self.app
-        if scope["type"] == "http" and re.search(r"/file[=/]\s*https?:", scope["path"], re.IGNORECASE):
-            app = PlainTextResponse(UserError("no_links").message, 403)
-        await app(scope, receive, send)
-
-
-FilesOnly = Middleware(_FilesOnly)

@@ -21,6 +21,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "bars: mean probability of a character (geometric mean)",
     ),
     "tags": ("看到的东西", "Seen in the photo"),
+    "tags_doubt": ("带“？”的：看得不太确定", "with “？”: not sure of it"),
     "copy": ("复制", "Copy"),
     "share": ("分享", "Share"),
     "copied": ("已复制", "Copied"),
@@ -29,6 +30,8 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "num_beams_info": ("束搜索宽度，即给出几句", "beam width: how many are considered and shown"),
     "max_length": ("最大长度", "Length"),
     "max_length_info": ("最多多少个字（含起止符）", "at most so many characters, with start and end"),
+    "detailed": ("写得详细些", "In more detail"),
+    "detailed_info": ("换一种写法，句子更长", "another style, with longer sentences"),
     "temperature": ("温度", "Temperature"),
     "temperature_info": ("0：最可能的句子；越高越随意", "0: the likeliest sentences; higher: looser ones"),
     # 图文匹配
@@ -149,6 +152,16 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "{name} 要在 {low} 和 {high} 之间。",
         "{name} must be a number from {low} to {high}.",
     ),
+    "no_style": (
+        "这个模型没有这种写法；有：{known}。",
+        "This checkpoint does not write in that style; it has: {known}.",
+    ),
+    "not_whole": (
+        "{name} 要是 {low} 到 {high} 之间的整数。",
+        "{name} must be a whole number from {low} to {high}.",
+    ),
+    "not_text": ("文字里有不完整的字符。", "The text holds half a character (a lone surrogate). Mend it first."),
+    "not_yes_or_no": ("{name} 要是 true 或 false。", "{name} must be true or false."),
     "no_head": (
         "这个模型没有学过这个任务（没有 {task}/）。换一个学过的模型：MODEL_ID=…",
         "This checkpoint was not trained to do this (it has no {task}/ head). Name one that was: MODEL_ID=…",
@@ -157,7 +170,24 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "请上传文件本身，不要给网址。",
         "Send the file itself: this server fetches nothing from addresses.",
     ),
-    "not_uploaded": ("请上传文件本身。", "Upload the file itself."),
+    "not_uploaded": (
+        "请上传文件本身；上传的文件一小时左右后删除。",
+        "Upload the file itself; uploads are deleted within an hour or so.",
+    ),
+    "bad_request": (
+        "请求和这个接口对不上：参数的个数和类型见页面底部的 API 说明。",
+        'The request does not fit this endpoint: see "Use via API" at the foot of the page for its inputs.',
+    ),
+    "no_route": (
+        "这里没有这个接口：见页面底部的 API 说明。",
+        'The demo has no such route: see "Use via API" at the foot of the page.',
+    ),
+    "busy": ("现在人太多，过一会儿再试。", "Too many are waiting already. Try again in a while."),
+    "body_too_large": (
+        "请求超过 {limit} MB。照片请用 /gradio_api/upload 上传。",
+        "The request is larger than {limit} MB. Send photos by /gradio_api/upload.",
+    ),
+    "body_too_slow": ("请求来得太慢，已放弃。", "The request came too slowly and was given up."),
     "unexpected": (
         "出错了，不是你的问题。请再试一次。",
         "Something went wrong here, not with you. Please try again.",

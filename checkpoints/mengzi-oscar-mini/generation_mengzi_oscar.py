@@ -7,6 +7,7 @@ The numbers are those of the original's exact mode (full recomputation), which `
 """
 
 import copy
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,42 @@ from .processing_mengzi_oscar import pack_captions
 # The published inference: what neither the call nor a file says. A search with early_stopping="never" stops when
 # nothing can improve any more, as the original's does.
 PUBLISHED = {"num_beams": 5, "max_length": 20, "early_stopping": "never"}
+MAX_CAPTIONS = 100  # beams or captions of an image: the memory of a search grows with them
+DECIMALS = ("temperature", "repetition_penalty", "length_penalty", "diversity_penalty", "top_p", "min_p")
+
+
+def check_whole(name: str, value, low: int, high: int | None = None) -> None:
+    """
+    Raises:
+        ValueError: not a whole number from `low` to `high`.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        to = "on" if high is None else f"to {high}"
+        raise ValueError(f"{name} must be a whole number from {low} {to}, not {value!r}")
+
+
+def check_shapes(region_features, **others) -> None:
+    """What `generate` takes: region_features (B, R, D), the others (B, ...) or None.
+
+    Raises:
+        ValueError: names the one that does not fit.
+    """
+    found = {"region_features": region_features, **others}
+    for name, tensor in found.items():
+        if tensor is not None and not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}: generate takes tensors (return_tensors='pt')")
+    if region_features is None or region_features.ndim != 3:
+        shape = "none" if region_features is None else f"the shape {tuple(region_features.shape)}"
+        raise ValueError(f"generate needs region_features (B, R, D), got {shape}")
+    for name, tensor in others.items():
+        if tensor is not None and (tensor.ndim != 2 or len(tensor) != len(region_features)):
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)}: {len(region_features)} images need as many rows"
+            )
+    for name, of in (("region_attention_mask", "region_features"), ("tag_attention_mask", "tag_input_ids")):
+        if found[name] is not None and found[of] is not None and found[name].shape[1] != found[of].shape[1]:
+            raise ValueError(f"{name} has {found[name].shape[1]} columns, {of} has {found[of].shape[1]}")
 
 
 class PrefixCache:
@@ -157,12 +194,23 @@ class MaskQueryGenerationMixin(GenerationMixin):
                 stops when nothing can improve.
 
         Raises:
-            ValueError: no regions, or regions of another width than the model's `img_feature_dim`.
+            ValueError: no regions, or regions of another width than the model's `img_feature_dim`; shapes that do not
+                fit one another; a number of captions or a length that cannot be.
         """
-        if region_features is None:
-            raise ValueError("generate needs region_features (B, R, D)")
+        check_shapes(
+            region_features=region_features,
+            region_attention_mask=region_attention_mask,
+            tag_input_ids=tag_input_ids,
+            tag_attention_mask=tag_attention_mask,
+            input_ids=input_ids,
+        )
         batch_size, device = region_features.shape[0], region_features.device
         settings = self.open_settings(generation_config, kwargs)
+        self.check_settings(
+            settings | {name: value for name, value in kwargs.items() if value is not None},
+            generation_config,
+            begun=1 if input_ids is None else input_ids.shape[1],
+        )
         if input_ids is None:
             bos_token_id = self.generation_setting("bos_token_id", generation_config, settings | kwargs)
             input_ids = torch.full((batch_size, 1), bos_token_id, device=device)
@@ -191,8 +239,17 @@ class MaskQueryGenerationMixin(GenerationMixin):
             names = ("input_ids", "attention_mask", "position_ids")
             inputs = {f"tag_{name}" if name in names else name: tensor for name, tensor in prefix.items()}
             inputs["mask_token_id"] = mask_token_id
-        if kwargs.pop("max_new_tokens", None) is not None:
-            settings["max_length"] = length  # said one way: transformers warns of a file's max_length beside it
+        if self.generation_setting("max_new_tokens", generation_config, kwargs) is not None:
+            # Said one way: transformers warns of a file's max_length beside it, and takes a file's max_new_tokens
+            # for more than the length that a call says.
+            kwargs.pop("max_new_tokens", None)
+            settings |= {"max_length": length, "max_new_tokens": None}
+            if generation_config is not None and self.generation_config.max_new_tokens is not None:
+                settings |= {"max_length": None, "max_new_tokens": length - input_ids.shape[1]}
+        for name in DECIMALS:  # transformers takes 2.0 for a temperature, not 2
+            value = self.generation_setting(name, generation_config, kwargs)
+            if isinstance(value, Real) and not isinstance(value, (bool, float)):
+                settings[name] = float(value)
         if generation_config is None:
             kwargs |= settings
         else:  # transformers warns when settings come both ways
@@ -233,11 +290,47 @@ class MaskQueryGenerationMixin(GenerationMixin):
         return settings
 
     def caption_length(self, begun: int, generation_config, kwargs) -> int:
-        """Tokens of a caption at the most, the `begun` ones included, as `generate` will count them."""
-        max_new_tokens = self.generation_setting("max_new_tokens", generation_config, kwargs)
-        if max_new_tokens is not None:
-            return begun + max_new_tokens
-        return self.generation_setting("max_length", generation_config, kwargs) or PUBLISHED["max_length"]
+        """Tokens of a caption at the most, the `begun` ones included, however it is said.
+
+        The call goes before its `generation_config`, that before the checkpoint's; who says both means new tokens.
+        """
+        said_by = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
+        for said in said_by:
+            if said.get("max_new_tokens") is not None:
+                return begun + said["max_new_tokens"]
+            if said.get("max_length") is not None:
+                return said["max_length"]
+        return PUBLISHED["max_length"]
+
+    def check_settings(self, kwargs, generation_config=None, begun=1, tags=0) -> None:
+        """What can be said of a search before anything is computed.
+
+        Args:
+            begun: tokens that stand already, [CLS] among them. tags: positions that their tags take.
+
+        Raises:
+            ValueError: names the setting, and what is allowed.
+        """
+
+        def said(name):
+            return self.generation_setting(name, generation_config, kwargs)
+
+        counts = {name: 1 if said(name) is None else said(name) for name in ("num_beams", "num_return_sequences")}
+        for name, value in counts.items():
+            check_whole(name, value, 1, MAX_CAPTIONS)
+        beams, returned = counts.values()
+        if returned > beams and not (beams == 1 and said("do_sample")):
+            raise ValueError(f"num_return_sequences is {returned}: at most num_beams, {beams}, unless it is sampled")
+        if said("max_new_tokens") is not None:
+            check_whole("max_new_tokens", said("max_new_tokens"), 1)
+        length, longest = self.caption_length(begun, generation_config, kwargs), self.config.max_position_embeddings
+        check_whole("max_length", length, begun + 1)
+        if length > longest - tags:
+            behind = f" {tags} of them for tags:" if tags else ""
+            raise ValueError(
+                f"max_length is {length}, but this model has {longest} positions,{behind} "
+                f"at most {longest - tags} tokens with start and end are possible"
+            )
 
     def tag_start(self, caption_length: int) -> int:
         """Position of the first tag beside captions of that length at the most."""
@@ -253,7 +346,7 @@ class MaskQueryGenerationMixin(GenerationMixin):
         if start + number > self.config.max_position_embeddings:
             raise ValueError(
                 f"{number} tag tokens from position {start} on do not fit into the "
-                f"{self.config.max_position_embeddings} positions of this model: pass fewer tags"
+                f"{self.config.max_position_embeddings} positions of this model: fewer tags or a smaller max_length do"
             )
         return torch.arange(start, start + number, device=tag_input_ids.device).expand_as(tag_input_ids)
 
@@ -272,11 +365,7 @@ class MaskQueryGenerationMixin(GenerationMixin):
         cache = PrefixCache(self.config.num_hidden_layers, mask, max_length, mask_token_id)
         tags = bert.embeddings(input_ids, torch.ones_like(input_ids), position_ids)
         states = torch.cat([tags, bert.embed_regions(region_features)], dim=1)  # (B, P, H)
-        if states.shape[1]:
-            bert.encoder(states, bert.who_sees_whom(mask), memories=cache.layers)
-        else:  # no tag and no region: attention kernels take no empty rows
-            for layer, stored in zip(bert.encoder.layer, cache.layers, strict=True):
-                stored.keys, stored.values = layer.attention.self.keys_values(states)
+        bert.encoder(states, bert.who_sees_whom(mask), memories=cache.layers)
         return cache
 
     def next_tokens(self, input_ids, cache: PrefixCache, output_attentions=False, output_hidden_states=False):

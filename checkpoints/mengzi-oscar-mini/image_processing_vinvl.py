@@ -11,11 +11,18 @@ import numpy as np
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 
+from .fields import check_fields, listed, number, whole
 from .modeling_regions import as_pictures, picture_name
 from .photos import PhotoError
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .supported_transformers import OLDEST  # noqa: F401
+
+IMAGE_FIELDS = {
+    "shortest_edge": whole(1, 4_096),
+    "longest_edge": whole(1, 4_096),
+    "image_mean": listed(number(-65_536, 65_536), 3),
+}
 
 
 class VinVLImageProcessor(BaseImageProcessor):
@@ -30,6 +37,8 @@ class VinVLImageProcessor(BaseImageProcessor):
     model_input_names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
 
     def __init__(self, shortest_edge=600, longest_edge=1000, image_mean=(103.53, 116.28, 123.675), **kwargs):
+        given = {"shortest_edge": shortest_edge, "longest_edge": longest_edge, "image_mean": image_mean}
+        check_fields(given, IMAGE_FIELDS)
         super().__init__(**kwargs)
         self.shortest_edge = shortest_edge
         self.longest_edge = longest_edge

@@ -15,6 +15,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, PreTrainedModel
 
+from .fields import (
+    COMMON,
+    Rule,
+    check_fields,
+    either,
+    flag,
+    listed,
+    mapping,
+    number,
+    one_of,
+    optional,
+    plain_name,
+    whole,
+    word,
+)
 from .modeling_regions import RegionModelOutput, as_pictures, box_geometry
 from .photos import to_rgb
 
@@ -25,6 +40,43 @@ try:  # not where a model is built: `from_pretrained` does that on no device and
     import timm
 except ImportError:  # named when a model is built
     timm = None
+
+# What a model of timm may be told in a file: its sizes and choices, nothing that reads, downloads or changes the form.
+CHOICE = either(number(-4_096, 4_096), flag, plain_name)
+OWN_CHOICE = Rule(
+    "the name of a size or choice of the model itself",
+    lambda name: (
+        plain_name.holds(name)
+        and not name.startswith(("pretrained", "checkpoint", "cache"))
+        and name not in ("num_classes", "global_pool", "features_only", "scriptable", "exportable", "no_jit")
+    ),
+)
+FIELDS = COMMON | {
+    "backbone": plain_name,
+    "backbone_kwargs": optional(mapping(OWN_CHOICE, optional(either(CHOICE, listed(CHOICE))))),
+    "num_features": whole(1, 65_536),
+    "grid_size": whole(1, 32),
+    "tag_labels": optional(listed(word)),
+    "tag_classes": optional(listed(whole(1, 1_000_000))),
+    "tag_stage": whole(0, 100),
+    "max_tags": whole(0, 1_000),
+    "tag_threshold": number(0, 1),
+    "tag_sure": optional(number(0, 1)),
+    "initializer_range": number(0, 100),
+}
+CHANNELS = either(number(-65_536, 65_536), listed(number(-65_536, 65_536), 3))
+PIXELS = whole(1, 2_048)
+IMAGE_FIELDS = {
+    "size": either(mapping(one_of("height", "width"), PIXELS), listed(PIXELS, 2), PIXELS),
+    "do_convert_rgb": flag,
+    "do_resize": flag,
+    "resample": whole(0, 5),
+    "do_rescale": flag,
+    "rescale_factor": number(1e-9, 1e9),
+    "do_normalize": flag,
+    "image_mean": CHANNELS,
+    "image_std": either(number(1e-9, 65_536), listed(number(1e-9, 65_536), 3)),
+}
 
 
 class GridRegionConfig(PretrainedConfig):
@@ -40,6 +92,9 @@ class GridRegionConfig(PretrainedConfig):
         max_tags: tags returned per image. tag_threshold: least probability of a tag.
         tag_sure: a tag below this probability is doubted: `tag_labels` are then the words, and once more the same words
             as they are written when they are doubted ("火箭？"). None: no doubt.
+
+    Raises:
+        ValueError: a value that `FIELDS` does not allow, or tags that contradict each other, by name.
     """
 
     model_type = "grid_regions"
@@ -60,7 +115,6 @@ class GridRegionConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         **kwargs,
     ):
-        super().__init__(**kwargs)
         self.backbone = backbone
         self.backbone_kwargs = backbone_kwargs
         self.num_features = num_features
@@ -72,6 +126,18 @@ class GridRegionConfig(PretrainedConfig):
         self.tag_threshold = tag_threshold
         self.tag_sure = tag_sure
         self.initializer_range = initializer_range
+        check_fields(vars(self) | kwargs, FIELDS)
+        words = len(tag_labels or []) // (1 if tag_sure is None else 2)  # once more as they are written when doubted
+        if tag_classes and max(tag_classes) > words:
+            raise ValueError(f"tag_classes names word {max(tag_classes)}, tag_labels has {words}")
+        if tag_sure is not None and len(tag_labels or []) != 2 * words:
+            raise ValueError(f"tag_labels has {len(tag_labels)} words; with tag_sure each is there twice")
+        super().__init__(**kwargs)
+
+    @property
+    def region_feature_size(self) -> int:
+        """Length of a feature row: appearance and 6 numbers of box geometry."""
+        return self.num_features + 6
 
 
 class GridRegionImageProcessor(BaseImageProcessor):
@@ -98,7 +164,6 @@ class GridRegionImageProcessor(BaseImageProcessor):
         image_std: float | list[float] = (0.5, 0.5, 0.5),
         **kwargs,
     ):
-        super().__init__(**kwargs)
         height, width = height_and_width(size)
         self.size = {"height": height, "width": width}
         self.do_convert_rgb = do_convert_rgb
@@ -109,6 +174,8 @@ class GridRegionImageProcessor(BaseImageProcessor):
         self.do_normalize = do_normalize
         self.image_mean = image_mean
         self.image_std = image_std
+        check_fields(vars(self), IMAGE_FIELDS)
+        super().__init__(**kwargs)
 
     def preprocess(self, images, return_tensors: str | None = None, **changes) -> BatchFeature:
         """

@@ -7,6 +7,8 @@ padding between.
 """
 
 import re
+from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from .configuration_mengzi_oscar import MengziOscarConfig
+from .fields import check_fields, mapping, one_of, optional, whole, word
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .supported_transformers import OLDEST  # noqa: F401
@@ -22,6 +25,15 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
 CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef“”‘’…—"
 CONTEXT, PADDING = -1, -2  # in `pack_captions`: slots that every query sees, slots that none sees
 SPACE_BETWEEN_CJK = re.compile(f"(?<=[{CJK}])\\s+(?=[{CJK}])")
+
+FIELDS = {
+    "layout": one_of("caption", "pair"),
+    "tag_position_offset": whole(0, 1_000_000),
+    "max_length": whole(4, 1_000_000),
+    "max_regions": whole(1, 1_000_000),
+    "max_tags": optional(whole(0, 1_000_000)),
+    "styles": optional(mapping(word, word)),
+}
 
 
 class MengziOscarProcessor(ProcessorMixin):
@@ -46,14 +58,13 @@ class MengziOscarProcessor(ProcessorMixin):
         styles=None,
         **kwargs,
     ):
-        if layout not in ("caption", "pair"):
-            raise ValueError(f'layout must be "caption" or "pair", not {layout!r}')
         self.layout = layout
         self.tag_position_offset = tag_position_offset
         self.max_length = max_length
         self.max_regions = max_regions
         self.max_tags = max_tags
         self.styles = styles
+        check_fields(vars(self), FIELDS)
         super().__init__(tokenizer, **kwargs)
 
     @property
@@ -72,6 +83,9 @@ class MengziOscarProcessor(ProcessorMixin):
         max_length=None,
         max_regions=None,
         return_tensors="pt",
+        padding=True,
+        truncation=True,
+        **others,
     ) -> BatchFeature:
         """
         Args:
@@ -80,6 +94,8 @@ class MengziOscarProcessor(ProcessorMixin):
             regions: per image an (R, D) array, or a dict with "region_features"; or one output of a region model.
             layout, max_length, max_regions: override the processor's own.
             return_tensors: "pt" or "np".
+            padding: True or "longest": to the longest text of the batch; "max_length": to `max_length`.
+            truncation: True: texts and tags are cut to `max_length`. There is no other way.
 
         Returns:
             With text: `input_ids`, `attention_mask`, `token_type_ids`, `position_ids` (B, T). Without: `tag_input_ids`,
@@ -87,12 +103,16 @@ class MengziOscarProcessor(ProcessorMixin):
             `region_attention_mask` (B, R). Padding stands on the right.
 
         Raises:
-            ValueError: numbers of texts, tags and regions that differ, or regions of differing widths.
+            ValueError: numbers of texts, tags and regions that differ, regions of differing widths, something of
+                another form, an argument that is not known.
         """
-        texts = [text] if isinstance(text, str) else text
+        max_length, max_regions = max_length or self.max_length, max_regions or self.max_regions
+        layout = layout or self.layout
+        check_arguments(layout, max_length, max_regions, return_tensors, padding, truncation, others)
+        texts = as_texts(text, "text") if text is not None else None
         if tags is not None:
             tags = [tags] if isinstance(tags, str) or (texts and len(texts) == 1 and is_words(tags)) else tags
-            tags = [" ".join(self._first_tags(row)) for row in tags]
+            tags = [" ".join(self._first_tags(row)) for row in as_tags(tags)]
         regions = split_regions(regions) if regions is not None else None
         sizes = {
             name: len(rows)
@@ -101,20 +121,22 @@ class MengziOscarProcessor(ProcessorMixin):
         }
         if len(set(sizes.values())) != 1:
             raise ValueError(f"text, tags and regions must be of the same number of images, got {sizes or 'nothing'}")
+        if 0 in sizes.values():
+            raise ValueError(f"there is no image: {', '.join(sizes)} are empty")
         batch = {}
-        max_length = max_length or self.max_length
         if texts is not None:
-            batch |= self._encode_text(texts, tags, layout or self.layout, max_length)
+            least = max_length if padding == "max_length" else 0
+            batch |= self._encode_text(texts, tags, layout, max_length, least)
         elif tags is not None:
             batch |= self._encode_tags(tags, max_length)
         if regions is not None:
-            batch |= pad_regions(regions, max_regions or self.max_regions)
+            batch |= pad_regions(regions, max_regions)
         return BatchFeature(batch).convert_to_tensors(return_tensors)
 
     def _first_tags(self, words):
         return words.split()[: self.max_tags] if isinstance(words, str) else list(words)[: self.max_tags]
 
-    def _encode_text(self, texts, tags, layout, max_length):
+    def _encode_text(self, texts, tags, layout, max_length, least):
         """[CLS] text [SEP] tags [SEP] of every image, padded."""
         tag_ids = [self.token_ids(words) for words in tags] if tags is not None else [[]] * len(texts)
         rows = [
@@ -122,11 +144,11 @@ class MengziOscarProcessor(ProcessorMixin):
             for text, ids in zip(texts, tag_ids, strict=True)
         ]
         padding = {"input_ids": self.tokenizer.pad_token_id}
-        return {name: pad_rows([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
+        return {name: pad_rows([row[name] for row in rows], padding.get(name, 0), least) for name in rows[0]}
 
     def tag_ids(self, tags, max_length=None) -> list[int]:
         """Tags of one image (words or one string) in the caption layout: their token ids with [SEP]; [] if none."""
-        room = (max_length or self.max_length) - self.tag_position_offset - 1
+        room = max((max_length or self.max_length) - self.tag_position_offset - 1, 0)
         ids = self.token_ids(" ".join(self._first_tags(tags)))[:room]
         return [*ids, self.tokenizer.sep_token_id] if ids else []
 
@@ -134,7 +156,7 @@ class MengziOscarProcessor(ProcessorMixin):
         """Token ids -> one row: [CLS] text [SEP] tags [SEP], types 0 and 1, positions by the layout."""
         if layout == "caption":
             text_ids = text_ids[: min(self.tag_position_offset, max_length) - 2]
-            tag_ids = tag_ids[: max_length - self.tag_position_offset - 1]
+            tag_ids = tag_ids[: max(max_length - self.tag_position_offset - 1, 0)]
         elif tag_ids:
             text_ids, tag_ids = truncate_pair(text_ids, tag_ids, max_length - 3)
         else:
@@ -184,6 +206,87 @@ class MengziOscarProcessor(ProcessorMixin):
         return SPACE_BETWEEN_CJK.sub("", text).strip()
 
 
+def check_arguments(layout, max_length, max_regions, return_tensors, padding, truncation, others):
+    """
+    Raises:
+        ValueError: names the argument, and what it can be or what to use.
+    """
+    if "images" in others:
+        raise ValueError("images: this processor takes regions; MengziOscarPipeline finds them in photos")
+    if others:
+        known = "text, tags, regions, layout, max_length, max_regions, padding, truncation, return_tensors"
+        raise ValueError(f"the processor does not know {', '.join(map(repr, others))}; it takes {known}")
+    choices = {
+        "layout": (layout, ("caption", "pair")),
+        "return_tensors": (return_tensors, ("pt", "np")),
+        "padding": (padding, (True, "longest", "max_length")),
+        "truncation": (truncation, (True, "longest_first")),
+    }
+    for name, (value, allowed) in choices.items():
+        if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
+            raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
+    for name, value, least in (("max_length", max_length, 3), ("max_regions", max_regions, 1)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
+
+
+def as_texts(texts, name: str) -> list[str]:
+    """One text, or several in whatever holds them (list, tuple, generator, column, array) -> a list.
+
+    Raises:
+        ValueError: something that is no text; which.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    if isinstance(texts, (bytes, Mapping)) or not hasattr(texts, "__iter__") or getattr(texts, "ndim", 1) != 1:
+        raise ValueError(f"{name} is of the type {type(texts).__name__}; give a string or a list of strings")
+    texts = list(texts)
+    wrong = {}
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            wrong[number] = f"is of the type {type(text).__name__}"
+        elif not is_unicode(text):
+            wrong[number] = f"is no Unicode text: {text[:40]!r}"
+    if wrong:
+        raise ValueError(f"{name}{numbered(wrong)}; give strings")
+    return [str(text) for text in texts]  # numpy has strings of its own
+
+
+def is_unicode(text) -> bool:
+    """False where bytes were read that are no UTF-8: a tokenizer does not take them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def numbered(wrong: dict[int, str], most: int = 5) -> str:
+    """Numbers of rows and what is wrong with them, in one line."""
+    more = f" and {len(wrong) - most:,} more" if len(wrong) > most else ""
+    return ", ".join(f"[{number}] {what}" for number, what in list(wrong.items())[:most]) + more
+
+
+def as_tags(tags) -> list:
+    """Per image words or one string.
+
+    Raises:
+        ValueError: another nesting; of which image.
+    """
+    form = "give per image a list of words, or one string"
+    if isinstance(tags, (bytes, Mapping)) or not hasattr(tags, "__iter__"):
+        raise ValueError(f"tags are of the type {type(tags).__name__}; {form}")
+    rows = [row if isinstance(row, str) or not hasattr(row, "__iter__") else list(row) for row in tags]
+    wrong = {
+        number: f"is {row!r:.60}"
+        for number, row in enumerate(rows)
+        if not (isinstance(row, str) or (isinstance(row, list) and all(isinstance(word, str) for word in row)))
+    }
+    if wrong:
+        raise ValueError(f"tags{numbered(wrong)}; {form}")
+    return rows
+
+
 def is_words(tags) -> bool:
     return len(tags) > 0 and all(isinstance(word, str) for word in tags)
 
@@ -196,27 +299,60 @@ def truncate_pair(first, second, room):
     return first, second
 
 
-def pad_rows(rows, value):
-    longest = max(len(row) for row in rows)
+def pad_rows(rows, value, least=0):
+    """Lists of numbers -> (B, the longest's length, or `least`)."""
+    longest = max(least, *(len(row) for row in rows))
     return np.array([row + [value] * (longest - len(row)) for row in rows], dtype=np.int64).reshape(len(rows), longest)
 
 
 def split_regions(regions) -> list[np.ndarray]:
-    """What a user has -> one (R, D) array per image, without padding."""
+    """What a user has -> one (R, D) array per image, without padding.
+
+    Raises:
+        ValueError: an image's regions have other dimensions, or are not finite numbers; which image's.
+    """
     if hasattr(regions, "keys"):  # an output of a region model, or a batch in its shape
-        features, mask = regions["region_features"], regions.get("region_attention_mask")
+        features, mask = to_array(features_in(regions, "regions")), regions.get("region_attention_mask")
         if features.ndim == 3:
-            if mask is None:
-                mask = torch.ones(features.shape[:2])
-            return [to_array(row)[to_array(valid).astype(bool)] for row, valid in zip(features, mask, strict=True)]
+            mask = np.ones(features.shape[:2], bool) if mask is None else to_array(mask).astype(bool)
+            if mask.shape != features.shape[:2]:
+                shapes = f"{mask.shape}, region_features {features.shape}"
+                raise ValueError(f"region_attention_mask has the shape {shapes}; give (B, R) and (B, R, D)")
+            rows = zip(features, mask, strict=True)
+            return [checked_regions(row[valid], number) for number, (row, valid) in enumerate(rows)]
         regions = [features]
     elif getattr(regions, "ndim", None) == 2:  # one image
         regions = [regions]
-    return [to_array(row["region_features"] if hasattr(row, "keys") else row) for row in regions]
+    if isinstance(regions, (str, bytes)) or not hasattr(regions, "__iter__"):
+        raise ValueError(f"regions are of the type {type(regions).__name__}; give an (R, D) array per image")
+    rows = (features_in(row, f"regions[{i}]") if hasattr(row, "keys") else row for i, row in enumerate(regions))
+    return [checked_regions(to_array(row), number) for number, row in enumerate(rows)]
+
+
+def features_in(regions, name):
+    features = regions.get("region_features")
+    if features is None:
+        raise ValueError(f"{name} has no region_features; it has {', '.join(map(str, regions.keys())) or 'nothing'}")
+    return features
+
+
+def checked_regions(row: np.ndarray, number: int) -> np.ndarray:
+    if row.ndim != 2 or not row.shape[1]:
+        raise ValueError(f"regions[{number}] has the shape {row.shape}; give (R, D), np.zeros((0, D)) for no region")
+    if not np.issubdtype(row.dtype, np.number):
+        raise ValueError(f"regions[{number}] is of the type {row.dtype}; give numbers")
+    if not np.isfinite(row).all():
+        raise ValueError(f"regions[{number}] has numbers that are not finite (nan or inf)")
+    return row
 
 
 def to_array(values) -> np.ndarray:
-    return values.detach().float().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if isinstance(values, torch.Tensor):
+        return values.detach().float().cpu().numpy()
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # lists of differing lengths
+        raise ValueError(f"regions are no array: {error}") from None
 
 
 def pad_regions(regions, max_regions):

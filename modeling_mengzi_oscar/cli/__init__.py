@@ -3,7 +3,9 @@
 import argparse
 import json
 import os
+import re
 import sys
+from itertools import chain
 from pathlib import Path
 
 from .. import __version__
@@ -24,6 +26,8 @@ EXAMPLES = """examples:
   mengzi-oscar environment
 """
 TASKS = ("caption", "retrieval", "vqa", "gqa", "nlvr2", "pretrain")
+MAX_BEAMS, MAX_TOKENS, MAX_ANSWERS = 100, 512, 100_000  # more is a mistake; what a checkpoint can do it says itself
+MAX_PICTURED = 100
 BUNDLED = bundled_checkpoint()
 MINI_NOTICE = {
     "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材多半说错，有时认得主要的东西。",
@@ -32,6 +36,9 @@ MINI_NOTICE = {
 
 
 def main(arguments=None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is spelled out; it never ends a command
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     commands = (caption, ask, match, extract, convert, push, environment)
     try:
@@ -44,10 +51,19 @@ def main(arguments=None) -> int:
         fail("interrupted")
         return 130
     except BrokenPipeError:  # `mengzi-oscar caption *.jpg | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush at its end
+        leave_output()
         return 1
     except OSError as error:  # a disk that is full, a file that cannot be written
+        leave_output()
         return fail(error)
+
+
+def leave_output():
+    """Where nothing more can be printed: Python would try again at its end, and fail with a message of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser():
@@ -75,8 +91,10 @@ def add_caption(parser):
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF")
     parser.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
     add_model(parser)
-    parser.add_argument("--num-beams", type=positive, default=5)
-    parser.add_argument("--max-length", type=positive, help="tokens, with start and end (default 20; detailed: 30)")
+    parser.add_argument("--num-beams", type=whole(1, MAX_BEAMS), default=5, help="sentences considered (default 5)")
+    parser.add_argument(
+        "--max-length", type=whole(2, MAX_TOKENS), help="tokens, with start and end (default 20; detailed: 30)"
+    )
     parser.add_argument("--style", choices=["short", "detailed"], help="where the checkpoint writes in both (the mini)")
     parser.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
     parser.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
@@ -86,7 +104,7 @@ def add_ask(parser):
     parser.add_argument("photo", metavar="PHOTO")
     parser.add_argument("question", metavar="QUESTION")
     add_model(parser)
-    parser.add_argument("--top", type=positive, default=5, help="answers printed (default 5)")
+    parser.add_argument("--top", type=whole(1, MAX_ANSWERS), default=5, help="answers printed (default 5)")
     parser.add_argument("--json", action="store_true")
 
 
@@ -123,7 +141,7 @@ def add_push(parser):
 
 def add_model(parser):
     """Which checkpoint, and how it computes: what the commands that look at a photo have in common."""
-    parser.add_argument("--model", help="folder or Hub id (default: the mini checkpoint that comes along)")
+    parser.add_argument("--model", help="folder or Hub id, @REVISION too (default: the mini checkpoint here)")
     parser.add_argument("--int8", action="store_true", help="multiply in 8 bits: faster on CPUs at bert-base size")
 
 
@@ -144,7 +162,7 @@ def add_extract_arguments(parser):
         default="zh",
         help="language of the class names in Oscar's files (default zh)",
     )
-    add("--batch-size", "--batch_size", type=positive, default=16, help="photos in one forward pass (default 16)")
+    add("--batch-size", "--batch_size", type=whole(1, 1024), default=16, help="photos in one forward pass (default 16)")
     add(
         "--dtype",
         choices=["float16", "float32"],
@@ -158,24 +176,31 @@ def add_extract_arguments(parser):
     add(
         "--limit-pixels",
         "--limit_pixels",
-        type=positive,
+        type=whole(1, 10**12),
         default=64_000_000,
         help="skip larger photos (default 64 million)",
     )
     add(
         "--images-per-shard",
         "--images_per_shard",
-        type=positive,
+        type=whole(1, 65_536),
         default=256,
         help="at most that many are lost by a kill",
     )
     add("--picture", metavar="PNG", help="draw the regions found in the first photos")
 
 
-def positive(text):
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
-    return int(text)
+def whole(low, high):
+    """The type of an option that is a whole number in a range: what no checkpoint can do is refused at once."""
+
+    def number(text):
+        value = int(text) if text.isdecimal() and len(text) < 20 else -1
+        if not low <= value <= high:
+            shown = repr(text if len(text) < 40 else f"{text[:40]}…")
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high:,}, not {shown}")
+        return value
+
+    return number
 
 
 def caption(options) -> int:
@@ -183,63 +208,92 @@ def caption(options) -> int:
 
     beside = [path for path in options.photos if is_apple_double(path)]
     if beside:
-        print(f"passed over {len(beside):,} that macOS keeps beside photos, e.g. {beside[0]}", file=sys.stderr)
-    photos = {str(path): (path, None) for path in options.photos if path not in beside}
+        print(
+            f"passed over {len(beside):,} that macOS keeps beside photos, e.g. {printable(beside[0])}", file=sys.stderr
+        )
+    photos = [(path, path, None) for path in options.photos if path not in beside]  # name, source, credit
     if options.samples:
         from ..demo.samples import sample_photos
 
         try:
-            photos |= sample_photos()
+            photos += [(name, path, credit) for name, (path, credit) in sample_photos().items()]
         except ModuleNotFoundError as error:
             return fail(str(error))
     if not photos:
         return fail("mengzi-oscar caption: name a photo, or --samples")
-    if options.picture and not Path(options.picture).resolve().parent.is_dir():
-        return fail(f"--picture {options.picture}: no such folder; make it first")
-    opened, failed = {}, 0
-    for name, (path, credit) in photos.items():
+    if options.picture:
+        from ..demo.pictures import check_picture
+
         try:
-            opened[name] = (open_photo(path), credit)
-        except PhotoError as error:
-            failed = fail(str(error))
-    if not opened:
+            check_picture(options.picture, [source for _, source, _ in photos])
+        except ValueError as error:
+            return fail(str(error))
+    failed, opened = 0, []
+
+    def open_all():  # one at a time: thousands need no memory
+        nonlocal failed
+        for name, source, credit in photos:
+            try:
+                yield name, open_photo(source), credit
+            except PhotoError as error:
+                failed = fail(str(error))
+
+    readable = open_all()
+    first = next(readable, None)
+    if first is None:
         return failed
-    try:
-        pipeline = load_pipeline(options)
-    except ValueError as error:
-        return fail(str(error))
     settings = {"num_beams": options.num_beams, "style": options.style}
     if options.max_length or options.style != "detailed":
         settings["max_length"] = options.max_length or 20
-    results = []
-    for name, (photo, _) in progress(opened.items()):
-        try:
-            result = pipeline.caption(photo, **settings)
-        except ValueError as error:  # a style that the checkpoint does not have
-            return fail(str(error))
-        results.append(result)
-        line = json.dumps({"photo": name} | result, ensure_ascii=False) if options.json else None
-        print(line or f"{name}\t{result['caption']}\t{result['score']:.3f}", flush=True)
+    try:
+        pipeline = load_pipeline(options)
+        pipeline.caption([], **settings)  # says what cannot work before any photo is captioned
+    except ValueError as error:
+        return fail(str(error))
+    for name, photo, credit in progress(chain([first], readable), len(photos)):
+        [result] = pipeline.caption([photo], **settings)
+        if "error" in result:
+            failed = fail(result["error"])
+            continue
+        print_row(options.json, {"photo": name} | result, name, result["caption"], f"{result['score']:.3f}")
+        if options.picture and len(opened) < MAX_PICTURED:
+            opened.append((photo, result, Path(name).name, credit))
     notice = MINI_NOTICE if pipeline.captioner.config.name_or_path == str(BUNDLED) else None
     if notice:
         print("\n".join(notice.values()), file=sys.stderr)
-    if options.picture:
+    if opened:
         from ..demo.pictures import draw_captions, save_picture
 
-        images, credits = zip(*opened.values(), strict=True)
-        names = [Path(name).name for name in opened]
-        page = draw_captions(images, results, names, credits, notice["zh"] if notice else None)
-        save_picture(page, options.picture)
-        print(f"picture: {options.picture}", file=sys.stderr)
+        page = draw_captions(*zip(*opened, strict=True), notice["zh"] if notice else None)
+        try:
+            save_picture(page, options.picture)
+        except OSError as error:  # since it was tried: a full disk
+            return fail(f"--picture {options.picture}: {error.strerror}")
+        of = f", the first {MAX_PICTURED} photos" if len(photos) > MAX_PICTURED else ""
+        print(f"picture: {printable(options.picture)}{of}", file=sys.stderr)
     return failed
 
 
 def ask(options) -> int:
+    if is_file(options.question):
+        return fail(f"{options.question}: is a file, not a question; mengzi-oscar ask takes one photo, then a question")
     return print_rows(options, "answer", lambda pipeline: pipeline.ask(options.photo, options.question, options.top))
 
 
 def match(options) -> int:
+    if files := [text for text in options.texts if is_file(text)]:
+        return fail(
+            f"{files[0]}: is a file, not a sentence; mengzi-oscar match takes one photo, then sentences"
+            + (f" ({len(files)} such)" if len(files) > 1 else "")
+        )
     return print_rows(options, "text", lambda pipeline: pipeline.match(options.photo, options.texts))
+
+
+def is_file(text) -> bool:
+    """A file, or what a shell leaves of a pattern that matches none."""
+    from ..photos import SUFFIXES
+
+    return os.path.isfile(text) or text.lower().endswith(SUFFIXES)
 
 
 def print_rows(options, name, run) -> int:
@@ -248,9 +302,28 @@ def print_rows(options, name, run) -> int:
         rows = run(load_pipeline(options))
     except ValueError as error:
         return fail(str(error))
-    for line in [json.dumps(rows, ensure_ascii=False)] if options.json else rows:
-        print(line if options.json else f"{line[name]}\t{line['probability']:.3f}")
+    if options.json:
+        print_row(True, rows)
+    else:
+        for row in rows:
+            print_row(False, row, row[name], f"{row['probability']:.3f}")
     return 0
+
+
+def print_row(as_json, record, *columns):
+    """A result as one line of standard output: as JSON, or its columns between tabs."""
+    line = json.dumps(record, ensure_ascii=False) if as_json else "\t".join(map(printable, columns))
+    if as_json:
+        try:
+            line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:  # spelled out as JSON does it
+            line = json.dumps(record)
+    print(line, flush=True)
+
+
+def printable(text) -> str:
+    """Line ends and control characters spelled out, as file names may have them."""
+    return re.sub(r"[\0-\x1f\x7f-\x9f\u2028\u2029]", lambda sign: repr(sign[0])[1:-1], text)
 
 
 def extract(options) -> int:
@@ -266,7 +339,7 @@ def extract(options) -> int:
         line, errors = extract_photos(**settings)
     except (ValueError, OSError) as error:
         return fail(error)
-    print(line)
+    print(printable(line))
     return 2 if errors else 0
 
 
@@ -287,7 +360,7 @@ def convert(options) -> int:
             said = [f"task {task}.", *notes]
     except ValueError as error:
         return fail(str(error))
-    print(f"{options.output}: {' '.join(said)}")
+    print(printable(f"{options.output}: {' '.join(said)}"))
     return 0
 
 
@@ -303,7 +376,7 @@ def push(options) -> int:
     except ValueError as error:
         return fail(str(error))
     for name, size in sizes.items():
-        print(f"{size:14,}  {name}")
+        print(f"{size:14,}  {printable(str(name))}")
     kind = "private " * options.private + "pull request to " * options.create_pr
     print(f"{sum(sizes.values()):14,}  bytes in {len(sizes)} files would go to {kind}{options.repo_id}")
     return 0
@@ -334,10 +407,10 @@ def model_or_bundled(model):
     return str(BUNDLED) if model is None else model
 
 
-def progress(items):
+def progress(items, total):
     from tqdm import tqdm
 
-    return tqdm(items, unit="photo", disable=len(items) < 5, file=sys.stderr)
+    return tqdm(items, total=total, unit="photo", disable=total < 5, file=sys.stderr)
 
 
 def quiet():
@@ -350,9 +423,12 @@ def quiet():
 
 def fail(message) -> int:
     """One line on the screen, of a text or an error; the status of the command."""
+    from tqdm import tqdm
+
     if isinstance(message, OSError) and message.filename is not None:
         message = f"{message.filename}: {message.strerror}"
-    print(" ".join(str(message).split()), file=sys.stderr)
+    line = " ".join(part.strip() for part in str(message).splitlines())
+    tqdm.write(printable(line), file=sys.stderr)  # above its bar
     return 2
 
 

@@ -7,24 +7,35 @@ silently (LayerNorm.gamma, a text BERT as a start, a relation head of another si
 """
 
 import inspect
-import pickle
 import re
-import shutil
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import BertTokenizer
 
 from .. import modeling_mengzi_oscar as modeling
-from ..configuration_mengzi_oscar import MengziOscarConfig
+from ..checkpoint_folder import (
+    WEIGHTS,
+    CheckpointError,
+    CheckpointFolder,
+    check_weights,
+    read_tensors,
+    read_vocabulary,
+)
+from ..configuration_mengzi_oscar import PINNED, MengziOscarConfig
+from ..fields import check_fields, flag
 from ..generation_mengzi_oscar import published_generation_config
-from ..hub.model_card import detector_card, model_card
-from ..hub.repo import PINNED, REGION_MODEL_FOLDER, assemble, one_line, read_json, region_model_config, save_vocabulary
-from ..pipeline_mengzi_oscar import CheckpointError
+from ..hub.model_card import model_card
+from ..hub.repo import (
+    REGION_MODEL_FOLDER,
+    assemble,
+    copy_files,
+    folder_of_region_model,
+    region_model_config,
+    save_vocabulary,
+    written_beside,
+)
+from ..loading import check_size
 from ..processing_mengzi_oscar import MengziOscarProcessor
 from . import vinvl
 from .label_maps import read_answers
@@ -49,7 +60,6 @@ CONFIG_FIELDS = {*inspect.signature(MengziOscarConfig).parameters, "num_labels",
 OF_THE_IMAGE = ("bert.img_embedding.", "bert.LayerNorm.", "cls.seq_relationship.")  # what no text BERT has
 OF_THE_HEADS = ("bert.pooler.", "cls.", "classifier.")
 WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def convert(
@@ -86,12 +96,12 @@ def convert(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output}: is not an empty folder; give another output, or remove it first")
-    folder, weights = locate(source)
-    state = read_weights(weights)
-    raw_config = read_json(folder / "config.json")
-    task = find_task(state, raw_config) if task == "auto" else task
-    tokenizer = read_vocabulary(Path(vocab) if vocab else folder / "vocab.txt", folder)
-    config = make_config(raw_config, state, tokenizer, source)
+    folder, state = read_source(source)
+    raw_config = folder.json("config.json")
+    with folder.reading("config.json"):
+        task = find_task(state, raw_config) if task == "auto" else task
+    tokenizer = make_tokenizer(vocab, folder)
+    config = make_config(raw_config, state, tokenizer, folder)
     if answers:
         names = read_answers(answers)
         if len(names) != config.num_labels:
@@ -99,30 +109,34 @@ def convert(
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     if region_model:
         config.region_model = check_region_model(region_model, config.img_feature_dim)
-    try:
+    elif config.region_model and not PINNED.fullmatch(config.region_model):
+        raise CheckpointError(
+            f"{folder.said('config.json')}: names the region model {config.region_model!r}: give its folder with "
+            "--region-model"
+        )
+    with folder.reading("config.json"):
+        check_size(HEADS[task], config, state)
         model = HEADS[task](config)
-    except Exception as error:  # sizes that make no model raise anything at all
-        raise CheckpointError(f"{folder / 'config.json'}: makes no model: {one_line(error)}") from None
     state, notes = fit(state, model, source, allow_missing)
     model.load_state_dict(state, strict=False)
     model.tie_weights()
     if task == "caption":
         model.generation_config = published_generation_config(config)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    MengziOscarProcessor(tokenizer, **PROCESSOR_SETTINGS[task]).save_pretrained(partial)
-    save_vocabulary(tokenizer, partial / "vocab.txt")
-    if config.region_model == REGION_MODEL_FOLDER:
-        shutil.copytree(region_model, partial / REGION_MODEL_FOLDER, ignore=shutil.ignore_patterns("*.py", "*.md"))
     if base_model is None and not Path(source).exists():
         base_model = str(source).split("@")[0]
     origin = "Converted from the original weights by `mengzi-oscar convert`."
     card = model_card(task, config, output.name, base_model, datasets, scores, notes=[origin, *notes])
-    assemble(partial, card)
-    if output.exists():
-        output.rmdir()
-    partial.rename(output)
+    with written_beside(output, ".partial") as partial:
+        model.save_pretrained(partial)
+        settings = dict(PROCESSOR_SETTINGS[task])
+        settings["max_length"] = min(settings["max_length"], config.max_position_embeddings)
+        MengziOscarProcessor(tokenizer, **settings).save_pretrained(partial)
+        save_vocabulary(tokenizer, partial / "vocab.txt")
+        if config.region_model == REGION_MODEL_FOLDER:
+            (partial / REGION_MODEL_FOLDER).mkdir()
+            names = ("config.json", "preprocessor_config.json", "model.safetensors")
+            copy_files(folder_of_region_model(region_model), names, partial / REGION_MODEL_FOLDER)
+        assemble(partial, card)
     return task, notes
 
 
@@ -132,7 +146,6 @@ def convert_detector(source, output, labelmap, labels=None) -> str:
         raise CheckpointError(f"{source}: the detector needs its label map (--labelmap)")
     output = vinvl.convert(source, output, labelmap, labels)
     config = region_model_config(output)
-    assemble(output, detector_card(config, output.name))
     said = f"region model vinvl, features {config.region_feature_size} wide."
     if labels is None:
         said += (
@@ -142,46 +155,27 @@ def convert_detector(source, output, labelmap, labels=None) -> str:
     return said
 
 
-def locate(source) -> tuple[Path, Path]:
-    """Folder of the config, and the file of the weights."""
+def read_source(source) -> tuple[CheckpointFolder, dict[str, torch.Tensor]]:
+    """The folder of the config, and a state dict with today's names."""
     path = Path(source)
     if path.is_file():
-        return path.parent, path
+        folder, state = CheckpointFolder(path.parent), read_tensors(path)
+        check_weights(state, str(path))
+        return folder, with_todays_names(state, path)
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(source)):
-        repo_id, _, revision = str(source).partition("@")
-        files = ["config.json", "vocab.txt", "tokenizer_config.json", *WEIGHTS]
-        try:
-            path = Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=files))
-        except (OSError, HTTPError, HFValidationError) as error:
-            raise CheckpointError(f"{source}: no such folder, and not from the Hub either: {one_line(error)}") from None
-    if not path.is_dir():
+        name, _, revision = str(source).partition("@")
+        folder = CheckpointFolder(name, revision or None)
+    elif not path.is_dir():
         raise CheckpointError(f"{source}: no such file or folder; check the path")
-    for name in WEIGHTS:
-        if (path / name).is_file():
-            return path, path / name
-    raise CheckpointError(f"{source}: has neither {' nor '.join(WEIGHTS)}; name a folder that has")
+    else:
+        folder = CheckpointFolder(source)
+    if not any(folder.file(name) for name in WEIGHTS):
+        raise CheckpointError(f"{source}: has neither {WEIGHTS[0]} nor {WEIGHTS[-1]}; name a folder that has")
+    return folder, with_todays_names(folder.weights(), source)
 
 
-def read_weights(path) -> dict[str, torch.Tensor]:
-    """A state dict with today's names: no "module.", weight and bias for gamma and beta, "bert." in front."""
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        function = re.search(r"GLOBAL (\S+)", str(error))
-        if function:
-            raise CheckpointError(
-                f"{path}: refused and not run: it is a pickle that calls {function[1]}, not only tensors"
-            ) from None
-        raise CheckpointError(f"{path}: damaged, or not a file of weights ({one_line(error)})") from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a file of weights ({one_line(error)})") from None
-    for key in ("model", "state_dict"):
-        state = state.get(key, state) if isinstance(state, dict) else None
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: holds no state dict of tensors, neither at the top nor under 'model'")
+def with_todays_names(state, path) -> dict[str, torch.Tensor]:
+    """No "module.", weight and bias for gamma and beta, "bert." in front."""
     names = {}
     for key in state:
         name = key.removeprefix("module.")
@@ -216,7 +210,8 @@ def find_task(state, config) -> str:
     return "retrieval" if len(classifier[-1]) <= 2 else "gqa"
 
 
-def make_config(raw, state, tokenizer, source) -> MengziOscarConfig:
+def make_config(raw, state, tokenizer, folder) -> MengziOscarConfig:
+    source = folder.name
     fields = {key: value for key, value in raw.items() if key in CONFIG_FIELDS}
     if is_plain_bert(state):  # as the published pre-training starts
         fields = {"img_feature_dim": 2054, "use_img_layernorm": True, "num_contrast_classes": 3} | fields
@@ -231,10 +226,8 @@ def make_config(raw, state, tokenizer, source) -> MengziOscarConfig:
         "mask_token_id": tokenizer.mask_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    try:
+    with folder.reading("config.json"):
         config = MengziOscarConfig(**fields)
-    except Exception as error:  # whatever a field of the wrong kind makes the config raise
-        raise CheckpointError(f"{source}: config.json is not one of a BERT: {one_line(error)}") from None
     if len(tokenizer) != config.vocab_size:
         raise CheckpointError(
             f"{source}: the vocabulary has {len(tokenizer)} tokens, the config says {config.vocab_size}; "
@@ -291,20 +284,18 @@ def same(one, other) -> bool:
     return one.shape == other.shape and (one.is_meta or torch.equal(one, other))
 
 
-def read_vocabulary(path, folder) -> BertTokenizer:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no vocabulary there; name a BERT vocab.txt with --vocab")
-    settings = folder / "tokenizer_config.json"
-    lower_case = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
-    try:
-        tokens = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: is not UTF-8 text; name a BERT vocab.txt with --vocab") from None
-    missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} - set(tokens)
-    if missing or len(set(tokens)) != len(tokens):
-        problem = f"lacks {sorted(missing)[0]}" if missing else "names a token twice"
-        raise CheckpointError(f"{path}: {problem}; it is not the vocabulary of a BERT")
-    return BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}, do_lower_case=lower_case)
+def make_tokenizer(vocab, folder) -> BertTokenizer:
+    path, said = (Path(vocab), str(vocab)) if vocab else (folder.file("vocab.txt"), folder.said("vocab.txt"))
+    if path is None or not path.is_file():
+        raise CheckpointError(f"{said}: no vocabulary there; name a BERT vocab.txt with --vocab")
+    tokens = read_vocabulary(path, said)
+    missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} - tokens.keys()
+    if missing:
+        raise CheckpointError(f"{said}: lacks {sorted(missing)[0]}; it is not the vocabulary of a BERT")
+    lower_case = folder.json("tokenizer_config.json", {}).get("do_lower_case", True)
+    with folder.reading("tokenizer_config.json"):
+        check_fields({"do_lower_case": lower_case}, {"do_lower_case": flag})
+    return BertTokenizer(vocab=tokens, do_lower_case=bool(lower_case))
 
 
 def check_region_model(name, img_feature_dim) -> str:
@@ -312,7 +303,7 @@ def check_region_model(name, img_feature_dim) -> str:
     if not Path(name).is_dir() and not PINNED.fullmatch(str(name)):
         raise CheckpointError(f"{name}: a region model is a folder, or a Hub id with revision: name/repo@revision")
     config = region_model_config(name)
-    width = getattr(config, "region_feature_size", None) or config.num_features + 6  # of VinVL, of the grid
+    width = config.region_feature_size
     if width != img_feature_dim:
         raise CheckpointError(
             f"{name}: its features are {width} wide, this checkpoint was trained on {img_feature_dim}"

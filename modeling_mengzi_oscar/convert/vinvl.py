@@ -4,13 +4,15 @@ The original keeps one feature extractor under two prefixes, may carry "module."
 does not fit. Here the two copies must agree, and every key and shape must fit exactly. Sizes are read from the tensors.
 """
 
-import json
-import shutil
 from pathlib import Path
 
 import torch
 
+from ..checkpoint_folder import check_weights, read_json, read_tensors
 from ..configuration_vinvl import VinVLConfig
+from ..fields import check_fields, mapping, whole, word
+from ..hub.model_card import detector_card
+from ..hub.repo import assemble, written_beside
 from ..image_processing_vinvl import VinVLImageProcessor
 from ..labels.chinese import attribute_to_chinese, to_chinese
 from ..modeling_vinvl import VinVLModel, cell_anchors
@@ -56,27 +58,18 @@ def convert(source, output, labelmap, labels=None, **options) -> Path:
     config.id2label_zh = {index: to_chinese(name, config.labels_zh) for index, name in names.items()}
     config.id2attribute_zh = {index: attribute_to_chinese(name) for index, name in attributes.items()}
     model = _load(state_dict, config, source)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    VinVLImageProcessor().save_pretrained(partial)
-    if output.exists():
-        output.rmdir()
-    partial.rename(output)
+    with written_beside(output, ".partial") as partial:
+        model.save_pretrained(partial)
+        VinVLImageProcessor().save_pretrained(partial)
+        assemble(partial, detector_card(config, output.name))
     return output
 
 
 def _read_state_dict(source) -> dict[str, torch.Tensor]:
-    try:
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{source}: no such file") from None
-    except Exception as error:  # what is not a checkpoint makes the unpickler raise anything at all
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{source} cannot be read as a file of tensors: {reason}") from None
-    state_dict = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
-    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ValueError(f"{source} holds no state dict, neither at the top nor under 'model'")
+    if not Path(source).is_file():
+        raise ValueError(f"{source}: no such file")
+    state_dict = read_tensors(source)
+    check_weights(state_dict, str(source))
     if all(key.startswith("module.") for key in state_dict):  # written by DistributedDataParallel
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     return state_dict
@@ -114,6 +107,8 @@ def _config_of(state_dict, source, options) -> VinVLConfig:
         }
     except KeyError as error:
         raise ValueError(f"{source} is not a VinVL attribute detector: it has no {error.args[0]}") from None
+    except (IndexError, TypeError, ZeroDivisionError):
+        raise ValueError(f"{source} is not a VinVL attribute detector: its tensors have other dimensions") from None
     if ANCHORS in state_dict:
         squares = state_dict[ANCHORS].view(3, -1, 4)[1]  # ratio 1
         sizes["anchor_sizes"] = [int(size) for size in squares[:, 2] - squares[:, 0] + 1]
@@ -137,24 +132,13 @@ def _load(state_dict, config, source) -> VinVLModel:
     return model
 
 
-def _read_json(path) -> dict:
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}; a JSON object is needed")
-    return data
-
-
 def _read_label_map(path) -> tuple[dict[int, str], dict[int, str]]:
-    data = _read_json(path)
+    data = read_json(path)
     maps = []
     for key in ("label_to_idx", "attribute_to_idx"):
         if not isinstance(data.get(key), dict):
             raise ValueError(f"{path} has no {key!r}: give the detector's label map (VG-SGG-dicts-vgoi6-clipped.json)")
+        check_fields(data, {key: mapping(word, whole(0, 1_000_000))})
         by_id = {index: name for name, index in data[key].items()}
         if sorted(by_id) != list(range(1, len(data[key]) + 1)):
             raise ValueError(f"{path}: the numbers in {key!r} are not 1 to {len(data[key])}, each once")
@@ -163,7 +147,7 @@ def _read_label_map(path) -> tuple[dict[int, str], dict[int, str]]:
 
 
 def _read_dictionary(path) -> dict[str, str]:
-    dictionary = _read_json(path)
+    dictionary = read_json(path)
     wrong = [key for key, value in dictionary.items() if not isinstance(value, str)]
     if wrong:
         raise ValueError(f"{path}: {wrong[0]!r} is not translated by a string")

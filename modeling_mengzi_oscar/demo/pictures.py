@@ -1,5 +1,9 @@
 """What one can look at, as one PNG: captions with the regions that weighed most, and regions with their labels."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import numpy as np
 from noto_cjk import otc_path
 from PIL import Image, ImageDraw, ImageFont
@@ -148,7 +152,7 @@ def scaled(box, size, new_size) -> tuple[float, float, float, float]:
 
 def fit(text, size, width) -> str:
     """The text on one line, cut with an ellipsis where it is longer than `width` pixels."""
-    text = " ".join(text.split())
+    text = " ".join(text.split()).encode(errors="backslashreplace").decode()  # names can be no Unicode
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "…") > width:
@@ -158,6 +162,31 @@ def fit(text, size, width) -> str:
 
 def font(size) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(otc_path("sans"), size, index=SIMPLIFIED_CHINESE)
+
+
+def check_picture(path, photos=()) -> None:
+    """Tries whether `save_picture` will be able to write, before the work.
+
+    Args:
+        photos: paths that the picture must not replace.
+
+    Raises:
+        ValueError: no .png, a folder, a photo, or a place where nothing can be written.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() != ".png":
+            raise ValueError(f"--picture {path}: pictures are PNG files; name it {path.stem}.png")
+        if path.is_dir():
+            raise ValueError(f"--picture {path}: is a folder; name a file in it, e.g. {path / 'picture.png'}")
+        if not path.parent.is_dir():
+            raise ValueError(f"--picture {path}: no such folder; make it first")
+        if path.exists() and any(os.path.exists(photo) and path.samefile(photo) for photo in photos):
+            raise ValueError(f"--picture {path}: is one of the photos; name another file")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--picture {path}: cannot be written ({error.strerror})") from None
 
 
 def save_picture(picture: Image.Image, path) -> None:

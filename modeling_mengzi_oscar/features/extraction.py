@@ -76,8 +76,10 @@ def extract(
         OSError: names the file that could not be written.
         SystemExit: the process was asked to end (SIGTERM); what is done is kept.
     """
-    if picture and not Path(picture).resolve().parent.is_dir():
-        raise ValueError(f"--picture {picture}: no such folder; make it first")
+    if picture:
+        from ..demo.pictures import check_picture
+
+        check_picture(picture)
     opened = open_source(source)
     region_model, image_processor = load_region_model(model)
     ready(region_model, device, precision)

@@ -1,7 +1,11 @@
 """README.md of a checkpoint: what the Hub reads of it (metadata), and what a person reads."""
 
+import math
+import re
+
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..checkpoint_folder import shown
 from ..supported_transformers import NEWEST_TESTED, OLDEST
 
 TESTED = (
@@ -57,6 +61,15 @@ TASKS = {  # task -> Auto class, the Hub's pipeline tag, what it does, how to us
     ),
 }
 
+MARKDOWN = re.compile(r"[\\`*\[\]|~#$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|^[-+=]")
+
+
+def escaped(text) -> str:
+    """A name that somebody gave, as it reads in Markdown: one line, no markup, no HTML."""
+    line = " ".join(str(text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return MARKDOWN.sub(lambda found: "\\" + found[0], line)
+
 
 def model_card(task, config, name, base_model=None, datasets=None, scores=None, license="apache-2.0", notes=()) -> str:
     """README.md of a checkpoint, with the Hub's metadata.
@@ -64,13 +77,19 @@ def model_card(task, config, name, base_model=None, datasets=None, scores=None, 
     Args:
         task: a key of `TASKS`. config: of the checkpoint. name: of the model, as the title says it.
         base_model, datasets: Hub ids. scores: {"dataset", "split", metric: float, ...} -> `model-index`; strings
-            in it (how the text was segmented, ...) are repeated beside the numbers. notes: sentences, one a line.
+            in it (how the text was segmented, ...) are repeated beside the numbers. notes: Markdown sentences, one a
+            line; names in them are `escaped` by who writes them.
+
+    Raises:
+        ValueError: scores that are of something else.
     """
     auto_class, pipeline_tag, does, usage = TASKS[task]
     results = None
     scores = dict(scores or {})
     if scores:
         dataset, split = scores.pop("dataset", (datasets or ["unnamed"])[0]), scores.pop("split", None)
+        if not isinstance(dataset, str) or not isinstance(split, str | None):
+            raise ValueError(f"scores are of the dataset {shown(dataset)}, split {shown(split)}: both must be texts")
         results = [
             EvalResult(
                 task_type=pipeline_tag,
@@ -81,7 +100,7 @@ def model_card(task, config, name, base_model=None, datasets=None, scores=None, 
                 metric_value=round(value, 4),
             )
             for metric, value in scores.items()
-            if isinstance(value, float)
+            if isinstance(value, float) and math.isfinite(value)
         ]
     data = ModelCardData(
         language="zh",
@@ -94,15 +113,23 @@ def model_card(task, config, name, base_model=None, datasets=None, scores=None, 
         model_name=name if results else None,
         eval_results=results,
     )
-    region_model = config.region_model or "none named: pass features of the model that this checkpoint was trained with"
-    lines = [f"# {name}", "", does, ""]
+    region_model = (
+        escaped(config.region_model or "")
+        or "none named: pass features of the model that this checkpoint was trained with"
+    )
+    lines = [f"# {escaped(name)}", "", does, ""]
     lines += [f"* region features: {config.img_feature_dim} numbers a region; region model: {region_model}"]
-    lines += [f"* {note}" for note in notes]
+    lines += [f"* {' '.join(note.split())}" for note in notes]
     if results:
-        about = "; ".join(f"{key} {value}" for key, value in scores.items() if isinstance(value, str))
-        lines += ["", f"## Scores on {dataset}{f', {split}' if split else ''}", "", *([about, ""] if about else [])]
+        about = "; ".join(escaped(f"{key} {value}") for key, value in scores.items() if isinstance(value, str))
+        lines += [
+            "",
+            f"## Scores on {escaped(dataset)}{f', {escaped(split)}' if split else ''}",
+            "",
+            *([about, ""] if about else []),
+        ]
         lines += ["| metric | value |", "|---|--:|"]
-        lines += [f"| {result.metric_type} | {result.metric_value:.4f} |" for result in results]
+        lines += [f"| {escaped(result.metric_type)} | {result.metric_value:.4f} |" for result in results]
     lines += ["", "## Use", "", TESTED, "", "```python", USAGE.format(auto_class=auto_class, usage=usage), "```", ""]
     if config.region_model and task == "caption":
         lines += ["From a photo:", "", "```python", PHOTO_USAGE, "```", ""]
@@ -122,7 +149,7 @@ def detector_card(config, name) -> str:
 {data}
 ---
 
-# {name}
+# {escaped(name)}
 
 The VinVL detector ({config.num_classes - 1:,} classes, {config.num_attributes - 1:,} attributes) of
 microsoft/scene_graph_benchmark, converted by `mengzi-oscar convert`: an image to regions, each with a feature row of

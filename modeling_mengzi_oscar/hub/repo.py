@@ -9,20 +9,24 @@ import json
 import os
 import re
 import shutil
+import stat
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, HTTPError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ..pipeline_mengzi_oscar import CheckpointError, region_model_classes
+from ..checkpoint_folder import CheckpointError, CheckpointFolder, one_line, read_json, shown
+from ..configuration_mengzi_oscar import PINNED
+from ..loading import generation_config, load_processor, load_region_processor, region_model_classes
 from .model_card import model_card
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REGION_MODEL_FOLDER = "region_model"
-PINNED = re.compile(r"[\w.-]+/[\w.-]+@[\w.-]+")  # Hub id with revision
 RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import ", re.MULTILINE)  # those by which transformers finds code files
 MODELING = "modeling_mengzi_oscar."
 AUTO_MAPS = {  # model_type -> `auto_map` of config.json; every checkpoint can start every head
@@ -57,7 +61,16 @@ CUSTOM_PIPELINES = {
     }
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-SENT = (".json", ".jsonl", ".md", ".txt", ".py", ".safetensors", ".png", ".jpg", ".gitattributes")  # nothing that runs
+OF_A_MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")  # of root and subfolders, by kind
+OF_A_KIND = {
+    "mengzi_oscar": ("generation_config.json", "processor_config.json", *TOKENIZER_FILES),
+    "grid_regions": ("preprocessor_config.json",),
+    "vinvl": ("preprocessor_config.json",),
+}
+OF_A_REPO = ("README.md", "LICENSE", "samples.md", "samples.png", "curves.png", "scores.md", "scores.json")
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+NOT_SENT = {".gitattributes"}  # the Hub has its own
+OF_WHO_LOADS = ("attn_implementation", "_attn_implementation", "quantization_config", "transformers_weights")
 
 
 def save_checkpoint(
@@ -69,18 +82,41 @@ def save_checkpoint(
     it there is one from `model_card`. Without a region model the config keeps naming the one it names.
     """
     folder = Path(folder)
-    temporary = folder.with_name(folder.name + ".tmp")
+    with written_beside(folder, ".tmp") as temporary:
+        if region_model is not None:
+            model.config.region_model = REGION_MODEL_FOLDER
+            save_in_dtype(region_model, temporary / REGION_MODEL_FOLDER, dtype)
+            image_processor.save_pretrained(temporary / REGION_MODEL_FOLDER)
+        save_in_dtype(model, temporary, dtype)
+        processor.save_pretrained(temporary)
+        save_vocabulary(processor.tokenizer, temporary / "vocab.txt")
+        assemble(temporary, card or model_card(task, model.config, folder.name))
+
+
+@contextmanager
+def written_beside(folder, ending):
+    """`with written_beside(...) as temporary:` what is written there replaces `folder` once it is whole.
+
+    Raises:
+        CheckpointError: a full disk, or a place where one may not write. Nothing is left behind then.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(folder.name + ending)
     shutil.rmtree(temporary, ignore_errors=True)
-    if region_model is not None:
-        model.config.region_model = REGION_MODEL_FOLDER
-        save_in_dtype(region_model, temporary / REGION_MODEL_FOLDER, dtype)
-        image_processor.save_pretrained(temporary / REGION_MODEL_FOLDER)
-    save_in_dtype(model, temporary, dtype)
-    processor.save_pretrained(temporary)
-    save_vocabulary(processor.tokenizer, temporary / "vocab.txt")
-    assemble(temporary, card or model_card(task, model.config, folder.name))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        of_the_disk = isinstance(error, (OSError, SafetensorError)) or "os error" in str(error)  # as Rust says it
+        if isinstance(error, CheckpointError) or not of_the_disk:
+            raise
+        name = getattr(error, "filename", None) or temporary
+        raise CheckpointError(
+            f"{name}: cannot be written ({getattr(error, 'strerror', None) or one_line(error)})"
+        ) from None
 
 
 def save_in_dtype(model, folder, dtype):
@@ -110,11 +146,17 @@ def assemble(folder, card=None) -> None:
 
     Args:
         card: text of README.md; None keeps the one that is there.
+
+    Raises:
+        CheckpointError: a link in the folder (what it leads to would be written), a config that is none of ours.
     """
     folder = Path(folder)
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: is a link; put the file itself there")
     for config_path in [folder / "config.json", *sorted(folder.glob("*/config.json"))]:
         config = read_json(config_path)
-        config["auto_map"] = AUTO_MAPS[config["model_type"]]
+        config["auto_map"] = AUTO_MAPS[kind_of(config, config_path)]
         config.pop("custom_pipelines", None)
         if is_captioner_of_photos(config):
             config["custom_pipelines"] = CUSTOM_PIPELINES
@@ -122,6 +164,9 @@ def assemble(folder, card=None) -> None:
         name, auto_map = PROCESSORS[config["model_type"]]
         if (config_path.parent / name).exists():
             write_json(config_path.parent / name, read_json(config_path.parent / name) | {"auto_map": auto_map})
+        tokenizer = config_path.parent / "tokenizer_config.json"
+        if tokenizer.exists() and (said := read_json(tokenizer)).pop("auto_map", None) is not None:
+            write_json(tokenizer, said)  # transformers repeats the processor's there
     needed = code_files(folder)
     for path in folder.glob("*.py"):
         path.unlink()
@@ -131,18 +176,33 @@ def assemble(folder, card=None) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def kind_of(config: dict, said) -> str:
+    """The `model_type` of a config.
+
+    Raises:
+        CheckpointError: none of ours.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in AUTO_MAPS:
+        raise CheckpointError(
+            f"{said}: model_type {shown(model_type)} is none of ours; convert original checkpoints first"
+        )
+    return model_type
+
+
 def add_head(folder, head, task, note=None) -> None:
     """Puts a head that a training saved as a repo of its own into `folder`/<task>, where the pipeline looks for it.
 
     Args:
         folder: of the captioner, a repo. head: folder of the head. task: "ask" or "match".
         note: text of a section of README.md; one of an earlier time is replaced.
+
+    Raises:
+        CheckpointError: a file of the head is missing or leads out of its folder, or the disk is full.
     """
-    folder, head = Path(folder), Path(head)
-    shutil.rmtree(folder / task, ignore_errors=True)
-    (folder / task).mkdir()
-    for name in ("config.json", "model.safetensors", "processor_config.json", *TOKENIZER_FILES):
-        shutil.copyfile(head / name, folder / task / name)
+    folder, head = Path(folder), CheckpointFolder(head)
+    with written_beside(folder / task, ".tmp") as temporary:
+        copy_files(head, ("config.json", "model.safetensors", "processor_config.json", *TOKENIZER_FILES), temporary)
     card = (folder / "README.md").read_text(encoding="utf-8")
     if note is not None:
         card = re.sub(rf"\n## {task}/\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL).rstrip()
@@ -150,8 +210,21 @@ def add_head(folder, head, task, note=None) -> None:
     assemble(folder, card)
 
 
+def copy_files(folder: CheckpointFolder, names, target: Path) -> None:
+    """Copies files of a checkpoint.
+
+    Raises:
+        CheckpointError: one is missing, or leads out of the folder.
+    """
+    for name in names:
+        if (path := folder.file(name)) is None:
+            raise CheckpointError(f"{folder.said(name)}: no such file; a whole checkpoint has one")
+        shutil.copyfile(path, target / name)
+
+
 def is_captioner_of_photos(config: dict) -> bool:
-    return bool(config.get("region_model")) and "MengziOscarForImageCaptioning" in (config.get("architectures") or [])
+    architectures = config.get("architectures")
+    return bool(config.get("region_model")) and architectures == ["MengziOscarForImageCaptioning"]
 
 
 def code_files(folder) -> list[str]:
@@ -159,7 +232,8 @@ def code_files(folder) -> list[str]:
     folder, references = Path(folder), set()
     for config_path in folder.rglob("config.json"):
         config = read_json(config_path)
-        references |= {*AUTO_MAPS[config["model_type"]].values(), *PROCESSORS[config["model_type"]][1].values()}
+        kind = kind_of(config, config_path)
+        references |= {*AUTO_MAPS[kind].values(), *PROCESSORS[kind][1].values()}
         if is_captioner_of_photos(config):
             references |= {pipeline["impl"] for pipeline in CUSTOM_PIPELINES.values()}
     return with_imports({file_of(reference) for reference in references})
@@ -187,22 +261,27 @@ def region_model_config(name):
     Raises:
         CheckpointError: it cannot be read, or is no region model.
     """
-    from transformers import PreTrainedConfig
+    folder = folder_of_region_model(name)
+    return folder.config(region_model_classes(folder.json("config.json")["model_type"])[0].config_class)
 
-    name = str(name)
-    path, revision = name.split("@") if PINNED.fullmatch(name) and not Path(name).exists() else (name, None)
-    try:
-        model_type = PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
-    except OSError as error:
-        raise CheckpointError(f"{name}: no region model's config.json there ({one_line(error)})") from None
-    classes = region_model_classes(model_type)
-    if classes is None:
-        raise CheckpointError(f"{name}: is not a region model (model_type {model_type!r})")
-    return classes[0].config_class.from_pretrained(path, revision=revision)
+
+def folder_of_region_model(name) -> CheckpointFolder:
+    """Of a name as convert takes it: a folder, or "org/name@revision"."""
+    name, _, revision = (
+        str(name).partition("@") if PINNED.fullmatch(str(name)) and not Path(name).exists() else (str(name), "", None)
+    )
+    folder = CheckpointFolder(name, revision)
+    model_type = folder.json("config.json").get("model_type")
+    if region_model_classes(model_type) is None:
+        raise CheckpointError(f"{name}: is not a region model (model_type {shown(model_type)})")
+    return folder
 
 
 def check_repo(folder) -> list[Path]:
     """The files of a folder that is a whole repo of ours, relative to it, sorted: what `push` sends.
+
+    The list is closed: files whose names a checkpoint of ours has, which hold what their names say, and which loading
+    would take; code that is ours to the byte, and `auto_map`s that name no other.
 
     Raises:
         CheckpointError: a file is missing, is left over or would not be safe to load, weights and config disagree.
@@ -210,54 +289,126 @@ def check_repo(folder) -> list[Path]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json there; name a folder that convert or the training wrote")
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    files = own_files(folder)
+    models = {
+        name.parent: kind_of(read_json(folder / name), folder / name) for name in files if name.name == "config.json"
+    }
     for name in files:
-        if (folder / name).is_symlink() or any(part.startswith(".") for part in name.parts[:-1]):
-            raise CheckpointError(f"{folder}: {name} does not belong into a Hub repo; remove it")
-        if name.suffix not in SENT and name.name != ".gitattributes":
-            raise CheckpointError(f"{folder}: {name} is not of a kind that we send ({' '.join(SENT)}); remove it")
-    for config_path in sorted(folder.rglob("config.json")):
-        check_model(config_path.parent)
+        kind = models.get(name.parent)
+        of_the_model = kind and (name.name in (*OF_A_MODEL, *OF_A_KIND[kind]) or SHARD.fullmatch(name.name))
+        of_the_repo = len(name.parts) == 1 and (name.name in OF_A_REPO or name.suffix == ".py")
+        if len(name.parts) > 2 or not (of_the_model or of_the_repo):
+            raise CheckpointError(f"{folder}: {name} is no file that a checkpoint of ours has; remove it")
+        check_content(folder / name)
+    for subfolder in sorted(models):
+        check_model(folder / subfolder)
     needed, there = set(code_files(folder)), {str(name) for name in files if name.suffix == ".py"}
     for problem, names in (("lacks the code file", needed - there), ("has code of no use to it:", there - needed)):
         if names:
             raise CheckpointError(
                 f"{folder}: {problem} {sorted(names)[0]}; modeling_mengzi_oscar.hub.assemble mends it"
             )
+    for name in sorted(needed):
+        if (folder / name).read_bytes() != (PACKAGE / name).read_bytes():
+            raise CheckpointError(
+                f"{folder}: {name} is not the code of this package; modeling_mengzi_oscar.hub.assemble mends it"
+            )
     card = folder / "README.md"
-    metadata = ModelCard(card.read_text(encoding="utf-8")).data.to_dict() if card.is_file() else {}
+    try:
+        metadata = ModelCard(card.read_text(encoding="utf-8")).data.to_dict() if card.is_file() else {}
+    except Exception as error:  # YAML of a stranger makes its reader raise anything at all
+        raise CheckpointError(f"{card}: its metadata cannot be read ({one_line(error)})") from None
     missing = [key for key in ("license", "language", "library_name", "pipeline_tag") if not metadata.get(key)]
     if missing:
         raise CheckpointError(f"{folder}: README.md does not say {', '.join(missing)} in its metadata")
     return files
 
 
+def own_files(folder: Path) -> list[Path]:
+    """Every file below a folder, relative to it, sorted.
+
+    Raises:
+        CheckpointError: a link, hard or symbolic, a hidden file, or something that is no file: nothing that lies
+            elsewhere, or that nobody sees, is sent.
+    """
+    files = []
+    for place, subfolders, names in os.walk(folder):  # follows no links
+        for name in [*subfolders, *names]:
+            path = Path(place, name)
+            relative, status = path.relative_to(folder), path.lstat()
+            if relative.as_posix() in NOT_SENT and stat.S_ISREG(status.st_mode):
+                continue
+            if name.startswith(".") or stat.S_ISLNK(status.st_mode):
+                what = "a link" if stat.S_ISLNK(status.st_mode) else "hidden"
+                raise CheckpointError(f"{folder}: {relative} does not belong into a Hub repo: it is {what}; remove it")
+            if name in subfolders:
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{folder}: {relative} is no file; remove it")
+            if status.st_nlink > 1:
+                raise CheckpointError(
+                    f"{folder}: {relative} is one file with another name elsewhere (a hard link); put a copy there"
+                )
+            files.append(relative)
+    return sorted(files)
+
+
+def check_content(path: Path) -> None:
+    """A file holds what its name says.
+
+    Raises:
+        CheckpointError: a pickle named .json, ...
+    """
+    if path.suffix == ".json":
+        read_json(path)
+        return
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                return
+        if path.suffix == ".png":
+            with Image.open(path, formats=["PNG"]) as image:
+                image.verify()
+            return
+        path.read_text(encoding="utf-8")
+    except Exception as error:  # whatever a reader makes of what is something else
+        raise CheckpointError(f"{path}: is not what its name says ({one_line(error)})") from None
+
+
 def check_model(folder) -> None:
     """Config, weights and processor of one model (a repo's root or a subfolder) are there and fit one another."""
-    config = read_json(folder / "config.json")
-    model_type = config.get("model_type")
-    if model_type not in AUTO_MAPS:
-        raise CheckpointError(
-            f"{folder}: model_type {model_type!r} is none of ours; convert original checkpoints first"
-        )
-    if config.get("auto_map") != AUTO_MAPS[model_type]:
-        raise CheckpointError(f"{folder}: config.json has not the auto_map of a Hub repo; hub.assemble adds it")
-    name = (config.get("architectures") or [AUTO_MAPS[model_type]["AutoModel"].split(".")[1]])[0]
-    expected = [PROCESSORS[model_type][0], *(TOKENIZER_FILES if model_type == "mengzi_oscar" else ())]
-    expected += ["generation_config.json"] if name == "MengziOscarForImageCaptioning" else []
-    for file in expected:
-        if not (folder / file).is_file():
+    files, config = CheckpointFolder(folder), read_json(folder / "config.json")
+    kind = kind_of(config, folder / "config.json")
+    pipelines = CUSTOM_PIPELINES if is_captioner_of_photos(config) else None
+    for name, field, found, wanted in (
+        ("config.json", "auto_map", config.get("auto_map"), AUTO_MAPS[kind]),
+        ("config.json", "custom_pipelines", config.get("custom_pipelines"), pipelines),
+        *((name, field, said.get(field), wanted) for name, field, said, wanted in processor_files(files, kind)),
+        *(("config.json", field, config.get(field), None) for field in OF_WHO_LOADS),
+    ):
+        if found != wanted:
+            wanted = f"not the {field} of a Hub repo" if wanted else f"{field}, which no checkpoint of ours says"
+            raise CheckpointError(f"{folder}: {name} has {wanted}; hub.assemble mends auto_map and custom_pipelines")
+    classes = {reference.split(".")[1]: reference.split(".")[0] for reference in AUTO_MAPS[kind].values()}
+    name = (config.get("architectures") or [AUTO_MAPS[kind]["AutoModel"].split(".")[1]])[0]
+    if not isinstance(name, str) or name not in classes or name.endswith("Config"):
+        raise CheckpointError(f"{folder}: config.json names the class {shown(name)}, which is none of ours")
+    for file in OF_A_KIND[kind]:
+        searches = file != "generation_config.json" or name == "MengziOscarForImageCaptioning"
+        if searches and files.file(file) is None:
             raise CheckpointError(f"{folder}: {file} is missing")
-    module = AUTO_MAPS[model_type]["AutoModel"].split(".")[0]
-    model_class = getattr(import_module(f"..{module}", __package__), name)
-    try:
-        with torch.device("meta"):
-            model = model_class(model_class.config_class.from_pretrained(folder))
-        with safe_open(folder / "model.safetensors", "pt") as weights:
-            found = {key: list(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {one_line(error)}") from None
+    model_class = getattr(import_module(f"..{classes[name]}", __package__), name)
+    config = files.config(model_class.config_class)
+    if kind == "mengzi_oscar":
+        load_processor(folder)
+        with files.reading("generation_config.json"):
+            generation_config(files.json("generation_config.json", {}), config)
+    else:
+        load_region_processor(files)
+    with files.reading("config.json"), torch.device("meta"):
+        model = model_class(config)
     shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: list(tensor.shape) for key, tensor in files.weights().items()}
     unsaved = set(model.all_tied_weights_keys) - set(found)
     wrong = sorted(key for key in {**shapes, **found} if found.get(key) != shapes.get(key) and key not in unsaved)
     if wrong:
@@ -265,6 +416,14 @@ def check_model(folder) -> None:
         raise CheckpointError(
             f"{folder}: model.safetensors does not fit {name}, e.g. {wrong[0]}: {found} instead of {wanted}"
         )
+
+
+def processor_files(folder: CheckpointFolder, kind: str):
+    """(file, "auto_map", what it says, what it must say) of the files beside config.json that may name code."""
+    name, auto_map = PROCESSORS[kind]
+    yield name, "auto_map", folder.json(name, {}), auto_map
+    if kind == "mengzi_oscar":
+        yield "tokenizer_config.json", "auto_map", folder.json("tokenizer_config.json", {}), None
 
 
 def push(folder, repo_id, private=False, create_pr=False) -> str:
@@ -277,10 +436,9 @@ def push(folder, repo_id, private=False, create_pr=False) -> str:
     try:
         api = HfApi(library_name="mengzi-oscar")
         api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
+        commit = api.create_commit(
             repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=[str(name) for name in files],
+            operations=[CommitOperationAdd(name.as_posix(), Path(folder, name)) for name in files],
             create_pr=create_pr,
             commit_message="Upload with mengzi-oscar push",
         )
@@ -289,21 +447,5 @@ def push(folder, repo_id, private=False, create_pr=False) -> str:
     return commit.pr_url or commit.commit_url
 
 
-def read_json(path) -> dict:
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({one_line(error)})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a {type(data).__name__}; a JSON object is needed")
-    return data
-
-
 def write_json(path, data) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def one_line(error, limit=200) -> str:
-    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -6,6 +6,7 @@ Every door opens photos with `open_photo`: it is tried with all forms, each door
 import io
 import json
 import os
+import re
 import struct
 import sys
 import threading
@@ -410,13 +411,12 @@ def folder(tmp_path):
 def test_pipelines(pipeline):
     alone = pipeline.caption(PHONE)
     assert pipeline.caption([PIXELS / 255, PHONE])[1]["caption"] == alone["caption"]
-    with pytest.raises(PhotoError, match="^photo 3: 5 x 0 pixels"):
-        pipeline.caption([PIXELS, PLAIN, np.zeros((0, 5, 3), np.uint8)])
-    for door in (pipeline.caption, lambda photo: MengziOscarCaptioningPipeline.preprocess(None, photo)):
-        for make, reason in REFUSED.values():
-            if not isinstance(source := make(), list):
-                with pytest.raises(PhotoError, match=reason):
-                    door(source)
+    assert pipeline.caption([PIXELS, np.zeros((0, 5, 3), np.uint8)])[1]["error"].startswith("photo 2: 5 x 0 pixels")
+    for make, reason in REFUSED.values():
+        if not isinstance(source := make(), (list, tuple)):
+            with pytest.raises(PhotoError, match=reason):
+                pipeline.caption(source)
+            assert re.search(reason, str(MengziOscarCaptioningPipeline.preprocess(None, make())["photo"]))
     assert MengziOscarCaptioningPipeline.preprocess(None, PHONE)["photo"].size == (48, 80)
 
 

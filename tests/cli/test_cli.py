@@ -109,7 +109,7 @@ def test_bad_checkpoints_are_named_in_one_line(tiny_checkpoint, photos, tmp_path
         no_regions: "no file named model.safetensors",
         other_size: "1 mismatched keys, e.g. ",
         missing_key: "1 missing keys, e.g. bert.pooler.dense.bias",
-        broken: "cannot be loaded",
+        broken: "model.safetensors: damaged",
         tmp_path / "nowhere": "nowhere",
     }.items():
         assert main(["caption", photos[0], "--model", str(folder)]) == 2

@@ -272,7 +272,7 @@ NARROW = {"state_changes": {"cls.predictions.transform.dense.bias": torch.zeros(
         ({"img_feature_dim": 2054}, None, "bert.img_embedding.weight (32, 22) instead of (32, 2054)"),
         ({"img_feature_type": "dis_code"}, None, "'dis_code' (codes) is not supported"),
         ({"use_img_layernorm": None}, None, "left over: bert.LayerNorm.bias, bert.LayerNorm.weight (config.json lacks"),
-        ({"hidden_size": 30}, None, "makes no model"),
+        ({"hidden_size": 30}, None, "config.json: hidden_size 30 is not a multiple"),
         ({"hidden_size": "wide"}, None, "config.json"),
         (EXTRA, None, "1 left over: bert.extra.weight"),
         (NARROW, None, "1 of another shape: cls.predictions.transform.dense.bias (31,) instead of (32,)"),

@@ -24,6 +24,8 @@ TAKEN = {  # all that shipped files import from transformers, and why it can be 
     "ProcessorMixin": "base of every processor",
     "BaseImageProcessor": "base of every image processor",
     "BatchFeature": "what processors return",
+    "AddedToken": "documented: a token that is not cut into pieces",
+    "BertTokenizer": "the tokenizer of every checkpoint of ours",
     "Pipeline": "base of a custom pipeline",
     "AutoConfig": AUTO,
     "AutoModel": AUTO,

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from PIL import Image, ImageDraw
 
 from modeling_mengzi_oscar.demo.pictures import GREY, INK, PAPER, arrange, fit, font
-from modeling_mengzi_oscar.hub.model_card import model_card
+from modeling_mengzi_oscar.hub.model_card import escaped, model_card
 from modeling_mengzi_oscar.photos import open_photo
 
 SAMPLES = 10
@@ -120,8 +120,8 @@ def run_card(task, config, options, training, state, scores) -> str:
     settings = {name: value for name, value in settings.items() if value not in (None, False, -1)}
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "datasets"))
     notes = [
-        f"started from: {Path(options.model_name_or_path).name}",
-        f"data: {options.dataset}; averaged weights (decay {options.ema_decay}) of step {state.global_step}",
+        f"started from: {escaped(Path(options.model_name_or_path).name)}",
+        f"data: {escaped(options.dataset)}; averaged weights (decay {options.ema_decay}) of step {state.global_step}",
         "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()),
         f"versions: {versions}",
     ]
