@@ -17,8 +17,6 @@ Hockenmaier 2013): research use only, the rights stay with the Flickr users.
     images/ or Flicker8k_Dataset/         `<photo>.jpg`, the latter as the archive of Flickr8k calls it
 """
 
-import os
-
 import datasets
 
 from .reading import (
@@ -26,6 +24,7 @@ from .reading import (
     SplitsBuilder,
     count,
     find,
+    find_photos,
     json_lines,
     read_sentences,
     read_splits,
@@ -89,7 +88,12 @@ class Flickr8kCN(SplitsBuilder):
 
     def read(self):
         files = self.files
-        folder, photos = _photos(self.config.data_dir)
+        photos = find_photos(self.config.data_dir, "images", "Flicker8k_Dataset")
+        if photos is None:
+            raise FileNotFoundError(
+                f"{self.config.data_dir} has no folder images/ or Flicker8k_Dataset/ with the photos of Flickr8k: "
+                "get Flickr8k_Dataset.zip where its authors distribute it (docs/data.md)"
+            )
         captions, _ = read_sentences(files[_CAPTIONS], photos, row=self.row)
         translated, _ = read_sentences(files[_TRANSLATED], captions, row=self.row) if _TRANSLATED in files else ({}, 0)
         machine, left = _read_machine(files, captions, self.row)
@@ -100,14 +104,16 @@ class Flickr8kCN(SplitsBuilder):
             f"Flickr8k-CN: {len(captions):,} photos with {count(captions):,} sentences, {count(translated):,} "
             f"translated by people, {sum(map(count, machine.values())):,} by machines ({systems}); "
             + ", ".join(f"{split} {len(image_ids):,}" for split, image_ids in splits.items())
-            + f".\nLeft out: {len(captions) - count(splits):,} photos in no split, {len(photos - captions.keys()):,} "
-            f"photos without sentences, {left:,} machine translations of photos that are not here."
+            + f".\nLeft out: {len(captions) - count(splits):,} photos in no split, "
+            f"{len(photos.keys() - captions.keys()):,} photos without sentences, "
+            f"{left:,} machine translations of photos that are not here"
+            + (f"; {photos.say_unnamed()}." if photos.unnamed else ".")
         )
 
         def row(image_id):
             return {
                 "image_id": image_id,
-                "image": os.path.join(folder, f"{image_id}.jpg"),
+                "image": photos[image_id],
                 "captions": captions[image_id],
                 "translated": translated.get(image_id, []),
                 "machine": [
@@ -118,18 +124,6 @@ class Flickr8kCN(SplitsBuilder):
             }
 
         return {split: map(row, image_ids) for split, image_ids in splits.items()}
-
-
-def _photos(data_dir):
-    """Folder of the photos and the set of their ids."""
-    for name in ("images", "Flicker8k_Dataset"):
-        folder = os.path.join(data_dir, name)
-        if os.path.isdir(folder):
-            return folder, {photo.removesuffix(".jpg") for photo in os.listdir(folder) if photo.endswith(".jpg")}
-    raise FileNotFoundError(
-        f"{data_dir} has no folder images/ or Flicker8k_Dataset/ with the photos of Flickr8k: "
-        "get Flickr8k_Dataset.zip where its authors distribute it (docs/data.md)"
-    )
 
 
 def _read_machine(files, captions, row):

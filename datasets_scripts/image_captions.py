@@ -18,12 +18,13 @@ from dataclasses import dataclass
 
 import datasets
 
-from modeling_mengzi_oscar.photos import SUFFIXES
+from modeling_mengzi_oscar.photos import is_photo_by_content, is_photo_name
 
 from .reading import (
     SENTENCES,
     FilesBuilder,
     FilesConfig,
+    Photos,
     column_name,
     csv_rows,
     find,
@@ -92,7 +93,8 @@ class ImageCaptions(FilesBuilder):
             f"{path}: {len(captions):,} photos with {sum(map(len, captions.values())):,} sentences; "
             + ", ".join(f"{split} {len(image_ids):,}" for split, image_ids in splits.items())
             + f".\nLeft out: {len(photos.keys() - captions.keys()):,} photos without sentences; "
-            + f"columns {', '.join(sorted(other_columns)) or 'none'}."
+            + f"columns {', '.join(sorted(other_columns)) or 'none'}"
+            + (f"; {photos.say_unnamed()}." if photos.unnamed else ".")
         )
         if doubled := sum(len(sentences) - len(set(sentences)) for sentences in captions.values()):
             print(f"{path}: {doubled:,} sentences stand twice for the same photo; they were kept.")
@@ -117,15 +119,20 @@ class ImageCaptions(FilesBuilder):
 
 
 def _photos(data_dir):
-    """{image id: path}; the id is the path below the folder without suffix, as `mengzi-oscar extract` has it."""
+    """`Photos`; the id is the path below the folder without suffix, as `mengzi-oscar extract` has it."""
     folder = os.path.join(data_dir, "images")
     folder = folder if os.path.isdir(folder) else data_dir
-    photos = {}
+    photos = Photos()
     for parent, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(name for name in names if name.lower().endswith(SUFFIXES)):
+        for name in sorted(names):
             path = os.path.join(parent, name)
-            image_id = os.path.splitext(os.path.relpath(path, folder))[0].replace(os.sep, "/")
+            below = os.path.relpath(path, folder)
+            if not is_photo_name(below):
+                if is_photo_by_content(path):
+                    photos.unnamed.append(path)
+                continue
+            image_id = os.path.splitext(below)[0].replace(os.sep, "/")
             if image_id in photos:
                 raise ValueError(f"{path} and {photos[image_id]} have the same id {image_id!r}: rename one of them")
             photos[image_id] = path

@@ -14,9 +14,10 @@ import datasets
 import yaml
 from datasets.data_files import DataFilesDict, DataFilesList
 
-from modeling_mengzi_oscar.photos import SUFFIXES
+from modeling_mengzi_oscar.photos import is_photo_by_content, is_photo_name
 
 SENTENCE = re.compile(r"(?P<photo>[^#\s]+)#(?:\w+#)?(?P<number>\d+)(?:[ \t](?P<sentence>.*))?")
+NAMED = 1000  # so many bad rows are named
 SEPARATORS = {";": "semicolon", "\t": "tab", "|": "bar", "，": "Chinese comma"}  # that are no commas
 MAX_LINES = 1000  # of one quoted text
 MEANT = {
@@ -36,8 +37,8 @@ class FilesConfig(datasets.BuilderConfig):
 class FilesBuilder(datasets.GeneratorBasedBuilder):
     """A builder over the files that its `find_files(data_dir, config_name)` names, as {what it is: path}.
 
-    The prepared data set is made anew when one of them changes: `datasets` names the cache after data_files and what
-    is known of them, but not after the content of data_dir.
+    The prepared data set is made anew when one of them changes, or a photo below data_dir comes or goes: `datasets`
+    names the cache after data_files and what is known of them, but not after the content of data_dir.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -51,6 +52,7 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
         data_dir = os.path.abspath(data_dir)
         self.files = self.find_files(data_dir, config_name)
         states = [(str(os.stat(path).st_mtime_ns), str(os.stat(path).st_size)) for path in self.files.values()]
+        states.append((photos_state(data_dir),))
         data_files = DataFilesDict({"files": DataFilesList(list(self.files.values()), states)})
         self.bad_rows = []
         super().__init__(data_dir=data_dir, config_name=config_name, data_files=data_files, **kwargs)
@@ -75,7 +77,8 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
     def report(self, text):
         """Print what was read and left out, and the bad rows since the last report."""
         if self.bad_rows:
-            text += f"\nSkipped: {len(self.bad_rows):,} bad rows, the first: {self.bad_rows[0]}"
+            text += f"\nSkipped: {len(self.bad_rows):,} bad rows, the first: " + "\n".join(self.bad_rows[:NAMED])
+            text += f"\nand {len(self.bad_rows) - NAMED:,} more" if len(self.bad_rows) > NAMED else ""
         print(text)
         self.bad_rows = []
 
@@ -127,17 +130,45 @@ def require(files, names, data_dir, source):
         raise FileNotFoundError(f"{data_dir} has no {', '.join(missing)}: {source}")
 
 
+class Photos(dict):
+    """{image id: path}; `unnamed` are the files beside them that are photos by their content but not by their name."""
+
+    def __init__(self):
+        self.unnamed = []
+
+    def say_unnamed(self):
+        """As the end of a report."""
+        if not self.unnamed:
+            return ""
+        return f"{len(self.unnamed):,} files that are photos by content but not by name, the first: {self.unnamed[0]}"
+
+
 def find_photos(data_dir, *folders):
-    """{name without suffix: path} of the photos in those of these folders that exist, or None if none does."""
+    """`Photos` by their names without suffix, in those of these folders that exist, or None if none does."""
     found = [path for folder in folders if os.path.isdir(path := os.path.join(data_dir, folder))]
     if not found:
         return None
-    return {
-        os.path.splitext(entry.name)[0]: entry.path
-        for path in found
-        for entry in os.scandir(path)
-        if entry.name.lower().endswith(SUFFIXES)
-    }
+    photos = Photos()
+    for entry in (entry for path in found for entry in os.scandir(path)):
+        if is_photo_name(entry.name):
+            photos[os.path.splitext(entry.name)[0]] = entry.path
+        elif is_photo_by_content(entry.path):
+            photos.unnamed.append(entry.path)
+    return photos
+
+
+def photos_state(data_dir) -> str:
+    """Changes when a photo below the folder comes or goes, also behind links; what is in a photo does not matter."""
+    names, seen = hashlib.sha256(), set()
+    for folder, folders, files in os.walk(data_dir, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(folders)
+        seen.add(real)
+        for name in sorted(name for name in files if is_photo_name(name)):
+            path = os.path.join(folder, name)
+            if os.path.exists(path):  # a link may lead nowhere
+                names.update(os.fsencode(os.path.relpath(path, data_dir)) + b"\0")
+    return names.hexdigest()
 
 
 def photo_of(photos, image_id, where):
@@ -145,7 +176,8 @@ def photo_of(photos, image_id, where):
     if photos is None:
         return None
     if image_id not in photos:
-        raise ValueError(f"{where}: there is no photo of {image_id!r} in this data")
+        left_out = f" ({photos.say_unnamed()})" if photos.unnamed else ""
+        raise ValueError(f"{where}: there is no photo of {image_id!r} in this data{left_out}")
     return photos[image_id]
 
 
@@ -153,7 +185,7 @@ def say_photos(photos, used):
     """Of how many photos there are no rows, as the end of a report."""
     if photos is None:
         return "no photos here: the column image is empty"
-    return f"{len(photos.keys() - set(used)):,} photos without a row"
+    return "; ".join(filter(None, [f"{len(photos.keys() - set(used)):,} photos without a row", photos.say_unnamed()]))
 
 
 def say_splits(splits):

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 
-from .modeling_regions import as_pictures
+from .modeling_regions import as_pictures, picture_name
+from .photos import PhotoError
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .supported_transformers import OLDEST  # noqa: F401
@@ -34,18 +35,20 @@ class VinVLImageProcessor(BaseImageProcessor):
         self.longest_edge = longest_edge
         self.image_mean = list(image_mean)
 
-    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+    def resized_size(self, height: int, width: int, name: str = "an image") -> tuple[int, int]:
         """Height and width after resizing. A capped image may end one pixel short of `longest_edge`.
 
         Raises:
-            ValueError: the image is so thin that nothing of it would be left.
+            PhotoError: the image is so thin that nothing of it would be left.
         """
         shorter, longer = min(height, width), max(height, width)
         size = self.shortest_edge
         if longer / shorter * size > self.longest_edge:
             size = int(round(self.longest_edge * shorter / longer))
         if size < 1:
-            raise ValueError(f"an image of {width} x {height} pixels is too thin: it would have no height or no width")
+            raise PhotoError(
+                f"{name}: {width} x {height} pixels are too thin for the detector, nothing would be left; crop it first"
+            )
         if shorter == size:
             return height, width
         if height <= width:
@@ -58,7 +61,7 @@ class VinVLImageProcessor(BaseImageProcessor):
         Padding changes what the detector finds (its convolutions see it), so batch images of equal resized size.
 
         Args:
-            images: a PIL image, a uint8 RGB or grey array or tensor, or several (`as_pictures`).
+            images: a PIL image, a uint8 array or tensor, or several, as `as_pictures` takes them.
             return_tensors: "pt" (default) or "np".
 
         Returns:
@@ -66,11 +69,14 @@ class VinVLImageProcessor(BaseImageProcessor):
             width in pixels, before resizing and after it (without padding).
 
         Raises:
-            ValueError: no image, or one that is neither a PIL image nor a uint8 RGB or grey array.
+            ValueError: no image, or one that `as_pictures` does not take.
+            PhotoError: an image that is too thin.
         """
-        pictures = [picture.convert("RGB") for picture in as_pictures(images)]
+        pictures = as_pictures(images)
+        names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
+        pictures = [picture.convert("RGB") for picture in pictures]
         original_sizes = [(picture.height, picture.width) for picture in pictures]
-        sizes = [self.resized_size(*size) for size in original_sizes]
+        sizes = [self.resized_size(*size, name) for size, name in zip(original_sizes, names, strict=True)]
         mean = np.array(self.image_mean, dtype=np.float32)
         height, width = (max(side) for side in zip(*sizes, strict=True))
         pixel_values = np.zeros((len(pictures), 3, height, width), dtype=np.float32)

@@ -113,7 +113,8 @@ class MengziOscarPipeline:
             generation = {"max_length": DETAILED_LENGTH} | generation  # more than the 20 tokens of the published length
         results = []
         for start in range(0, len(photos), batch_size):
-            batch = [open_photo(photo) for photo in photos[start : start + batch_size]]
+            numbered = enumerate(photos[start : start + batch_size], start + 1)
+            batch = [open_photo(photo, name=f"photo {number}") for number, photo in numbered]
             results += self._caption_batch(batch, style, generation)
         return results
 

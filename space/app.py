@@ -21,6 +21,7 @@ from views import views as view
 from words import UserError, i18n
 
 from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.photos import SUFFIXES
 
 SENTENCES = "一个男人拿着照相机\n一个人骑着摩托车\n一只狗在草地上奔跑"
 
@@ -69,7 +70,7 @@ def build(engine: Engine) -> gr.Blocks:
                         )
                         photos = gr.File(
                             file_count="multiple",
-                            file_types=["image"],
+                            file_types=["image", *SUFFIXES],
                             label=i18n("photos"),
                             height=140,
                             elem_id="photos",
@@ -96,7 +97,7 @@ def build(engine: Engine) -> gr.Blocks:
                 with gr.Tab(i18n("batch"), id="batch") as batch_tab:
                     files = gr.File(
                         file_count="multiple",
-                        file_types=["image", ".zip"],
+                        file_types=["image", *SUFFIXES, ".zip"],
                         label=i18n("batch_files"),
                         height=180,
                         elem_id="files",

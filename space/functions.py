@@ -32,7 +32,7 @@ class Functions:
         """Writes Chinese sentences for a photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF.
+            photo: JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF.
             num_beams: how many sentences are considered and returned, 1 to 10.
             max_length: characters of a sentence with start and end, 5 to 30.
             temperature: 0 for the likeliest sentences, up to 2 for looser ones.
@@ -47,7 +47,7 @@ class Functions:
         """How probable it is that each Chinese sentence is about the photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF.
+            photo: JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF.
             sentences: a list of up to 20 sentences.
 
         Returns:
@@ -74,7 +74,7 @@ class Functions:
         """The five likeliest answers to a Chinese question about a photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF.
+            photo: JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF.
             question: for example 图里有几个人？
 
         Returns:

@@ -8,7 +8,6 @@ import re
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from gradio.utils import get_upload_folder
@@ -17,7 +16,15 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from words import UserError
 
-from modeling_mengzi_oscar.photos import FORMATS, SUFFIXES, PhotoError, open_photo
+from modeling_mengzi_oscar.photos import (
+    HEAD,
+    PhotoError,
+    is_apple_double,
+    is_hidden,
+    is_photo_name,
+    open_photo,
+    photo_kind,
+)
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
@@ -34,73 +41,81 @@ def read_photo(source: str | Path | bytes) -> Image.Image:
     """Path or bytes -> RGB, upright, no side above `MAX_SIDE`.
 
     Raises:
-        UserError: too many bytes or pixels, not a photo, damaged.
+        UserError: too many bytes or pixels, too few, not a photo, of a kind that cannot be read here, damaged.
     """
     size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     if size > MAX_BYTES:
         raise UserError("too_many_bytes", megabytes=round(size / 2**20), limit=MAX_BYTES // 2**20)
     with decoding:
-        check_pixels(source)
         try:
             photo = open_photo(source, max_pixels=MAX_PIXELS)
-        except PhotoError:
-            raise UserError("damaged") from None
+        except PhotoError as error:
+            width, height = error.size or ("…", "…")
+            key = error.reason or "not_a_photo"
+            raise UserError(key, width=width, height=height, limit=MAX_PIXELS // 10**6) from None
+        if min(photo.size) < MIN_SIDE:
+            raise UserError("too_small", width=photo.width, height=photo.height)
         photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return photo
-
-
-def check_pixels(source: str | Path | bytes) -> None:
-    """Reads the header only."""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            width, height = image.size
-    except Image.DecompressionBombError:
-        raise UserError("too_many_pixels", width="…", height="…", limit=MAX_PIXELS // 10**6) from None
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for what it does not know
-        raise UserError("not_a_photo") from None
-    if width * height > MAX_PIXELS:
-        raise UserError("too_many_pixels", width=width, height=height, limit=MAX_PIXELS // 10**6)
-    if min(width, height) < MIN_SIDE:
-        raise UserError("too_small", width=width, height=height)
 
 
 def photos_in(files: list[tuple[str, str]]) -> list[tuple[str, object]]:
     """(name, path) of uploads, zips among them -> (name, function that reads the photo).
 
+    What is no photo in a zip is in the list too, and says so when it is read; it does not count for `MAX_PHOTOS`.
+
     Raises:
         UserError: a zip that is not let in, too many photos, none at all.
     """
-    found = []
+    found, photos = [], 0
     for name, path in files:
         if name.lower().endswith(".zip"):
-            found += [(inside, reader(path, inside)) for inside in names_in_zip(path)]
+            members = members_of(path)
+            others = 0
+            for member in members:
+                others += member[1] is refused
+                if member[1] is not refused or others <= MAX_PHOTOS:
+                    found.append(member)
+            if others > MAX_PHOTOS:
+                found.append((f"… (+ {others - MAX_PHOTOS:,})", refused))
+            photos += len(members) - others
         else:
             found.append((name, lambda path=path: read_photo(path)))
-        if len(found) > MAX_PHOTOS:
+            photos += 1
+        if photos > MAX_PHOTOS:
             raise UserError("too_many_photos", limit=MAX_PHOTOS)
-    if not found:
+    if not photos:
         raise UserError("no_photos")
     return found
 
 
-def reader(path, inside):
-    def read():
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(inside) as file:
-                content = file.read(MAX_BYTES + 1)
-        except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, ValueError):
+def refused():
+    raise UserError("not_a_photo")
+
+
+def reader(path, index):
+    return lambda: read_photo(read_member(path, index, MAX_BYTES + 1))
+
+
+def read_member(path, index, size) -> bytes:
+    """The first `size` bytes of a file in a zip.
+
+    Raises:
+        UserError: damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(archive.infolist()[index]) as file:
+            return file.read(size)
+    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, ValueError):
+        raise UserError("damaged") from None
+    except Exception as error:  # zlib.error, lzma.LZMAError: each decompressor has its own
+        if type(error).__module__ in ("zlib", "lzma", "_lzma", "bz2"):
             raise UserError("damaged") from None
-        except Exception as error:  # zlib.error, lzma.LZMAError: each decompressor has its own
-            if type(error).__module__ in ("zlib", "lzma", "_lzma", "bz2"):
-                raise UserError("damaged") from None
-            raise
-        return read_photo(content)
-
-    return read
+        raise
 
 
-def names_in_zip(path) -> Iterator[str]:
-    """Names of the photos in a zip, after it was found harmless.
+def members_of(path) -> list[tuple[str, object]]:
+    """Of a zip that was found harmless, (name, function that reads the photo); of what is no photo it is `refused`.
 
     Raises:
         UserError: not a zip, encrypted, too large when unpacked, or with names that lead elsewhere.
@@ -110,22 +125,48 @@ def names_in_zip(path) -> Iterator[str]:
     check_directory(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            entries = {index: entry for index, entry in enumerate(archive.infolist()) if not entry.is_dir()}
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error):
         raise UserError("bad_zip") from None
-    for entry in entries:
-        parts = PurePosixPath(entry.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in entry.filename:
+    names = {index: name_of(entry) for index, entry in entries.items()}
+    for index, entry in entries.items():
+        parts = PurePosixPath(names[index].replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or ":" in names[index]:
             raise UserError("zip_names")
         if entry.flag_bits & 1:
             raise UserError("zip_encrypted")
-    unpacked = sum(entry.file_size for entry in entries)
-    ratio = max((entry.file_size / max(entry.compress_size, 1) for entry in entries), default=0)
+    unpacked = sum(entry.file_size for entry in entries.values())
+    ratio = max((entry.file_size / max(entry.compress_size, 1) for entry in entries.values()), default=0)
     if unpacked > MAX_UNPACKED or ratio > MAX_RATIO:
         raise UserError("zip_too_big", limit=MAX_UNPACKED // 2**20, ratio=MAX_RATIO)
-    hidden = ("__MACOSX/", ".")  # what macOS adds
-    names = [entry.filename for entry in entries if not entry.filename.startswith(hidden)]
-    return [name for name in names if name.lower().endswith(SUFFIXES)]
+    members, sniffs = [], 0
+    for index, name in names.items():
+        if is_hidden(name):  # what macOS adds
+            continue
+        sniffs += not is_photo_name(name)
+        is_photo = is_photo_name(name) or (sniffs <= MAX_PHOTOS and is_photo_inside(path, index))
+        members.append((name, reader(path, index) if is_photo else refused))
+    return members
+
+
+def name_of(entry: zipfile.ZipInfo) -> str:
+    """The name as whoever packed it wrote it. Without the flag that says UTF-8 Python takes cp437, as the first zips
+    had it; programs in China write GBK, some everywhere UTF-8 all the same."""
+    if entry.flag_bits & 0x800:
+        return entry.filename
+    for encoding in ("utf-8", "gbk"):
+        try:
+            return entry.filename.encode("cp437").decode(encoding)
+        except UnicodeError:  # also of a name that another field of the zip gave in Unicode
+            continue
+    return entry.filename
+
+
+def is_photo_inside(path, index) -> bool:
+    try:
+        return photo_kind(read_member(path, index, HEAD)) is not None
+    except UserError:
+        return False
 
 
 def check_directory(path) -> None:
@@ -159,9 +200,10 @@ def open_upload(upload: dict | None) -> Image.Image:
 
 
 def uploaded(files) -> list[tuple[str, str]]:
-    """(name, path) of files as gradio hands them over. A name is only ever shown."""
+    """(name, path) of files as gradio hands them over, without what macOS keeps beside photos. A name is only shown."""
     files = files if isinstance(files, list) else [files] if files else []
-    return [(file.get("orig_name") or Path(file["path"]).name, checked_path(file["path"])) for file in files]
+    named = [(file.get("orig_name") or Path(file["path"]).name, checked_path(file["path"])) for file in files]
+    return [(name, path) for name, path in named if not is_apple_double(name)]
 
 
 def checked_path(path: str) -> str:

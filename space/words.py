@@ -121,6 +121,10 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "这个文件不是能读的照片。请存成 JPEG、PNG 或 WebP。",
         "This file is not a photo we can read. Save it as JPEG, PNG or WebP.",
     ),
+    "needs_library": (
+        "这里读不了 HEIC / AVIF 照片。请存成 JPEG、PNG 或 WebP。",
+        "HEIC and AVIF photos cannot be read here. Save it as JPEG, PNG or WebP.",
+    ),
     "damaged": ("照片文件已损坏。请重新下载或复制。", "The photo's file is damaged. Download or copy it again."),
     "too_small": (
         "照片只有 {width} × {height} 像素，太小了。",

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers.utils import ModelOutput
 
+from .photos import array_to_image, check_size
 from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
 
 
@@ -53,11 +54,12 @@ def as_pictures(images) -> list[Image.Image]:
     """What image processors are given -> PIL images, in the mode that they have.
 
     Args:
-        images: a PIL image, a uint8 array or tensor, grey (H, W) or in colours (H, W, 3 or 4) or (3 or 4, H, W), or
-            several: a list, a column of a dataset, an array with one dimension more.
+        images: a PIL image, a uint8 array or tensor of a shape that `photos.array_to_image` takes, or several: a list,
+            a column of a dataset, an array with one dimension more. Other types are refused: whether they are rescaled
+            already only the caller knows.
 
     Raises:
-        ValueError: no image, or one that is something else.
+        ValueError: no image, one that is something else, or without a pixel.
     """
     stacked = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
     several = stacked or (isinstance(images, Sequence) and not isinstance(images, str))
@@ -68,17 +70,19 @@ def as_pictures(images) -> list[Image.Image]:
 
 
 def _as_picture(image, number: int) -> Image.Image:
-    if isinstance(image, torch.Tensor):
-        image = image.numpy(force=True)
-    if isinstance(image, np.ndarray):
-        if image.ndim == 3 and image.shape[-1] not in (3, 4) and image.shape[0] in (3, 4):
-            image = image.transpose(1, 2, 0)  # channels first, as torchvision reads photos
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (3, 4))):
+    if isinstance(image, (np.ndarray, torch.Tensor)):
+        if image.dtype not in (np.uint8, torch.uint8):
             raise ValueError(
-                f"image {number} is an array of shape {image.shape} and type {image.dtype}; "
+                f"image {number} is an array of shape {tuple(image.shape)} and type {image.dtype}; "
                 "give (height, width, 3) RGB in uint8"
             )
-        image = Image.fromarray(np.ascontiguousarray(image))
+        return array_to_image(image, f"image {number}")
     if not isinstance(image, Image.Image):
         raise ValueError(f"image {number} is a {type(image).__name__}; give a PIL image or a uint8 array")
+    check_size(image.size, picture_name(image, number))
     return image
+
+
+def picture_name(picture, number: int) -> str:
+    """What to call one of several images: as `open_photo` named it, else by its number."""
+    return getattr(picture, "filename", "") or f"image {number}"

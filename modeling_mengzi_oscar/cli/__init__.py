@@ -72,7 +72,7 @@ def parser():
 
 
 def add_caption(parser):
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF or TIFF")
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF")
     parser.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
     add_model(parser)
     parser.add_argument("--num-beams", type=positive, default=5)
@@ -179,7 +179,12 @@ def positive(text):
 
 
 def caption(options) -> int:
-    photos = {str(path): (path, None) for path in options.photos}
+    from ..photos import PhotoError, is_apple_double, open_photo
+
+    beside = [path for path in options.photos if is_apple_double(path)]
+    if beside:
+        print(f"passed over {len(beside):,} that macOS keeps beside photos, e.g. {beside[0]}", file=sys.stderr)
+    photos = {str(path): (path, None) for path in options.photos if path not in beside}
     if options.samples:
         from ..demo.samples import sample_photos
 
@@ -191,8 +196,6 @@ def caption(options) -> int:
         return fail("mengzi-oscar caption: name a photo, or --samples")
     if options.picture and not Path(options.picture).resolve().parent.is_dir():
         return fail(f"--picture {options.picture}: no such folder; make it first")
-    from ..photos import PhotoError, open_photo
-
     opened, failed = {}, 0
     for name, (path, credit) in photos.items():
         try:

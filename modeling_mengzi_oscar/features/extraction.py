@@ -116,7 +116,8 @@ def extract(
         f"{written:,} in {seconds:.1f} s by this process, {written / seconds:.2f} a second" if written else "none new"
     )
     failed = f"; {errors:,} could not be read, see {errors_path}" if errors else ""
-    return f"{output}: {len(store):,} photos ({speed}){failed}", errors
+    passed_over = f"; {opened.passed_over}" if opened.passed_over.count else ""
+    return f"{output}: {len(store):,} photos ({speed}){failed}{passed_over}", errors
 
 
 @contextmanager
@@ -236,6 +237,7 @@ def prepare_photo(content, name, image_processor, flip=False, limit_pixels=MAX_P
     """
     photo = open_photo(content, limit_pixels, name)
     photo = ImageOps.mirror(photo) if flip else photo
+    photo.filename = name  # of the mirrored one too: whatever is wrong with it is said of this photo
     return photo, image_processor([photo], return_tensors="pt")
 
 

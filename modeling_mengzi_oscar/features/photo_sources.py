@@ -1,12 +1,14 @@
 """Where photos come from: a folder, a list, tar shards, a dataset. Each is a stream, read from the front.
 
 Nothing here holds more than one folder's names or one row group, so that a million photos cost what a thousand cost. A
-source has `total`, the number of its photos (tar shards: estimated from the bytes read so far, None before the first).
+source has `total`, the number of its photos (tar shards: estimated from the bytes read so far, None before the first),
+and `passed_over`, what the last stream left out although its content is a photo.
 """
 
 import csv
 import json
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +16,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from ..photos import SUFFIXES, PhotoError
+from ..photos import (
+    HEAD,
+    SUFFIXES,
+    PhotoError,
+    is_address,
+    is_apple_double,
+    is_photo_by_content,
+    is_photo_name,
+    photo_kind,
+)
 
 MAX_FILE_BYTES = 2**28  # of one photo in an archive; a sparse file there may claim any size
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -22,10 +33,26 @@ LIST_SUFFIXES = (".txt", ".jsonl", ".csv")
 ID_COLUMNS = ("image_id", "id", "__key__")
 
 
+class PassedOver:
+    """Files that are photos by their content but not by their names: how many, and the first."""
+
+    def __init__(self):
+        self.count, self.first = 0, None
+
+    def add(self, name):
+        self.count += 1
+        self.first = self.first or name
+
+    def __str__(self):
+        if not self.count:
+            return ""
+        return f"{self.count:,} passed over that are photos by content but not by name, the first: {self.first}"
+
+
 class Photo(NamedTuple):
     image_id: str
     name: str  # for messages: the path, or where it stands in its archive or dataset
-    fetch: Callable[[], Path | bytes]  # what `open_photo` takes; call it before the next photo is asked for
+    fetch: Callable[[], Path | str | bytes]  # what `open_photo` takes; call it before the next photo is asked for
 
 
 def open_source(source):
@@ -41,8 +68,10 @@ def open_source(source):
     """
     if hasattr(source, "column_names"):
         return DatasetPhotos(source, "dataset", outside_files=True)
+    if is_address(source):
+        raise PhotoError(f"{source}: addresses are not fetched; download the photos first, then give their folder")
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # which is False for names that cannot be, too
         raise PhotoError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         return open_folder(path)
@@ -53,29 +82,71 @@ def open_source(source):
         return open_tables([path])
     if name.endswith(LIST_SUFFIXES):
         return ListedPhotos(path)
-    if name.endswith(SUFFIXES):
+    if is_apple_double(path):
+        raise PhotoError(f"{path}: what macOS keeps beside a photo, not the photo; name the file without ._")
+    if name.endswith(SUFFIXES) or is_photo_by_content(path):
         return OnePhoto(path)
     known = ", ".join((*LIST_SUFFIXES, *TAR_SUFFIXES, ".parquet", ".arrow", *SUFFIXES))
     raise PhotoError(f"{path}: no photo, list, tar shard or dataset by its name ({known})")
 
 
 def open_folder(folder):
-    if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
-        raise PhotoError(f"{folder} holds the splits {', '.join(splits)}: name one, e.g. {folder / splits[0]}")
-    if (folder / "state.json").is_file():
-        files = json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]
-        return open_tables([folder / file["filename"] for file in files])
+    """A folder that holds photos is a folder of photos, whatever else lies in it."""
     photos = FolderPhotos(folder)
     if next(photos.fetch_photos(), None):
         return photos
+    if splits := saved_splits(folder):
+        raise PhotoError(f"{folder} holds the splits {', '.join(splits)}: name one, e.g. {folder / splits[0]}")
+    if tables := saved_tables(folder):
+        return open_tables(tables)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if shards := [path for path in files if path.name.lower().endswith(TAR_SUFFIXES)]:
         return TarPhotos(shards)
     for suffix in (".parquet", ".arrow"):
         if tables := [path for path in files if path.suffix == suffix]:
             return open_tables(tables)
-    raise PhotoError(f"{folder}: holds no photos ({', '.join(SUFFIXES)}), tar shards, Parquet or Arrow files")
+    found = f"; {photos.passed_over}" if photos.passed_over.count else ""
+    raise PhotoError(f"{folder}: holds no photos ({', '.join(SUFFIXES)}), tar shards, Parquet or Arrow files{found}")
+
+
+def saved_splits(folder) -> list[str]:
+    """Of a folder that `DatasetDict.save_to_disk` wrote; empty where another program's dataset_dict.json lies there."""
+    splits = (read_object(folder / "dataset_dict.json") or {}).get("splits")
+    are_names = isinstance(splits, list) and all(re.fullmatch(r"\w+(\.\w+)*", str(split)) for split in splits)
+    return list(map(str, splits)) if are_names else []
+
+
+def saved_tables(folder) -> list[Path]:
+    """Of a folder that `Dataset.save_to_disk` wrote; empty where another program's state.json lies there.
+
+    Raises:
+        PhotoError: it names files that are not in the folder.
+    """
+    files = (read_object(folder / "state.json") or {}).get("_data_files")
+    if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+        return []
+    names = [file.get("filename") for file in files]
+    for name in names:
+        if not isinstance(name, str) or not is_inside(folder, name):
+            raise PhotoError(f"{folder / 'state.json'}: names {name!r}, which is no file in this folder")
+    return [folder / name for name in names]
+
+
+def read_object(path) -> dict | None:
+    """The JSON object in a file; None where there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def is_inside(folder, name) -> bool:
+    """Whether a name leads to a file below the folder, links followed."""
+    try:
+        return (folder / name).is_file() and (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
+        return False
 
 
 def open_tables(paths):
@@ -85,13 +156,17 @@ def open_tables(paths):
         import datasets
     except ImportError:
         raise PhotoError(f"{paths[0]}: reading it needs `datasets`: pip install datasets") from None
-    if paths[0].endswith(".arrow"):
-        return DatasetPhotos(datasets.concatenate_datasets(list(map(datasets.Dataset.from_file, paths))), paths[0])
     from pyarrow import parquet
 
-    rows = sum(parquet.read_metadata(path).num_rows for path in paths)
-    stream = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True)
-    return DatasetPhotos(stream, paths[0], total=rows)
+    try:
+        if paths[0].endswith(".parquet"):
+            rows = sum(parquet.read_metadata(path).num_rows for path in paths)
+            table = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True)
+        else:
+            table, rows = datasets.concatenate_datasets(list(map(datasets.Dataset.from_file, paths))), None
+    except Exception as error:  # what pyarrow and datasets raise for damaged files
+        raise PhotoError(f"{paths[0]}: cannot be read as Arrow or Parquet ({error})") from None
+    return DatasetPhotos(table, paths[0], total=rows)
 
 
 def id_of(path) -> str:
@@ -104,7 +179,7 @@ class OnePhoto:
     total = 1
 
     def __init__(self, path):
-        self.path = path
+        self.path, self.passed_over = path, PassedOver()
 
     def fetch_photos(self) -> Iterator[Photo]:
         yield Photo(self.path.stem, str(self.path), lambda: self.path)
@@ -114,18 +189,25 @@ class FolderPhotos:
     """Every photo under a folder, folder by folder, sorted; the id is the path below the folder without suffix."""
 
     def __init__(self, folder):
-        self.folder = Path(folder)
+        self.folder, self.passed_over = Path(folder), PassedOver()
 
     @cached_property
     def total(self):
-        return sum(1 for _ in self.fetch_photos())
+        return sum(is_photo_name(path.relative_to(self.folder)) for path in self._files())
 
     def fetch_photos(self) -> Iterator[Photo]:
+        self.passed_over = PassedOver()
+        for path in self._files():
+            below = path.relative_to(self.folder)
+            if is_photo_name(below):
+                yield Photo(id_of(below), str(path), lambda path=path: path)
+            elif is_photo_by_content(path):
+                self.passed_over.add(path)
+
+    def _files(self):
         for parent, folders, names in os.walk(self.folder, onerror=unreadable):
             folders.sort()
-            for name in sorted(name for name in names if name.lower().endswith(SUFFIXES)):
-                path = Path(parent, name)
-                yield Photo(id_of(path.relative_to(self.folder)), str(path), lambda path=path: path)
+            yield from (Path(parent, name) for name in sorted(names))
 
 
 def unreadable(error: OSError):
@@ -139,7 +221,7 @@ class ListedPhotos:
     """
 
     def __init__(self, path):
-        self.path = Path(path)
+        self.path, self.passed_over = Path(path), PassedOver()
         if self.total == 0:  # reads, and so checks, every line before any work is done
             raise PhotoError(f"{path}: an empty list; write a path a line (.txt) or image_id and path (.jsonl, .csv)")
 
@@ -154,7 +236,9 @@ class ListedPhotos:
                 for number, line in lines:
                     if isinstance(line, dict) or line.strip():
                         image_id, path = self.read_line(number, line)
-                        path = self.path.parent / path
+                        if is_apple_double(path):  # a list that a program made
+                            continue
+                        path = path if is_address(path) else self.path.parent / path  # refused when it is opened
                         yield Photo(image_id, str(path), lambda path=path: path)
             except UnicodeDecodeError as error:
                 raise PhotoError(f"{self.path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
@@ -185,6 +269,7 @@ class TarPhotos:
         self.paths = paths
         self.sizes = [path.stat().st_size for path in paths]
         self.seen = self.bytes_passed = 0
+        self.passed_over = PassedOver()
 
     @property
     def total(self):
@@ -192,12 +277,18 @@ class TarPhotos:
 
     def fetch_photos(self) -> Iterator[Photo]:
         self.seen = self.bytes_passed = 0
+        self.passed_over = PassedOver()
         for path, size, before in zip(self.paths, self.sizes, self._bytes_before(), strict=True):
             try:
                 with tarfile.open(path) as archive:
                     while (member := archive.next()) is not None:
                         archive.members.clear()  # it would remember every one
-                        if member.isreg() and member.name.lower().endswith(SUFFIXES):
+                        if not member.isreg():
+                            continue
+                        if not is_photo_name(member.name):
+                            if not is_apple_double(member.name) and photo_kind(archive.extractfile(member).read(HEAD)):
+                                self.passed_over.add(f"{path}/{member.name}")
+                        else:
                             self.seen += 1
                             self.bytes_passed = before + min(size, archive.offset)
                             yield Photo(
@@ -244,7 +335,7 @@ class DatasetPhotos:
     def __init__(self, dataset, name, total=None, outside_files=False):
         import datasets
 
-        self.name, self.outside_files = name, outside_files
+        self.name, self.outside_files, self.passed_over = name, outside_files, PassedOver()
         self.total = len(dataset) if total is None else total
         images = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
         if len(images) != 1:
@@ -281,4 +372,4 @@ class DatasetPhotos:
             raise PhotoError(f"{name}: no image")
         if not self.outside_files:
             raise PhotoError(f"{name}: names a file instead of holding it; Dataset.save_to_disk puts the photos in")
-        return Path(image["path"])
+        return image["path"]

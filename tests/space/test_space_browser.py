@@ -387,7 +387,9 @@ def test_on_a_phone(visit, photo, locale, names):
         assert theme["x"] + theme["width"] <= 360  # the page does not hide what is too wide
     expect(page.locator("#tabs").get_by_role("tab", name=names[-1])).to_be_visible()
     tab(page, names[1])
-    expect(page.locator("#tabs").get_by_role("tab", name="一句话，" if locale == "zh-CN" else "Sentence →")).to_be_visible()
+    expect(
+        page.locator("#tabs").get_by_role("tab", name="一句话，" if locale == "zh-CN" else "Sentence →")
+    ).to_be_visible()
 
 
 def test_the_page_keeps_its_width(visit):
