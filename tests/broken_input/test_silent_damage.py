@@ -25,10 +25,10 @@ def store(tmp_path):
     return path
 
 
-def flips(path):
-    """The file with one bit of each of its bytes flipped, one after the other; then as it was."""
+def flips(path, step=1):
+    """The file with one bit of every byte, or of some, flipped, one after the other; then as it was."""
     content = path.read_bytes()
-    for place in range(len(content)):
+    for place in range(0, len(content), step):
         changed = bytearray(content)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
@@ -51,7 +51,7 @@ def test_verify_finds_every_flipped_bit(store, name):
 
 @pytest.mark.parametrize("name", ["store.json", "index.safetensors"])
 def test_nothing_is_added_to_a_damaged_store(store, name):
-    for _ in flips(store / name):
+    for _ in flips(store / name, step=5):
         with pytest.raises(ValueError, match=name):
             RegionFeatureStore.writer(store)
     assert not list(store.glob("lock*"))
