@@ -21,10 +21,11 @@ from common.arguments import (
     RunArguments,
     attention_of,
     flag,
-    from_checkpoint,
     load_splits,
+    model_from,
     open_stores,
     parse_arguments,
+    processor_from,
     settings_of,
     split_of,
     splits_needed,
@@ -41,7 +42,7 @@ from common.usable_rows import check_photo, usable_splits
 from common.write_captions import SCORES, best_metric, evaluate_captions, predict
 from transformers import TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarProcessor
+from modeling_mengzi_oscar import MengziOscarForImageCaptioning
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
@@ -214,14 +215,14 @@ def main(arguments=None):
 def load_captioner(options, training):
     """Captioner and processor; published settings that were given replace the checkpoint's."""
     names = ("tie_weights", "freeze_embedding", "label_smoothing", "drop_worst_ratio", "drop_worst_after")
-    captioner = from_checkpoint(
+    captioner = model_from(
         MengziOscarForImageCaptioning,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation=attention_of(training),
         **settings_of(options, *names),
     )
-    processor = from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
+    processor = processor_from(options.model_name_or_path)
     processor.max_regions = options.max_img_seq_length
     if processor.layout != "caption":  # only pre-trained so far
         processor.layout, processor.max_length = (

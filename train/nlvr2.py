@@ -18,10 +18,11 @@ from common.arguments import (
     DATASET_HELP,
     RunArguments,
     flag,
-    from_checkpoint,
     load_splits,
+    model_from,
     open_stores,
     parse_arguments,
+    processor_from,
     settings_of,
     splits_needed,
     told_in_one_line,
@@ -35,7 +36,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarForVisualReasoning, MengziOscarProcessor
+from modeling_mengzi_oscar import MengziOscarForVisualReasoning
 from modeling_mengzi_oscar.hub import save_checkpoint
 
 
@@ -124,8 +125,8 @@ def main(arguments=None):
     settings = settings_of(options, *(() if training.do_predict else ("classifier", "cls_hidden_scale")))
     if not training.do_predict:
         settings |= {"num_choice": 2, "num_labels": 2, "loss_type": "xe", "ignore_mismatched_sizes": True}
-    model = from_checkpoint(MengziOscarForVisualReasoning, options.model_name_or_path, dtype="float32", **settings)
-    processor = from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
+    model = model_from(MengziOscarForVisualReasoning, options.model_name_or_path, dtype="float32", **settings)
+    processor = processor_from(options.model_name_or_path)
     processor.layout, processor.max_tags, processor.max_length = (
         "pair",
         None,

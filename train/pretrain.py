@@ -18,9 +18,10 @@ from common.arguments import (
     RunArguments,
     attention_of,
     flag,
-    from_checkpoint,
     load_splits,
+    model_from,
     parse_arguments,
+    processor_from,
     settings_of,
     tag_texts,
     told_in_one_line,
@@ -33,7 +34,7 @@ from common.trainer import OscarTrainer
 from common.usable_rows import usable_splits
 from transformers import PreTrainedConfig, TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore
+from modeling_mengzi_oscar import MengziOscarForPreTraining, RegionFeatureStore
 from modeling_mengzi_oscar.convert.oscar import convert
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
@@ -100,7 +101,7 @@ def main(arguments=None):
     stores = named_stores(options.features)
     start = starting_folder(options, training)
     model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
-    processor = from_checkpoint(MengziOscarProcessor, start)
+    processor = processor_from(start)
     processor.layout, processor.max_tags = "pair", None if options.use_b else 0
     processor.max_length = within_positions(options, "max_seq_length", model.config)
     processor.max_regions = options.max_img_seq_length
@@ -196,19 +197,17 @@ def load_model(start, options, training, feature_dim):
     if Path(training.output_dir) / "start" == start:
         settings["img_feature_dim"] = feature_dim
         new += ["bert.img_embedding."]
-    model, report = from_checkpoint(
+    model = model_from(
         MengziOscarForPreTraining,
         start,
+        new=new,
         dtype="float32",
         attn_implementation=attention_of(training),
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
         **settings,
     )
-    wrong = [key for key, *_ in report["mismatched_keys"] if not key.startswith(tuple(new))]
-    if wrong or model.config.img_feature_dim != feature_dim:
-        wanted = f"features {model.config.img_feature_dim} wide" if not wrong else f"another {sorted(wrong)[0]}"
-        raise SystemExit(f"{start} does not fit: it has {wanted}, --features has rows of {feature_dim}")
+    if model.config.img_feature_dim != feature_dim:
+        found = model.config.img_feature_dim
+        raise SystemExit(f"{start} does not fit: it has features {found} wide, --features has rows of {feature_dim}")
     return model
 
 

@@ -21,10 +21,11 @@ import torch
 from common.arguments import (
     RunArguments,
     flag,
-    from_checkpoint,
     load_splits,
+    model_from,
     open_stores,
     parse_arguments,
+    processor_from,
     settings_of,
     split_of,
     splits_needed,
@@ -45,7 +46,7 @@ from common.usable_rows import usable_splits
 from common.write_matches import SCORES, best_metric, candidates_of, evaluate_recall, predict, stored_scores
 from transformers import TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarProcessor
+from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.matching import Matcher
 
@@ -114,14 +115,14 @@ def main(arguments=None):
     )
 
     # 2. Model
-    matcher = from_checkpoint(
+    matcher = model_from(
         MengziOscarForImageTextRetrieval,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation="sdpa",
         **settings_of(options, "num_hidden_layers", "regions_read_text"),
     )
-    processor = from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
+    processor = processor_from(options.model_name_or_path)
     processor.layout, processor.max_length = "pair", within_positions(options, "max_seq_length", matcher.config)
     processor.max_tags = None if options.add_od_labels else 0
     processor.max_regions = options.max_img_seq_length

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from datasets_scripts.prepare import NAMES, builder_class
 from modeling_mengzi_oscar import RegionFeatureStore
 from modeling_mengzi_oscar.features.extraction import label_texts
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+from modeling_mengzi_oscar.loading import CheckpointError, load_model, load_processor, load_region_model
 
 from .recipes import recipe_flags
 from .report import say
@@ -245,12 +245,35 @@ def settings_of(options, *names) -> dict:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def from_checkpoint(kind, name, **settings):
-    """`kind.from_pretrained(name)`; what is wrong with the checkpoint is one line that names it."""
+def model_from(kind, name, *, new=(), **settings):
+    """A model to train; what its checkpoint has not begins at random.
+
+    Args:
+        new: beginnings of the names of parameters that may have another shape there: they begin at random.
+        **settings: as `load_model` takes them.
+
+    Raises:
+        SystemExit: one line: nothing to load, damaged, or a parameter of another shape.
+    """
     try:
-        return kind.from_pretrained(name, **settings)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SystemExit(f"--model_name_or_path {name}: {error}") from None
+        model, report = load_model(kind, name, **settings)
+    except CheckpointError as error:
+        raise SystemExit(f"--model_name_or_path {error}") from None
+    wrong = sorted(key for key, *_ in report["mismatched_keys"] if not key.startswith(tuple(new)))
+    if wrong:
+        raise SystemExit(f"--model_name_or_path {name}: {wrong[0]} has another shape than this run needs")
+    return model
+
+
+def processor_from(name):
+    """
+    Raises:
+        SystemExit: one line: nothing to load, or damaged.
+    """
+    try:
+        return load_processor(name)
+    except CheckpointError as error:
+        raise SystemExit(f"--model_name_or_path {error}") from None
 
 
 def within_positions(options, flag, config) -> int:

@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering, MengziOscarProcessor
+from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering
 from modeling_mengzi_oscar.hub import save_checkpoint
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError, load_checked
+from modeling_mengzi_oscar.loading import CheckpointError, load_checked
 
 from .arguments import (
     RunArguments,
     attention_of,
     flag,
-    from_checkpoint,
     load_splits,
+    model_from,
     open_stores,
+    processor_from,
     settings_of,
     split_of,
     splits_needed,
@@ -156,17 +157,17 @@ def answers_of(rows, options) -> list[str]:
 
 def start(options, training, answers):
     """A model that begins from a checkpoint of any task, with a fresh head for these answers unless it has theirs."""
-    model = from_checkpoint(
+    model = model_from(
         MengziOscarForVisualQuestionAnswering,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation=attention_of(training),
         id2label=dict(enumerate(answers)),
         label2id={answer: number for number, answer in enumerate(answers)},
-        ignore_mismatched_sizes=True,
+        new=("classifier.",),
         **settings_of(options, "loss_type", "classifier", "cls_hidden_scale", "num_hidden_layers"),
     )
-    processor = from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
+    processor = processor_from(options.model_name_or_path)
     processor.layout, processor.max_regions = "pair", options.max_img_seq_length
     processor.max_length = within_positions(options, "max_seq_length", model.config)
     processor.max_tags = options.max_tags if options.add_od_labels else 0  # asked with tags only if it learnt with them
@@ -183,7 +184,7 @@ def load_trained(options, training):
         model = load_checked(MengziOscarForVisualQuestionAnswering, options.model_name_or_path, dtype="float32")
     except CheckpointError as error:
         raise SystemExit(f"--model_name_or_path {error}") from None
-    return model.to(training.device), from_checkpoint(MengziOscarProcessor, options.model_name_or_path)
+    return model.to(training.device), processor_from(options.model_name_or_path)
 
 
 def targets_of(row, num_answers, loss_type) -> torch.Tensor:
