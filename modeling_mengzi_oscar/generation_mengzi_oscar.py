@@ -240,12 +240,12 @@ class MaskQueryGenerationMixin(GenerationMixin):
             inputs = {f"tag_{name}" if name in names else name: tensor for name, tensor in prefix.items()}
             inputs["mask_token_id"] = mask_token_id
         if self.generation_setting("max_new_tokens", generation_config, kwargs) is not None:
-            settings["max_length"] = length  # said one way: transformers warns of a file's max_length beside it
+            # Said one way: transformers warns of a file's max_length beside it, and takes a file's max_new_tokens
+            # for more than the length that a call says.
             kwargs.pop("max_new_tokens", None)
-            if self.generation_config.max_new_tokens is not None:
-                kwargs["max_new_tokens"] = None  # else the file's would stand above the length that a call says
-            elif generation_config is not None:
-                settings["max_new_tokens"] = None
+            settings |= {"max_length": length, "max_new_tokens": None}
+            if generation_config is not None and self.generation_config.max_new_tokens is not None:
+                settings |= {"max_length": None, "max_new_tokens": length - input_ids.shape[1]}
         for name in DECIMALS:  # transformers takes 2.0 for a temperature, not 2
             value = self.generation_setting(name, generation_config, kwargs)
             if isinstance(value, Real) and not isinstance(value, (bool, float)):

@@ -18,7 +18,11 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .supported_transformers import OLDEST  # noqa: F401
 
 ROOM_FOR_NEW_PARTS = 50_000_000  # numbers that a model may have and its file not: a new head
-TOKENIZERS = (None, "BertTokenizer", "BertTokenizerFast")
+TOKENIZERS = (  # a BERT tokenizer, or whatever a BERT's tokenizer.json says, as some releases of transformers write it
+    *(None, "BertTokenizer", "BertTokenizerFast"),
+    *("TokenizersBackend", "PreTrainedTokenizerFast"),
+)
+WITH_PROCESSOR = {"AutoProcessor": "processing_mengzi_oscar.MengziOscarProcessor"}  # transformers writes it there too
 SPECIAL_TOKENS = ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
 TOKEN = either(
     word,
@@ -56,20 +60,24 @@ GENERATION_FIELDS = {
 }
 
 
-def load_model(model_class, name, revision=None, subfolder="", settings=None, **options):
+def as_folder(name, revision=None, subfolder="") -> CheckpointFolder:
+    return name if isinstance(name, CheckpointFolder) else CheckpointFolder(name, revision, subfolder)
+
+
+def load_model(model_class, name, revision=None, subfolder="", dtype="float32", attn_implementation=None, **settings):
     """A model, and transformers' report of what its file lacked, had left over, or had in another shape.
 
     Args:
         name: folder or Hub id, or a `CheckpointFolder`.
-        settings: fields of the config that shall have another value than the file's.
-        **options: of `from_pretrained`: `dtype`, `attn_implementation`.
+        dtype, attn_implementation: as `from_pretrained` takes them.
+        **settings: fields of the config that shall have another value than the file's.
 
     Raises:
         CheckpointError: nothing to load, a file damaged, a field that may not be, or a config of another model.
     """
-    folder = name if isinstance(name, CheckpointFolder) else CheckpointFolder(name, revision, subfolder)
+    folder = as_folder(name, revision, subfolder)
     config = folder.config(model_class.config_class)
-    for field, value in (settings or {}).items():
+    for field, value in settings.items():
         setattr(config, field, value)
     generation = None
     if model_class.can_generate():
@@ -79,9 +87,16 @@ def load_model(model_class, name, revision=None, subfolder="", settings=None, **
     state = folder.weights()
     with folder.reading("config.json"):
         check_size(model_class, config, state)
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model, report = model_class.from_pretrained(
-            None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except ImportError:
         raise
@@ -100,12 +115,13 @@ def load_checked(model_class, name, revision=None, subfolder="", **options):
     Raises:
         CheckpointError: as `load_model`; weights missing, left over or of another shape.
     """
-    model, report = load_model(model_class, name, revision, subfolder, **options)
+    folder = as_folder(name, revision, subfolder)
+    model, report = load_model(model_class, folder, **options)
     problems = {kind: sorted(map(str, report[kind])) for kind in report if kind.endswith("keys") and report[kind]}
     if problems:
         found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, e.g. {keys[0]}" for kind, keys in problems.items())
         raise CheckpointError(
-            f"{getattr(name, 'name', name)}: its weights do not fit {model_class.__name__} ({found}); "
+            f"{folder.name}: its weights do not fit {model_class.__name__} ({found}); "
             "config.json and weights must be of one checkpoint"
         )
     return model
@@ -153,6 +169,7 @@ def load_processor(name, revision=None, subfolder="") -> MengziOscarProcessor:
     tokenizer = load_tokenizer(folder)
     with folder.reading("processor_config.json"):
         processor = MengziOscarProcessor(tokenizer, **known(MengziOscarProcessor, said))
+        processor.max_length = min(processor.max_length, config.max_position_embeddings)  # texts are cut there
     with folder.reading("tokenizer.json" if folder.file("tokenizer.json") else "vocab.txt"):
         check_together(processor, config)
     return processor
@@ -161,7 +178,7 @@ def load_processor(name, revision=None, subfolder="") -> MengziOscarProcessor:
 def load_tokenizer(folder: CheckpointFolder) -> BertTokenizer:
     """A BERT tokenizer from tokenizer.json or vocab.txt, which must agree where both are there."""
     said = folder.json("tokenizer_config.json", {})
-    if said.get("tokenizer_class") not in TOKENIZERS or said.get("auto_map"):
+    if said.get("tokenizer_class") not in TOKENIZERS or said.get("auto_map") not in (None, WITH_PROCESSOR):
         named = said.get("auto_map") or said["tokenizer_class"]
         raise CheckpointError(
             f"{folder.said('tokenizer_config.json')}: asks for {shown(named)}, which is not run; "
@@ -175,6 +192,7 @@ def load_tokenizer(folder: CheckpointFolder) -> BertTokenizer:
         data = folder.json("tokenizer.json")
         with folder.reading("tokenizer.json"):
             tokens, added = vocabulary_of(data)
+            said = normalizer_of(data) | said
         if vocabulary not in (None, tokens):
             raise CheckpointError(f"{folder.said('vocab.txt')}: names other tokens than tokenizer.json; one is wrong")
         vocabulary = tokens
@@ -201,6 +219,19 @@ def load_tokenizer(folder: CheckpointFolder) -> BertTokenizer:
 def content(token) -> str:
     """Of a token as older files write it, with its flags."""
     return token["content"] if isinstance(token, dict) else token
+
+
+def normalizer_of(data: dict) -> dict:
+    """What a tokenizer.json says of capitals, accents and Chinese characters, as a tokenizer_config.json does."""
+    normalizer = data.get("normalizer")
+    if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
+        raise ValueError("its normalizer is not that of a BERT tokenizer")
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    return {name: normalizer[theirs] for name, theirs in names.items() if theirs in normalizer}
 
 
 def vocabulary_of(data: dict) -> tuple[dict[str, int], list[dict]]:
@@ -240,8 +271,6 @@ def check_together(processor: MengziOscarProcessor, config: MengziOscarConfig) -
     ):
         if getattr(config, name) not in (None, token_id):
             raise ValueError(f"config.json says {name} {getattr(config, name)}, in the vocabulary it is {token_id}")
-    if processor.max_length > config.max_position_embeddings:
-        raise ValueError(f"max_length {processor.max_length} is more than the model's {config.max_position_embeddings}")
     if processor.layout == "caption" and processor.tag_position_offset != config.tag_position_offset:
         raise ValueError(
             f"tag_position_offset is {processor.tag_position_offset} in processor_config.json and "
@@ -283,7 +312,7 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
     if not said.get("region_model"):
         model_type = shown(said.get("model_type"))
         raise CheckpointError(
-            f"{folder.name}: no region model there, and its config names none (model_type {model_type})"
+            f"{folder.said('config.json')}: no region model there, and its config names none (model_type {model_type})"
         )
     named = folder.config(MengziOscarConfig).region_model
     if PINNED.fullmatch(named):

@@ -32,6 +32,7 @@ from .modeling_regions import RegionModelOutput, box_geometry
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .fields import Rule  # noqa: F401
+    from .photos import PhotoError  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
 STRIDE = 16  # pixels of the resized image per cell of the C4 map

@@ -328,12 +328,11 @@ class FoundRegions:
 
 
 def is_one_photo(photos) -> bool:
-    """Whether it is a photo, in any form that has one, and not several in a list, tuple, generator, column, array."""
+    """Whether it is a photo, in any form that has one, and not several in a list, tuple, generator or column."""
     if isinstance(photos, (str, bytes, bytearray, memoryview, os.PathLike, Mapping)) or hasattr(photos, "read"):
         return True
-    if hasattr(photos, "ndim"):  # arrays and tensors: (H, W) and (H, W, 3) are a photo
-        names = photos.ndim == 1 and getattr(photos.dtype, "kind", None) in ("O", "U", "S", "T")
-        return not names and photos.ndim != 4
+    if hasattr(photos, "ndim"):  # of numbers it is a photo, a column of names several
+        return photos.ndim != 1 or getattr(photos.dtype, "kind", None) not in ("O", "U", "S", "T")
     return not hasattr(photos, "__iter__")
 
 

@@ -252,7 +252,9 @@ def read_tensors(path, said=None) -> dict[str, torch.Tensor]:
 
 
 def is_plain(tensor) -> bool:
-    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return not tensor.is_complex() and not tensor.is_quantized
 
 
 def check_sums(path: Path) -> None:

@@ -154,6 +154,8 @@ class VinVLConfig(PretrainedConfig):
         self.rois_per_chunk = rois_per_chunk
         self.labels_zh = labels_zh
         check_fields(vars(self) | {"id2label": id2label} | maps | kwargs, FIELDS)
+        if id2label and {*map(int, id2label)} != {*range(1, num_classes)}:
+            raise ValueError(f"id2label does not name the classes 1 to {num_classes - 1}, each once")
         super().__init__(id2label=id2label or {}, **kwargs)  # None would become two invented labels
         self.id2attribute = with_numbers(id2attribute)
         self.id2label_zh = with_numbers(id2label_zh)

@@ -28,6 +28,7 @@ PATH = (str, os.PathLike)
 UNNAMED = "the photo"
 HEAD = 64  # bytes that tell what a file is
 CHANNELS = (1, 3, 4)
+ROUNDING = 1e-3  # of floats that were computed
 TURNS = {  # EXIF orientation -> what puts the photo upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,7 +83,8 @@ def is_apple_double(name) -> bool:
 def is_photo_by_content(path) -> bool:
     """Whether a file that does not count by its name is a photo all the same. Nothing that may block is opened."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode) or is_apple_double(path):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0 or is_apple_double(path):
             return False
         with open(path, "rb") as file:
             return photo_kind(file.read(HEAD)) is not None
@@ -170,7 +172,7 @@ def read(source, name, max_pixels) -> bytes:
     if not content:
         raise PhotoError(f"{name}: the file is empty (0 bytes); download or copy it again", "not_a_photo")
     if len(content) > max_bytes:
-        raise PhotoError(f"{name}: more than {max_bytes:,} bytes; scale it down first", "too_many_pixels")
+        raise too_many_bytes(name, max_bytes)
     return content
 
 
@@ -183,11 +185,15 @@ def read_path(path, name, max_bytes) -> bytes:
     if is_address(path):
         raise PhotoError(f"{name}: addresses are not fetched; download the photo first, then give its path")
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
             raise PhotoError(f"{name}: is a folder; name the photos in it, e.g. {os.path.join(name, '*.jpg')}")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(status.st_mode):
             raise PhotoError(f"{name}: a device, pipe or socket, not a file; save the photo as a file first")
+        if status.st_size == 0:  # not opened: some files of /proc wait for the kernel
+            return b""
+        if status.st_size > max_bytes:
+            raise too_many_bytes(name, max_bytes)
         with open(path, "rb") as file:
             return file.read(max_bytes + 1)
     except PhotoError:
@@ -251,6 +257,10 @@ def damaged(name, error, kind):
     return PhotoError(f"{name}: damaged ({error or type(error).__name__}); download or copy it again", "damaged")
 
 
+def too_many_bytes(name, max_bytes):
+    return PhotoError(f"{name}: more than {max_bytes:,} bytes; scale it down first", "too_many_pixels")
+
+
 def too_many_pixels(name, max_pixels, size=None):
     found = f"{size[0]} x {size[1]} pixels are more than {max_pixels:,}" if size else "far too many pixels"
     return PhotoError(f"{name}: {found}; scale it down to {max_pixels:,} or fewer first", "too_many_pixels", size=size)
@@ -274,7 +284,7 @@ def from_image(image: Image.Image, name, max_pixels) -> Image.Image:
         raise
     except Exception:
         file = getattr(image, "fp", None)
-        if file is None or file.closed:
+        if file is None or getattr(file, "closed", False):
             raise PhotoError(
                 f"{name}: its file was closed before its pixels were read; give the path, or call load() earlier"
             ) from None
@@ -294,9 +304,13 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 def orientation_of_image(image) -> int:
     """Of a PIL image that somebody else opened."""
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION)
     except Exception:  # what is wrong with its metadata is no concern of its pixels
-        return orientation_in(image.info.get("exif"))
+        value = None
+    if value is None and isinstance(
+        record := image.info.get("exif"), bytes
+    ):  # Pillow gives up where the rest is broken
+        value = orientation_in(record)
     return value if value in TURNS else 1
 
 
@@ -362,8 +376,8 @@ def to_uint8(values: np.ndarray, name) -> np.ndarray:
         return values.astype(np.uint8)
     if values.dtype == np.uint16:
         return (values // 257).astype(np.uint8)
-    if low >= 0 and kind == "f" and (high <= 1 or 16 <= high <= 255):
-        return (values * (255 if high <= 1 else 1) + 0.5).astype(np.uint8)
+    if kind == "f" and low >= -ROUNDING and (high <= 1 + ROUNDING or 16 <= high <= 255 + ROUNDING):
+        return (values.astype(np.float32) * (1 if high >= 16 else 255) + 0.5).clip(0, 255).astype(np.uint8)
     raise PhotoError(
         f"{name}: an array of {values.dtype} from {low:g} to {high:g}, neither 0 to 1 nor 0 to 255; undo what was done "
         "to it (normalisation), or give uint8 from 0 to 255"

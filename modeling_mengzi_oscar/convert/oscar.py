@@ -109,6 +109,11 @@ def convert(
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     if region_model:
         config.region_model = check_region_model(region_model, config.img_feature_dim)
+    elif config.region_model and not PINNED.fullmatch(config.region_model):
+        raise CheckpointError(
+            f"{folder.said('config.json')}: names the region model {config.region_model!r}: give its folder with "
+            "--region-model"
+        )
     with folder.reading("config.json"):
         check_size(HEADS[task], config, state)
         model = HEADS[task](config)

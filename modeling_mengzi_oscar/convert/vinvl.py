@@ -138,7 +138,7 @@ def _read_label_map(path) -> tuple[dict[int, str], dict[int, str]]:
     for key in ("label_to_idx", "attribute_to_idx"):
         if not isinstance(data.get(key), dict):
             raise ValueError(f"{path} has no {key!r}: give the detector's label map (VG-SGG-dicts-vgoi6-clipped.json)")
-        check_fields(data, {key: mapping(word, whole(1, 1_000_000))})
+        check_fields(data, {key: mapping(word, whole(0, 1_000_000))})
         by_id = {index: name for name, index in data[key].items()}
         if sorted(by_id) != list(range(1, len(data[key]) + 1)):
             raise ValueError(f"{path}: the numbers in {key!r} are not 1 to {len(data[key])}, each once")

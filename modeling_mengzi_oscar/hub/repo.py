@@ -164,6 +164,9 @@ def assemble(folder, card=None) -> None:
         name, auto_map = PROCESSORS[config["model_type"]]
         if (config_path.parent / name).exists():
             write_json(config_path.parent / name, read_json(config_path.parent / name) | {"auto_map": auto_map})
+        tokenizer = config_path.parent / "tokenizer_config.json"
+        if tokenizer.exists() and (said := read_json(tokenizer)).pop("auto_map", None) is not None:
+            write_json(tokenizer, said)  # transformers repeats the processor's there
     needed = code_files(folder)
     for path in folder.glob("*.py"):
         path.unlink()

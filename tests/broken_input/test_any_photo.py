@@ -6,7 +6,9 @@ Every door opens photos with `open_photo`: it is tried with all forms, each door
 import io
 import json
 import os
+import re
 import struct
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +44,9 @@ def shows(photo, expected=PIXELS, tolerance=12):
     assert np.abs(found[middles].astype(int) - expected[middles]).max() <= tolerance
 
 
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8))
+
+
 def exif(*entries, order="<") -> bytes:
     """An EXIF record of (tag, type, count, four bytes)."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
@@ -55,6 +60,7 @@ def orientation(value, order="<"):
 
 TEXT_UNIT = (0x0128, 2, 2, b"2\0\0\0")  # ResolutionUnit, as text
 TURNED = exif(orientation(6), TEXT_UNIT)
+CUT = encoded("JPEG", NOISE, exif=TURNED)[:9000]  # within its pixels
 BROKEN_EXIF = {
     "unit as text": TURNED,
     "motorola": exif(orientation(6, ">"), TEXT_UNIT, order=">"),
@@ -95,10 +101,6 @@ def with_riff(name, content) -> bytes:
     return plain[:4] + struct.pack("<I", len(plain) + len(content)) + plain[8:] + name + content
 
 
-def webp_exif(record):
-    return encoded("WEBP", lossless=True, exif=record)
-
-
 def tiff(*entries) -> bytes:
     """A TIFF of Pillow's with more entries in its directory."""
     plain = encoded("TIFF")
@@ -111,12 +113,11 @@ def tiff(*entries) -> bytes:
     return plain[:4] + struct.pack("<I", len(plain)) + plain[8:] + directory
 
 
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 BIG_TEXT = b"k\0\0" + zlib.compress(b"x" * 2_000_000)
 BIG_PROFILE = b"p\0\0" + zlib.compress(bytes(1_500_000))
 METADATA = {
-    "profile of a camera": encoded(
-        "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    ),
+    "profile of a camera": encoded("JPEG", icc_profile=PROFILE),
     "profile cut short": with_segments((0xE2, b"ICC_PROFILE\0")),
     "second photo that is not there": with_segments((0xE2, b"MPF\0II*\0" + bytes(40))),
     "short JFIF": with_segments((0xE0, b"JFIF\0")),
@@ -146,15 +147,21 @@ def test_metadata_stop_nothing(kind):
     shows(open_photo(METADATA[kind]))
 
 
-@pytest.mark.parametrize(
-    "pack", [lambda x: encoded("JPEG", exif=x), webp_exif, lambda x: with_chunks((b"eXIf", x[6:]))]
-)
-def test_orientation_is_followed_where_it_can_be_read(pack):
+WITH_EXIF = {
+    "JPEG": lambda record: encoded("JPEG", exif=record),
+    "PNG": lambda record: with_chunks((b"eXIf", record[6:])),
+    "WebP": lambda record: encoded("WEBP", lossless=True, exif=record),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_EXIF)
+def test_orientation_is_followed_where_it_can_be_read(kind):
     """Pillow's own way through the record ends in struct.error, or misses it, for most of these."""
     for record in BROKEN_EXIF.values():
-        shows(open_photo(pack(record)), np.rot90(PIXELS, -1))
+        shows(open_photo(WITH_EXIF[kind](record)), np.rot90(PIXELS, -1))
+        shows(open_photo(Image.open(io.BytesIO(WITH_EXIF[kind](record)))), np.rot90(PIXELS, -1))
     for record in NO_ORIENTATION.values():
-        shows(open_photo(pack(record)))
+        shows(open_photo(WITH_EXIF[kind](record)))
 
 
 @pytest.mark.parametrize("value", range(1, 9))
@@ -194,7 +201,7 @@ def test_what_phones_write_today():
 
 
 def test_what_phones_write_today_without_the_library(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr("modeling_mengzi_oscar.photos.avif_is_there", lambda: False)
     for brand, install in ((b"heic", "pip install pillow-heif"), (b"mif1", "pillow-heif"), (b"avif", "-U pillow")):
         (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(12))
@@ -228,6 +235,7 @@ IN_MEMORY = {
     "array": lambda: PIXELS,
     "array of floats to 1": lambda: PIXELS / 255,
     "array of floats to 255": lambda: PIXELS.astype(np.float32),
+    "array of floats, rounded": lambda: PIXELS / 255 * np.float64(1.0000001) - 1e-9,
     "array of half floats": lambda: (PIXELS / 255).astype(np.float16),
     "array of whole numbers": lambda: PIXELS.astype(np.int64),
     "array of 16 bits": lambda: PIXELS.astype(np.uint16) * 257,
@@ -301,7 +309,7 @@ REFUSED = {
     "several": (lambda: np.zeros((2, 4, 4, 3)), "several photos as a list"),
     "a row of numbers": (lambda: np.zeros(9), r"shape \(9,\)"),
     "five channels": (lambda: np.zeros((9, 9, 5)), r"shape \(9, 9, 5\)"),
-    "normalised": (lambda: (PIXELS / 255 - 0.5) / 0.25, "from -2 to .* normalisation"),
+    "normalised": (lambda: (PIXELS / 255 - 0.5) / 0.25, "from -1.9.*normalisation"),
     "nearly 0 to 1": (lambda: PIXELS / 230, "neither 0 to 1 nor 0 to 255"),
     "not finite": (lambda: np.full((4, 4, 3), np.nan), "from nan to nan"),
     "too bright": (lambda: PIXELS.astype(np.int32) * 9, "neither 0 to 1 nor 0 to 255"),
@@ -313,7 +321,7 @@ REFUSED = {
     "closed PIL": (closed, "closed before its pixels were read"),
     "closed PIL that was read": (closed_after_reading, "closed"),
     "PIL after its with": (left, "closed before its pixels were read"),
-    "PIL cut short": (lambda: lazily(encoded("JPEG")[:-300]), "damaged"),
+    "PIL cut short": (lambda: lazily(CUT), "damaged"),
     "address": (lambda: "https://example.org/a/b.jpg", "^https://example.org/a/b.jpg: addresses are not fetched"),
     "address of a file": (lambda: "file:///tmp/a.jpg", "addresses are not fetched"),
     "long name": (lambda: "x" * 360 + ".jpg", "x{360}.jpg: File name too long"),
@@ -326,7 +334,7 @@ REFUSED = {
     "what macOS keeps": (lambda: b"\0\x05\x16\x07" + bytes(80), "macOS"),
     "film": (lambda: b"\0\0\0\x18ftypmp42" + bytes(100), "not a photo"),
     "pixels cut short": (lambda: encoded("PNG")[:-60], "damaged"),
-    "pixels cut short, with a record": (lambda: encoded("JPEG", exif=TURNED)[:-300], "damaged"),
+    "pixels cut short, with a record": (lambda: CUT, "damaged"),
     "beginning only": (lambda: encoded("JPEG")[:40], "damaged"),
 }
 
@@ -357,10 +365,9 @@ def test_nothing_blocks(tmp_path):
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(timeout=30)
-    assert reasons == [
-        f"{tmp_path / 'pipe.jpg'}: a device, pipe or socket, not a file; save the photo as a file first",
-        2,
-    ]
+    assert len(reasons) == 2
+    assert reasons[0].startswith(f"{tmp_path / 'pipe.jpg'}: a device, pipe or socket")
+    assert reasons[1] == 2
 
 
 def test_pixels_bound_memory_all_the_same():
@@ -396,7 +403,7 @@ def folder(tmp_path):
     """Three photos that others show, one cut short."""
     (tmp_path / "photos").mkdir()
     contents = {"phone.jpg": PHONE, "text.png": METADATA["packed text"], "profile.png": METADATA["profile"]}
-    for name, content in (contents | {"cut.jpg": PHONE[:-300]}).items():
+    for name, content in (contents | {"cut.jpg": CUT}).items():
         (tmp_path / "photos" / name).write_bytes(content)
     return tmp_path / "photos"
 
@@ -404,13 +411,12 @@ def folder(tmp_path):
 def test_pipelines(pipeline):
     alone = pipeline.caption(PHONE)
     assert pipeline.caption([PIXELS / 255, PHONE])[1]["caption"] == alone["caption"]
-    with pytest.raises(PhotoError, match="^photo 3: 5 x 0 pixels"):
-        pipeline.caption([PIXELS, PLAIN, np.zeros((0, 5, 3), np.uint8)])
-    for door in (pipeline.caption, lambda photo: MengziOscarCaptioningPipeline.preprocess(None, photo)):
-        for make, reason in REFUSED.values():
-            if not isinstance(source := make(), list):
-                with pytest.raises(PhotoError, match=reason):
-                    door(source)
+    assert pipeline.caption([PIXELS, np.zeros((0, 5, 3), np.uint8)])[1]["error"].startswith("photo 2: 5 x 0 pixels")
+    for make, reason in REFUSED.values():
+        if not isinstance(source := make(), (list, tuple)):
+            with pytest.raises(PhotoError, match=reason):
+                pipeline.caption(source)
+            assert re.search(reason, str(MengziOscarCaptioningPipeline.preprocess(None, make())["photo"]))
     assert MengziOscarCaptioningPipeline.preprocess(None, PHONE)["photo"].size == (48, 80)
 
 
@@ -435,7 +441,7 @@ def test_space(folder):
     uploads = pytest.importorskip("uploads", reason="needs gradio")
     assert uploads.read_photo(PHONE).size == (48, 80)
     assert uploads.read_photo(METADATA["100 MB of text"]).size == (80, 48)
-    for content, key in ((PHONE[:-300], "damaged"), (b"text", "not_a_photo"), (b"", "not_a_photo")):
+    for content, key in ((CUT, "damaged"), (b"text", "not_a_photo"), (b"", "not_a_photo")):
         with pytest.raises(uploads.UserError) as error:
             uploads.read_photo(content)
         assert error.value.key == key

@@ -254,10 +254,7 @@ def without_auto_map(folder):
         (lambda folder: (folder / "generation_config.json").unlink(), "generation_config.json is missing"),
         (lambda folder: (folder / "photos.py").unlink(), "lacks the code file photos.py"),
         (lambda folder: (folder / "extra.py").touch(), "has code of no use to it: extra.py"),
-        (
-            lambda folder: (folder / "training_args.bin").touch(),
-            "training_args.bin is no file that a checkpoint of ours has",
-        ),
+        (lambda folder: (folder / "training_args.bin").touch(), "training_args.bin is no file that a checkpoint"),
         (lambda folder: (folder / "notes.txt").symlink_to("/etc/hostname"), "notes.txt does not belong"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"broken"), "header"),
         (spoil_weights, "bert.img_embedding.weight: [32, 50] instead of [32, 262]"),
