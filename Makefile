@@ -4,6 +4,9 @@ BIN := .venv/bin
 PIP := -m pip install --disable-pip-version-check
 # The second file is for what pip builds (jieba has no wheel): setuptools in the locked version too.
 LOCKED := --constraint constraints.txt --build-constraint constraints.txt
+# Two processes with a thread each: most of a test is Python's own work. A file's tests stay together, with what they share.
+TESTS := -m pytest -q --numprocesses 2 --dist loadfile
+test test-newest: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo space test lint bench matrix test-newest lock clean
@@ -18,7 +21,7 @@ space: .venv/space ## the demo in a browser, offline, on http://127.0.0.1:7860
 	$(BIN)/python space/app.py
 
 test: .venv/test ## install what tests need and run the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(TESTS)
 
 lint: .venv/dev  ## ruff: mistakes and format
 	$(BIN)/ruff check .
@@ -47,7 +50,7 @@ test-newest:     ## the suite with today's newest releases: which of them broke 
 	.venv-newest/bin/python $(PIP) --upgrade pip setuptools
 	.venv-newest/bin/python $(PIP) --editable ".[dev]"
 	.venv-newest/bin/python .ci/lock.py compare
-	.venv-newest/bin/python -m pytest -q || { .venv-newest/bin/python .ci/lock.py compare; exit 1; }
+	.venv-newest/bin/python $(TESTS) || { .venv-newest/bin/python .ci/lock.py compare; exit 1; }
 	@touch .venv-newest/passed
 
 lock:            ## constraints.txt from the environment of test-newest, once the suite passed there

@@ -5,7 +5,7 @@ The licence is yours to know; nothing leaves this machine. `data_dir` holds
     images/                     the photos, also in folders below it; without it the photos lie in `data_dir` itself
     captions.csv                or captions.jsonl, metadata.csv, metadata.jsonl (as `imagefolder` of `datasets` has it)
 
-with one row per sentence or one row per photo, and these columns (others are counted and left out):
+with one row per sentence or one row per photo, and these columns, in capitals or not (others are counted and left out):
 
     file_name                   path of the photo below images/ or data_dir
     caption                     one sentence; several rows may name the same photo
@@ -13,7 +13,6 @@ with one row per sentence or one row per photo, and these columns (others are co
     split                       optional: train, validation (or val) or test, the same in all rows of a photo
 """
 
-import csv
 import os
 from dataclasses import dataclass
 
@@ -26,10 +25,12 @@ from .reading import (
     FilesBuilder,
     FilesConfig,
     Photos,
+    column_name,
+    csv_rows,
     find,
     get,
     json_lines,
-    raw_lines,
+    no_column,
     sentences_of,
     smallest_hashes,
 )
@@ -80,7 +81,7 @@ class ImageCaptions(FilesBuilder):
         path = self.files["table"]
         photos = _photos(self.config.data_dir)
         captions, splits, other_columns = {}, {}, set()
-        for where, item in (_csv_rows if path.endswith(".csv") else json_lines)(path, self.row):
+        for where, item in _rows(path, self.row):
             with self.row():
                 other_columns |= item.keys() - _COLUMNS
                 image_id, sentences, split = _read(where, item, photos)
@@ -95,6 +96,8 @@ class ImageCaptions(FilesBuilder):
             + f"columns {', '.join(sorted(other_columns)) or 'none'}"
             + (f"; {photos.say_unnamed()}." if photos.unnamed else ".")
         )
+        if doubled := sum(len(sentences) - len(set(sentences)) for sentences in captions.values()):
+            print(f"{path}: {doubled:,} sentences stand twice for the same photo; they were kept.")
         rows = {split: tuple((i, photos[i], captions[i]) for i in image_ids) for split, image_ids in splits.items()}
         return [datasets.SplitGenerator(name=split, gen_kwargs={"rows": rows[split]}) for split in splits]
 
@@ -136,40 +139,33 @@ def _photos(data_dir):
     return photos
 
 
-def _csv_rows(path, row):
-    """("file, row n", columns) of a CSV file with a header; a quoted sentence may go over several lines."""
-
-    def texts():
-        try:
-            for _, text in raw_lines(path, row):
-                yield text + "\n"
-        except ValueError as error:
-            raise ValueError(f"{error}; spreadsheet programs write UTF-8 when asked for 'CSV UTF-8'") from None
-
-    reader = csv.DictReader(texts(), strict=True)
+def _rows(path, row):
+    """("file, row n", {column: value}) of either kind of table, columns in small letters."""
+    if not path.endswith(".csv"):
+        for where, item in json_lines(path, row):
+            yield where, {column_name(name): value for name, value in item.items()}
+        return
     try:
-        if "file_name" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}, row 1: no column file_name, but {', '.join(reader.fieldnames or ['nothing'])}")
-        for item in reader:
-            where = f"{path}, row {reader.line_num}"
-            fits = None not in item and None not in item.values()
-            with row():
-                if not fits:
-                    raise ValueError(f"{where}: not {len(reader.fieldnames)} columns (quote sentences with commas)")
-            if fits:
-                yield where, item
-    except csv.Error as error:
-        raise ValueError(f"{path}, row {reader.line_num}: {error}") from None
+        yield from csv_rows(path, row, needs=("file_name", "caption"))
+    except ValueError as error:
+        hint = "; spreadsheet programs write UTF-8 when asked for 'CSV UTF-8'" if "UTF-" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def _read(where, item, photos):
     """Image id, sentences and split (train, validation, test or None) of a row."""
+    if "file_name" not in item:
+        raise no_column(where, "file_name", item)
+    if "caption" not in item and "captions" not in item:
+        raise no_column(where, "caption", item)
     name = get(item, "file_name", str, where).strip().replace("\\", "/").removeprefix("./").removeprefix("images/")
     image_id = os.path.splitext(name)[0]
     if image_id not in photos or not photos[image_id].replace(os.sep, "/").endswith("/" + name):
         raise ValueError(f"{where}: there is no photo {item['file_name']!r}")
     given = item["captions"] if "captions" in item else [item.get("caption")]
     split = item.get("split") or None
-    if split is not None and split not in _SPLITS:
+    if isinstance(split, str):
+        split = split.strip().lower() or None
+    if split is not None and (not isinstance(split, str) or split not in _SPLITS):
         raise ValueError(f"{where}: split {split!r} is none of {', '.join(_SPLITS)}")
     return image_id, sentences_of(given, where), str(_SPLITS[split]) if split else None

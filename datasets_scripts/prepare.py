@@ -106,16 +106,23 @@ def check_features(splits, store, skip_missing=False):
         lacking = {number: lost for number, ids in enumerate(image_ids) if (lost := [i for i in ids if i not in store])}
         missing = {image_id for lost in lacking.values() for image_id in lost}
         if missing and not skip_missing:
-            first, lost = next(iter(lacking.items()))
             raise ValueError(
-                f"{store.path} has no features of {len(missing):,} images of split {split}, the first in row "
-                f"{first + 1}: {lost[0]!r}; extract them, or leave the rows out with --skip-missing"
+                f"{store.path} has no features of {len(missing):,} images of split {split}, the first in "
+                f"{named(lacking)}; extract them, or leave the rows out with --skip-missing"
             )
         if missing:
-            print(f"{split}: left out {len(lacking):,} rows of {len(missing):,} images without features")
+            print(
+                f"{split}: left out {len(lacking):,} rows of {len(missing):,} images without features: {named(lacking)}"
+            )
             splits[split] = rows.select([number for number in range(len(rows)) if number not in lacking])
     print(f"{store.path}: {sum(image_id not in used for image_id in store):,} images without a row")
     return splits
+
+
+def named(lacking, most=20) -> str:
+    """The rows and their images, so many of them, and how many there are beside."""
+    text = ", ".join(f"row {row + 1}: {' '.join(map(repr, lost))}" for row, lost in list(lacking.items())[:most])
+    return text + (f" and {len(lacking) - most:,} more" if len(lacking) > most else "")
 
 
 def image_ids_of(rows):

@@ -1,9 +1,12 @@
 """What the builders share: finding the original files, reading them with file and row at hand, saying what is wrong."""
 
+import csv
 import hashlib
 import json
 import os
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -14,6 +17,13 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from modeling_mengzi_oscar.photos import is_photo_by_content, is_photo_name
 
 SENTENCE = re.compile(r"(?P<photo>[^#\s]+)#(?:\w+#)?(?P<number>\d+)(?:[ \t](?P<sentence>.*))?")
+NAMED = 1000  # so many bad rows are named
+SEPARATORS = {";": "semicolon", "\t": "tab", "|": "bar", "，": "Chinese comma"}  # that are no commas
+MAX_LINES = 1000  # of one quoted text
+MEANT = {
+    "file_name": ("filename", "file", "image", "image_path", "path", "photo", "img", "文件名", "图片"),
+    "caption": ("text", "sentence", "title", "description", "label", "raw", "描述", "标题", "文本"),
+}
 SENTENCES = datasets.List(datasets.Value("string"))
 
 
@@ -27,8 +37,8 @@ class FilesConfig(datasets.BuilderConfig):
 class FilesBuilder(datasets.GeneratorBasedBuilder):
     """A builder over the files that its `find_files(data_dir, config_name)` names, as {what it is: path}.
 
-    The prepared data set is made anew when one of them changes: `datasets` names the cache after data_files and what
-    is known of them, but not after the content of data_dir.
+    The prepared data set is made anew when one of them changes, or a photo below data_dir comes or goes: `datasets`
+    names the cache after data_files and what is known of them, but not after the content of data_dir.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -42,6 +52,7 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
         data_dir = os.path.abspath(data_dir)
         self.files = self.find_files(data_dir, config_name)
         states = [(str(os.stat(path).st_mtime_ns), str(os.stat(path).st_size)) for path in self.files.values()]
+        states.append((photos_state(data_dir),))
         data_files = DataFilesDict({"files": DataFilesList(list(self.files.values()), states)})
         self.bad_rows = []
         super().__init__(data_dir=data_dir, config_name=config_name, data_files=data_files, **kwargs)
@@ -66,7 +77,8 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
     def report(self, text):
         """Print what was read and left out, and the bad rows since the last report."""
         if self.bad_rows:
-            text += f"\nSkipped: {len(self.bad_rows):,} bad rows, the first: {self.bad_rows[0]}"
+            text += f"\nSkipped: {len(self.bad_rows):,} bad rows, the first: " + "\n".join(self.bad_rows[:NAMED])
+            text += f"\nand {len(self.bad_rows) - NAMED:,} more" if len(self.bad_rows) > NAMED else ""
         print(text)
         self.bad_rows = []
 
@@ -145,6 +157,20 @@ def find_photos(data_dir, *folders):
     return photos
 
 
+def photos_state(data_dir) -> str:
+    """Changes when a photo below the folder comes or goes, also behind links; what is in a photo does not matter."""
+    names, seen = hashlib.sha256(), set()
+    for folder, folders, files in os.walk(data_dir, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(folders)
+        seen.add(real)
+        for name in sorted(name for name in files if is_photo_name(name)):
+            path = os.path.join(folder, name)
+            if os.path.exists(path):  # a link may lead nowhere
+                names.update(os.fsencode(os.path.relpath(path, data_dir)) + b"\0")
+    return names.hexdigest()
+
+
 def photo_of(photos, image_id, where):
     """Path of a photo; None where this data has no photos at all."""
     if photos is None:
@@ -171,17 +197,20 @@ def say_splits(splits):
 
 
 def raw_lines(path, row=nullcontext):
-    """("file, row n", text) of every line, without byte order mark and line end.
+    """("file, row n", text) of every line, without byte order mark and line end: LF, CRLF or CR.
 
     Here and below `row` is put around what may fail for one row alone (`FilesBuilder.row`).
     """
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        lines = (line for block in file for line in block.rstrip(b"\r\n").split(b"\r"))
+        for number, line in enumerate(lines, start=1):
+            if number == 1:
+                _refuse_utf16(path, line)
             text = None  # of a row that is left out
             with row():
                 text = _decode(path, line, number)
             if text is not None:
-                yield f"{path}, row {number}", text.rstrip("\r\n")
+                yield f"{path}, row {number}", text
 
 
 def lines(path, row=nullcontext):
@@ -204,13 +233,90 @@ def tsv_rows(path, columns, row=nullcontext):
             yield where, fields
 
 
+def column_name(name):
+    """A column's name as it is looked for: spreadsheets and people write `Caption` and ` caption`, too."""
+    return str(name).strip().lower()
+
+
+def csv_rows(path, row=nullcontext, needs=()):
+    """("file, row n", {column: text}) of a CSV file with a header; a quoted text may go over several lines.
+
+    A row is named by its first line. What is wrong with it ends with that line: the next row begins behind it.
+
+    Raises:
+        ValueError: besides bad rows, a header that is none: other separators than commas, a column that comes twice, or
+            one of `needs` that is not there.
+    """
+    source, ahead, header = raw_lines(path, row), deque(), None
+
+    def line(number):
+        """The line so many behind the present one, or None."""
+        while len(ahead) <= number and (found := next(source, None)):
+            ahead.append(found)
+        return ahead[number] if number < len(ahead) else None
+
+    while first := line(0):
+        where, text = first
+        fields, used = None, 1
+        if header is None and text.strip():
+            header, used = _csv_header(*_csv_fields(line), where)
+            for name in needs:
+                if name not in header:
+                    raise no_column(where, name, header)
+        elif text.strip():
+            with row():
+                found, lines_of_it = _csv_fields(line)
+                if len(found) != len(header):
+                    raise ValueError(
+                        f"{where}: not {len(header)} columns, but {len(found)} (quote sentences with commas)"
+                    )
+                fields, used = found, lines_of_it
+        for _ in range(used):
+            ahead.popleft()
+        if fields:
+            yield where, dict(zip(header, fields, strict=True))
+    if header is None:
+        raise ValueError(f"{path}: holds nothing; its first row names the columns")
+
+
+def _csv_fields(line):
+    """The fields of the row that begins with line(0), and of how many lines it is."""
+    where = line(0)[0]
+    texts = (found[1] + "\n" for number in range(MAX_LINES) if (found := line(number)))
+    reader = csv.reader(texts, strict=True)
+    try:
+        return next(reader), reader.line_num
+    except csv.Error as error:
+        reason = "a quote that does not end" if reader.line_num > 1 or "end of data" in str(error) else str(error)
+        raise ValueError(f"{where}: {reason} (a quote inside a quoted text is written twice)") from None
+
+
+def _csv_header(fields, used, where):
+    names = [column_name(name) for name in fields]
+    if len(names) == 1 and (found := [name for sign, name in SEPARATORS.items() if sign in names[0]]):
+        raise ValueError(f"{where}: columns are separated by {found[0]}s; save it with commas")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{where}: the column {twice[0]!r} comes twice")
+    return names, used
+
+
+def no_column(where, name, columns):
+    """The error for a column that is not there: it says which are, and which of them is perhaps meant."""
+    meant = next((column for column in columns if column in MEANT[name]), None)
+    rename = f": rename {meant} to {name}" if meant else ""
+    return ValueError(f"{where}: no column {name}, but {', '.join(columns) or 'nothing'}{rename}")
+
+
 def read_json(path):
     with open(path, "rb") as file:
-        text = _decode(path, file.read())
+        data = file.read()
+    _refuse_utf16(path, data)
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(_decode(path, data))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON that can be read (too deep)") from None
 
 
 def read_yaml(path):
@@ -218,18 +324,27 @@ def read_yaml(path):
         text = _decode(path, file.read())
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def _decode(path, data, first_row=1):
     """Text of bytes that begin in this row of a file; a byte order mark may stand at the beginning of the file."""
     try:
-        return data.decode("utf-8-sig" if first_row == 1 else "utf-8")
+        text = data.decode("utf-8-sig" if first_row == 1 else "utf-8")
+        if "\0" in text:
+            row = first_row + text[: text.index("\0")].count("\n")
+            raise ValueError(f"{path}, row {row}: a NUL byte, which no text has; save it as UTF-8 again")
+        return text
     except UnicodeDecodeError as error:
         before = data[: error.start]
         row, byte = first_row + before.count(b"\n"), len(before) - before.rfind(b"\n")
         raise ValueError(f"{path}, row {row}: broken UTF-8 ({error.reason} at byte {byte})") from None
+
+
+def _refuse_utf16(path, data):
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in data[:4]:
+        raise ValueError(f"{path}: UTF-16 text, as some programs write it; save it as UTF-8")
 
 
 def json_items(path, key=None, row=nullcontext):
@@ -253,7 +368,7 @@ def json_lines(path, row=nullcontext):
         with row():
             try:
                 item = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where}: not JSON ({error})") from None
             if not isinstance(item, dict):
                 raise ValueError(f"{where}: not a JSON object")

@@ -22,21 +22,27 @@ from common.arguments import (
     attention_of,
     flag,
     load_splits,
+    model_from,
     open_stores,
     parse_arguments,
+    processor_from,
     settings_of,
     split_of,
+    splits_needed,
     tag_texts,
+    told_in_one_line,
+    within_positions,
 )
 from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
-from common.from_pixels import CaptionerFromPixels
+from common.from_pixels import with_region_model
 from common.self_critical import SelfCriticalCollator, SelfCriticalTrainer
 from common.tag_sentences import TagSentenceArguments, rows_with_tag_sentences
 from common.trainer import OscarTrainer
-from common.write_captions import evaluate_captions, predict
+from common.usable_rows import check_photo, usable_splits
+from common.write_captions import SCORES, best_metric, evaluate_captions, predict
 from transformers import TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarProcessor
+from modeling_mengzi_oscar import MengziOscarForImageCaptioning
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
@@ -127,30 +133,43 @@ class CaptionArguments(RunArguments):
     )
 
 
+@told_in_one_line
 def main(arguments=None):
     options, tag_sentences, training = parse_arguments(
         CaptionArguments, TagSentenceArguments, TrainingArguments, description=__doc__, arguments=arguments
     )
 
-    # 1. Model
+    # 1. Data and model
+    splits = load_splits(options, *(needed := splits_needed(options, training)))
     captioner, processor = load_captioner(options, training)
     model, region_model, image_processor, num_regions = captioner, None, None, None
     if captioner.config.region_model:
         region_model, image_processor = load_region_model(options.model_name_or_path)
     from_pixels = options.tune_region_model is not None or not options.features
     if from_pixels:
-        model = with_region_model(captioner, region_model, options).to(training.device)
-        num_regions = region_model.config.grid_size**2
+        model = with_region_model(captioner, region_model, options, training).to(training.device)
+        num_regions = model.num_regions
 
-    # 2. Data
-    splits = load_splits(options)
-    settings = {"processor": processor, "max_length": options.max_seq_a_length, "seed": training.seed}
+    # 2. What cannot be used is said, or left out
+    settings = {
+        "processor": processor,
+        "max_length": within_positions(options, "max_seq_a_length", captioner.config),
+        "seed": training.seed,
+    }
     if from_pixels:
-        settings |= {"image_processor": image_processor, "tag_labels": region_model.config.tag_labels}
+        settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
+        judged = {"photo": partial(check_photo, image_processor=image_processor)}
     else:
         settings["stores"] = open_stores(options)
+        judged = {"stores": settings["stores"]}
         if options.add_od_labels:
             settings["labels"] = tag_texts(options, settings["stores"][0])
+    if training.do_predict:  # captions are written without references, too, unless one asked for others
+        judged["columns"] = ("image_id",) if options.references == "captions" else ("image_id", options.references)
+    else:
+        columns = ("image_id", "captions", *(["machine"] if options.machine_captions else []))
+        judged |= {"columns": columns, "texts": "captions", "scorable": True}
+    splits = usable_splits(splits, needed, options, training, **judged)
     dense = DenseCaptionCollator(processor, num_regions)
 
     # 3. Captions only
@@ -180,7 +199,8 @@ def main(arguments=None):
         args=training,
         options=options,
         task="caption",
-        best_metric="char_cider_d",
+        best_metric=best_metric(photos),
+        score_names=SCORES,
         data_collator=collator,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -195,39 +215,30 @@ def main(arguments=None):
 def load_captioner(options, training):
     """Captioner and processor; published settings that were given replace the checkpoint's."""
     names = ("tie_weights", "freeze_embedding", "label_smoothing", "drop_worst_ratio", "drop_worst_after")
-    captioner = MengziOscarForImageCaptioning.from_pretrained(
+    captioner = model_from(
+        MengziOscarForImageCaptioning,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation=attention_of(training),
         **settings_of(options, *names),
     )
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    processor = processor_from(options.model_name_or_path)
     processor.max_regions = options.max_img_seq_length
     if processor.layout != "caption":  # only pre-trained so far
-        processor.layout, processor.max_length = "caption", options.max_seq_length
+        processor.layout, processor.max_length = (
+            "caption",
+            within_positions(options, "max_seq_length", captioner.config),
+        )
         processor.max_tags = None if options.add_od_labels else 0
         captioner.generation_config = published_generation_config(captioner.config, options.max_gen_length)
     return captioner, processor
-
-
-def with_region_model(captioner, region_model, options):
-    """Both as one model, which works from pixels.
-
-    Raises:
-        SystemExit: the checkpoint has no region model, or the objective needs stored features.
-    """
-    if region_model is None:
-        raise SystemExit(f"{options.model_name_or_path} names no region model: --features must name region features")
-    if options.objective != "dense":
-        raise SystemExit(f"--objective {options.objective} works on stored features: --features is missing")
-    return CaptionerFromPixels(captioner, region_model, options.tune_region_model or "^$")
 
 
 def training_rows(split, settings, options, tag_sentences):
     """What `--objective` learns from a split; `settings` are those of all `CaptionRows`.
 
     Raises:
-        SystemExit: sentences without photos were given where they cannot be read.
+        SystemExit: sentences were given, or machine translations asked for, that this captioner cannot learn from.
     """
     if tag_sentences.sentences and (options.objective != "dense" or "stores" not in settings):
         raise SystemExit("--sentences go with --objective dense and --features only")
@@ -236,7 +247,10 @@ def training_rows(split, settings, options, tag_sentences):
         return MaskedCaptionRows(split, **settings, **masking, training=True)
     settings = settings | {"crops": options.crops, "corruption": options.corruption, "training": True}
     if options.machine_captions:
-        settings["machine_start_id"] = settings["processor"].tokenizer.convert_tokens_to_ids("[MT]")
+        vocabulary = settings["processor"].tokenizer.get_vocab()
+        if "[MT]" not in vocabulary:
+            raise SystemExit(f"--machine_captions: the vocabulary of {options.model_name_or_path} has no [MT]")
+        settings["machine_start_id"] = vocabulary["[MT]"]
     return rows_with_tag_sentences(split, tag_sentences, partial(CaptionRows, **settings))
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from accelerate import PartialState
 
-from modeling_mengzi_oscar.cli import add_extract_arguments
+from modeling_mengzi_oscar.cli import add_extract_arguments, fail
 from modeling_mengzi_oscar.features.extraction import extract
 
 
@@ -28,19 +28,29 @@ def main(arguments=None):
 
     # The processes wait for each other once, at the end, and one may have many more large photos than another.
     state = PartialState(cpu=settings.pop("use_cpu"), timeout=timedelta(days=7))
+
+    def wait_for_everyone():
+        try:
+            state.wait_for_everyone()
+        except RuntimeError:  # the connection broke off
+            raise ValueError(
+                "another process of this extraction ended early; start again, what is done is kept"
+            ) from None
+
     try:
         line, _ = extract(
             **settings,
             device=state.device,
             process_index=state.process_index,
             num_processes=state.num_processes,
-            wait_for_everyone=state.wait_for_everyone,
+            wait_for_everyone=wait_for_everyone,
         )
-    except ValueError as error:
-        sys.exit(str(error))
+    except (ValueError, OSError) as error:
+        return fail(error)
     state.print(line)
     state.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

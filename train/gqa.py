@@ -11,7 +11,7 @@ answers scores.json. The best validation is kept as <output_dir>/best; run again
 
 from dataclasses import dataclass
 
-from common.arguments import DATASET_HELP, flag, parse_arguments
+from common.arguments import DATASET_HELP, flag, parse_arguments, told_in_one_line
 from common.question_answering import QuestionArguments, run
 from common.write_answers import mean_by
 from transformers import TrainingArguments
@@ -47,6 +47,7 @@ def submission_row(question_id, answer):
     return {"questionId": question_id, "prediction": answer}
 
 
+@told_in_one_line
 def main(arguments=None):
     options, training = parse_arguments(GqaArguments, TrainingArguments, description=__doc__, arguments=arguments)
     run("gqa", options, training, score, submission_row)

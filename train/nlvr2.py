@@ -19,19 +19,24 @@ from common.arguments import (
     RunArguments,
     flag,
     load_splits,
+    model_from,
     open_stores,
     parse_arguments,
+    processor_from,
     settings_of,
-    split_of,
+    splits_needed,
+    told_in_one_line,
+    within_positions,
 )
 from common.collators import PairCollator
-from common.report import write_rows, write_scores
+from common.report import say, write_rows, write_scores
 from common.trainer import OscarTrainer, in_order, share_of
+from common.usable_rows import usable_splits
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarForVisualReasoning, MengziOscarProcessor
+from modeling_mengzi_oscar import MengziOscarForVisualReasoning
 from modeling_mengzi_oscar.hub import save_checkpoint
 
 
@@ -69,7 +74,7 @@ class PhotoPairRows(Dataset):
             {"text": row["sentence"], "tags": tags, "region_features": self.store[image_id]["region_features"]}
             for image_id, tags in zip(row["image_ids"], row["tags"], strict=True)
         ]
-        return {"photos": photos, "labels": row["label"]}
+        return {"photos": photos, "labels": -100 if row["label"] is None else row["label"]}
 
 
 class PhotoPairCollator(PairCollator):
@@ -102,40 +107,51 @@ def judge(model, rows, collator, training, options) -> list[dict]:
 
 def accuracy(predictions, rows) -> float:
     labels = rows.rows["label"][: len(predictions)]
-    hits = [row["prediction"] == bool(label) for row, label in zip(predictions, labels, strict=True)]
+    pairs = zip(predictions, labels, strict=True)
+    hits = [row["prediction"] == bool(label) for row, label in pairs if label in (0, 1)]  # others have no answer
     return sum(hits) / len(hits)
 
 
+@told_in_one_line
 def main(arguments=None):
     options, training = parse_arguments(ReasoningArguments, TrainingArguments, description=__doc__, arguments=arguments)
 
-    # 1. Model
+    # 1. Data: what cannot be used is said, or left out
+    splits = load_splits(options, *(needed := splits_needed(options, training)))
+    store, columns = open_stores(options)[0], ("image_ids", "sentence", "tags", "label")
+    splits = usable_splits(splits, needed, options, training, columns=columns, stores=[store], texts="sentence")
+
+    # 2. Model
     settings = settings_of(options, *(() if training.do_predict else ("classifier", "cls_hidden_scale")))
     if not training.do_predict:
         settings |= {"num_choice": 2, "num_labels": 2, "loss_type": "xe", "ignore_mismatched_sizes": True}
-    model = MengziOscarForVisualReasoning.from_pretrained(options.model_name_or_path, dtype="float32", **settings)
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
-    processor.layout, processor.max_tags, processor.max_length = "pair", None, options.max_seq_length
+    model = model_from(MengziOscarForVisualReasoning, options.model_name_or_path, dtype="float32", **settings)
+    processor = processor_from(options.model_name_or_path)
+    processor.layout, processor.max_tags, processor.max_length = (
+        "pair",
+        None,
+        within_positions(options, "max_seq_length", model.config),
+    )
     processor.max_regions = options.max_img_seq_length
     collator = PhotoPairCollator(processor)
 
-    # 2. Data
-    splits, store = load_splits(options), open_stores(options)[0]
-
     # 3. Judge only
     if training.do_predict:
-        rows = PhotoPairRows(split_of(splits, options.test_split), store)
+        rows = PhotoPairRows(splits[options.test_split], store)
         predictions = judge(model.to(training.device), rows, collator, training, options)
         if PartialState().is_main_process:
-            results = {"split": options.test_split, "accuracy": accuracy(predictions, rows)}
             folder = Path(training.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(folder / "predictions.jsonl", predictions)
-            write_scores(folder, results)
+            (folder / "scores.json").unlink(missing_ok=True)  # of other predictions
+            if any(label in (0, 1) for label in rows.rows["label"][: len(predictions)]):
+                write_scores(folder, {"split": options.test_split, "accuracy": accuracy(predictions, rows)})
+            else:
+                say(f"no scores: no sentence of {options.test_split} has a label")
         return
 
     # 4. Train
-    validation = PhotoPairRows(split_of(splits, "validation"), store)
+    validation = PhotoPairRows(splits["validation"], store)
 
     def evaluate_sentences(model):
         predictions = judge(model, validation, collator, training, options)
@@ -152,7 +168,7 @@ def main(arguments=None):
         task="nlvr2",
         best_metric="accuracy",
         data_collator=collator,
-        train_dataset=PhotoPairRows(split_of(splits, "train"), store),
+        train_dataset=PhotoPairRows(splits["train"], store),
         eval_dataset=validation,
         evaluate_task=evaluate_sentences,
         save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task="nlvr2"),

@@ -19,18 +19,22 @@ from common.arguments import (
     attention_of,
     flag,
     load_splits,
+    model_from,
     parse_arguments,
+    processor_from,
     settings_of,
-    split_of,
     tag_texts,
+    told_in_one_line,
+    within_positions,
 )
 from common.collators import tag_words
 from common.pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
 from common.pretraining_scores import evaluate_pretraining
 from common.trainer import OscarTrainer
+from common.usable_rows import usable_splits
 from transformers import PreTrainedConfig, TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarForPreTraining, MengziOscarProcessor, RegionFeatureStore
+from modeling_mengzi_oscar import MengziOscarForPreTraining, RegionFeatureStore
 from modeling_mengzi_oscar.convert.oscar import convert
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
@@ -82,6 +86,7 @@ class PretrainingArguments(RunArguments):
     )
 
 
+@told_in_one_line
 def main(arguments=None):
     options, training = parse_arguments(
         PretrainingArguments, TrainingArguments, description=__doc__, arguments=arguments
@@ -96,15 +101,16 @@ def main(arguments=None):
     stores = named_stores(options.features)
     start = starting_folder(options, training)
     model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
-    processor = MengziOscarProcessor.from_pretrained(start)
+    processor = processor_from(start)
     processor.layout, processor.max_tags = "pair", None if options.use_b else 0
-    processor.max_length, processor.max_regions = options.max_seq_length, options.max_img_seq_length
+    processor.max_length = within_positions(options, "max_seq_length", model.config)
+    processor.max_regions = options.max_img_seq_length
     region_model = image_processor = None
     if model.config.region_model:
         region_model, image_processor = load_region_model(start)
 
     # 2. Data: a row per caption or question
-    datasets = pretraining_rows(options, stores, region_model, training.seed)
+    datasets = pretraining_rows(options, stores, region_model, training)
     collator = PretrainingCollator(processor, options.mask_loss_for_unmatched)
 
     # 3. Train
@@ -114,6 +120,7 @@ def main(arguments=None):
         options=options,
         task="pretrain",
         best_metric="loss",
+        score_names=("masked_accuracy", "contrast_accuracy"),
         data_collator=collator,
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
@@ -134,17 +141,23 @@ def named_stores(features) -> dict:
     return {name: RegionFeatureStore.open(path) for name, path in pairs}
 
 
-def pretraining_rows(options, stores, region_model, seed) -> dict:
-    """{split: `PretrainingRows`} to train and to validate on.
+def pretraining_rows(options, stores, region_model, training) -> dict:
+    """{split: `PretrainingRows`} to train and to validate on, without what cannot be used.
 
     Raises:
         SystemExit: there shall be tags, and nothing names any.
     """
     settings = {"yaml_file": options.dataset_file, "ground_truth": options.use_gtlabels}
-    splits = load_splits(options, **(settings if options.dataset == "pretraining_corpus" else {}))
+    splits = load_splits(options, "train", **(settings if options.dataset == "pretraining_corpus" else {}))
+    needed = [split for split in ("train", "validation") if split in splits]
+    texts = next((name for name in ("text", "question", "captions") if name in splits["train"].column_names), "text")
+    judged = {"columns": ("image_id", texts), "stores": {name: [store] for name, store in stores.items()}}
+    splits = usable_splits(splits, needed, options, training, **judged, texts=texts)
+    images = len(set(splits["train"]["image_id"]))
+    if images < 2 + ("validation" not in splits):
+        raise SystemExit(f"--dataset: {images} usable images are too few to draw wrong texts and tags from others")
     if "validation" not in splits:
-        train = split_of(splits, "train")
-        splits["train"], splits["validation"] = hold_out(train, options.validation_images, seed)
+        splits["train"], splits["validation"] = hold_out(splits["train"], options.validation_images, training.seed)
     store, labels = stores.get(None), None
     if options.use_b and store is not None and (store.labels is not None or region_model is not None):
         labels = tag_texts(options, store)
@@ -152,14 +165,14 @@ def pretraining_rows(options, stores, region_model, seed) -> dict:
     def tags(image_id):
         return tag_words(store[image_id], labels) if labels else []
 
-    texts = {split: one_row_per_text(split_of(splits, split), tags) for split in ("train", "validation")}
+    texts = {split: one_row_per_text(splits[split], tags) for split in ("train", "validation")}
     if options.use_b and not any(texts["train"]["tags"]):
         raise SystemExit(f"{options.dataset}: no row has tags, and --features names none; or give --use_b false")
     count = len(texts["validation"])
     texts["validation"] = texts["validation"].select(range(min(count, options.max_eval_rows or count)))
     names = ("texta_false_prob", "textb_sample_mode", "use_b")
     mismatches = {name: getattr(options, name) for name in names}
-    return {split: PretrainingRows(rows, stores, **mismatches, seed=seed) for split, rows in texts.items()}
+    return {split: PretrainingRows(rows, stores, **mismatches, seed=training.seed) for split, rows in texts.items()}
 
 
 def starting_folder(options, training):
@@ -184,18 +197,17 @@ def load_model(start, options, training, feature_dim):
     if Path(training.output_dir) / "start" == start:
         settings["img_feature_dim"] = feature_dim
         new += ["bert.img_embedding."]
-    model, report = MengziOscarForPreTraining.from_pretrained(
+    model = model_from(
+        MengziOscarForPreTraining,
         start,
+        new=new,
         dtype="float32",
         attn_implementation=attention_of(training),
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
         **settings,
     )
-    wrong = [key for key, *_ in report["mismatched_keys"] if not key.startswith(tuple(new))]
-    if wrong or model.config.img_feature_dim != feature_dim:
-        wanted = f"features {model.config.img_feature_dim} wide" if not wrong else f"another {sorted(wrong)[0]}"
-        raise SystemExit(f"{start} does not fit: it has {wanted}, --features has rows of {feature_dim}")
+    if model.config.img_feature_dim != feature_dim:
+        found = model.config.img_feature_dim
+        raise SystemExit(f"{start} does not fit: it has features {found} wide, --features has rows of {feature_dim}")
     return model
 
 

@@ -17,17 +17,21 @@ are scored.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from common.arguments import (
     RunArguments,
     flag,
     load_splits,
+    model_from,
     open_stores,
     parse_arguments,
+    processor_from,
     settings_of,
     split_of,
+    splits_needed,
     tag_texts,
+    told_in_one_line,
+    within_positions,
 )
 from common.matching_rows import (
     ImageRows,
@@ -38,10 +42,11 @@ from common.matching_rows import (
     OwnAndWrongRows,
 )
 from common.trainer import OscarTrainer
-from common.write_matches import candidates_of, evaluate_recall, predict
+from common.usable_rows import usable_splits
+from common.write_matches import SCORES, best_metric, candidates_of, evaluate_recall, predict, stored_scores
 from transformers import TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarProcessor
+from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.matching import Matcher
 
@@ -91,43 +96,56 @@ class RetrievalArguments(RunArguments):
     )
 
 
+@told_in_one_line
 def main(arguments=None):
     options, training = parse_arguments(RetrievalArguments, TrainingArguments, description=__doc__, arguments=arguments)
 
-    # 1. Model
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
-    processor.layout, processor.max_length = "pair", options.max_seq_length
-    processor.max_tags = None if options.add_od_labels else 0
-    processor.max_regions = options.max_img_seq_length
-    matcher = MengziOscarForImageTextRetrieval.from_pretrained(
+    # 1. Data: what cannot be used is said, or left out
+    splits = load_splits(options)
+    validation = "minival" if "minival" in splits else "validation"
+    needed = splits_needed(options, training, validation=validation)
+    for name in needed:
+        split_of(splits, name)
+    settings = {"stores": open_stores(options), "seed": training.seed}
+    if options.add_od_labels:
+        settings["labels"] = tag_texts(options, settings["stores"][0])
+    judged = {"columns": ("image_id", "captions"), "stores": settings["stores"], "texts": "captions"}
+    splits = usable_splits(
+        splits, needed, options, training, **judged, train=(2, "a wrong pair is drawn from another image")
+    )
+
+    # 2. Model
+    matcher = model_from(
+        MengziOscarForImageTextRetrieval,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation="sdpa",
         **settings_of(options, "num_hidden_layers", "regions_read_text"),
     )
-
-    # 2. Data
-    splits, settings = load_splits(options), {"stores": open_stores(options), "seed": training.seed}
-    if options.add_od_labels:
-        settings["labels"] = tag_texts(options, settings["stores"][0])
+    processor = processor_from(options.model_name_or_path)
+    processor.layout, processor.max_length = "pair", within_positions(options, "max_seq_length", matcher.config)
+    processor.max_tags = None if options.add_od_labels else 0
+    processor.max_regions = options.max_img_seq_length
 
     # 3. Scores only
     if training.do_predict:
         dtype = torch.bfloat16 if training.bf16_full_eval else torch.float32
         engine = Matcher(matcher.to(training.device, dtype), processor)
-        predict(engine, split_of(splits, options.test_split), settings, options, training)
+        predict(engine, splits[options.test_split], settings, options, training)
         return
 
     # 4. What the objective learns from
     train_settings, negatives = settings | {"captions": options.num_captions_per_img_train}, {}
     if options.objective == "contrast":
+        if training.per_device_train_batch_size < 2:
+            raise SystemExit("--objective contrast tells the images of a batch apart: --per_device_train_batch_size 2")
         model, collator, rows_class = InBatchMatcher(matcher), InBatchCollator(processor), InBatchRows
     else:
         model, collator, rows_class = matcher, OwnAndWrongCollator(processor), OwnAndWrongRows
         if options.hard_negatives:
-            scores = np.load(options.hard_negatives, mmap_mode="r")
+            scores = stored_scores("--hard_negatives", options.hard_negatives)
             negatives = {"hard_negatives": scores, "hard_top": options.hard_top}
-    validation = split_of(splits, "minival" if "minival" in splits else "validation")
+    validation = splits[validation]
     validation = validation.select(range(min(len(validation), options.max_eval_rows or len(validation))))
     images = ImageRows(validation, **settings, captions=options.num_captions_per_img_val)
     candidates = candidates_of(validation, images, options)
@@ -141,9 +159,10 @@ def main(arguments=None):
         args=training,
         options=options,
         task="retrieval",
-        best_metric="image_to_text_r1",
+        best_metric=best_metric(images),
+        score_names=SCORES,
         data_collator=collator,
-        train_dataset=rows_class(split_of(splits, "train"), **train_settings, **negatives, training=True),
+        train_dataset=rows_class(splits["train"], **train_settings, **negatives, training=True),
         eval_dataset=rows_class(validation, **train_settings),
         evaluate_task=lambda _: evaluate_recall(engine, images, candidates, paths),
         save=lambda folder, card: save_checkpoint(folder, matcher, processor, card=card, task="retrieval"),

@@ -12,7 +12,7 @@ answers scores.json. The best validation is kept as <output_dir>/best; run again
 from dataclasses import dataclass
 from functools import partial
 
-from common.arguments import DATASET_HELP, flag, parse_arguments
+from common.arguments import DATASET_HELP, flag, parse_arguments, told_in_one_line
 from common.question_answering import QuestionArguments, run
 from common.write_answers import mean_by
 from transformers import TrainingArguments
@@ -53,6 +53,7 @@ def submission_row(question_id, answer):
     return {"question_id": int(question_id) if question_id.isdecimal() else question_id, "answer": answer}
 
 
+@told_in_one_line
 def main(arguments=None):
     options, training = parse_arguments(VqaArguments, TrainingArguments, description=__doc__, arguments=arguments)
     run("vqa", options, training, partial(score, normalization=options.normalization), submission_row)

@@ -297,19 +297,20 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
         """As in transformers, with today's names: by itself it writes those that a file had (`LayerNorm.gamma`).
 
         The region model that the config names comes along, so that the folder can be loaded: a copy where it is a
-        subfolder of the folder that this model came from, its name and commit where that was a repo of the Hub. Not
-        where a `state_dict` is passed, as a training does for the checkpoints that it goes on from. Code of a folder
-        that the Auto classes ran comes along too.
+        subfolder of the folder that this model came from, its name and commit where that was a repo of the Hub. So does
+        the code that runs, where the config has an `auto_map`. Neither where a `state_dict` is passed, as a training
+        does for the checkpoints that it goes on from.
         """
         named = self.config.region_model
         came_from, commit = str(self.config.name_or_path), getattr(self.config, "_commit_hash", None)
-        if named and kwargs.get("state_dict") is None and not os.path.isdir(os.path.join(save_directory, named)):
+        alone = kwargs.get("state_dict") is None
+        if alone and named and not os.path.isdir(os.path.join(save_directory, named)):
             if os.path.isdir(came_from):
                 copy_files(came_from, named, save_directory, (".json", ".safetensors"))
-                if self._auto_class is not None:
-                    copy_files(came_from, "", save_directory, (".py",))
             elif commit and "@" not in named:
                 self.config.region_model = f"{came_from}@{commit}"
+        if alone and getattr(self.config, "auto_map", None):
+            copy_files(os.path.dirname(__file__), "", save_directory, (".py",))
         try:
             super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         finally:
@@ -327,7 +328,7 @@ def copy_files(folder, subfolder, target, suffixes):
     if os.path.isdir(source) and os.path.commonpath([source, os.path.realpath(folder)]) == os.path.realpath(folder):
         os.makedirs(os.path.join(target, subfolder), exist_ok=True)
         for file in sorted(os.listdir(source)):
-            if file.endswith(suffixes) and os.path.isfile(os.path.join(source, file)):
+            if file.endswith(suffixes) and not file.startswith("__") and os.path.isfile(os.path.join(source, file)):
                 shutil.copyfile(os.path.join(source, file), os.path.join(target, subfolder, file))
 
 

@@ -45,17 +45,25 @@ def main(arguments=None) -> int:
         return {command.__name__: command for command in commands}[options.command](options)
     except ImportError as error:  # a library that is missing or too old: its message says what to install
         return fail(str(error))
-    except BrokenPipeError:  # `mengzi-oscar caption *.jpg | head`: nobody reads on
-        return nothing_more_to_write(1)
-    except OSError as error:  # a full disk
-        return nothing_more_to_write(fail(str(error)))
     except KeyboardInterrupt:
-        return nothing_more_to_write(130)
+        if arguments is not None:  # called from Python
+            raise
+        fail("interrupted")
+        return 130
+    except BrokenPipeError:  # `mengzi-oscar caption *.jpg | head`: nobody reads on
+        leave_output()
+        return 1
+    except OSError as error:  # a disk that is full, a file that cannot be written
+        leave_output()
+        return fail(error)
 
 
-def nothing_more_to_write(status) -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush at its end
-    return status
+def leave_output():
+    """Where nothing more can be printed: Python would try again at its end, and fail with a message of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser():
@@ -330,7 +338,7 @@ def extract(options) -> int:
         del settings["command"]
         line, errors = extract_photos(**settings)
     except (ValueError, OSError) as error:
-        return fail(str(error))
+        return fail(error)
     print(printable(line))
     return 2 if errors else 0
 
@@ -414,9 +422,13 @@ def quiet():
 
 
 def fail(message) -> int:
+    """One line on the screen, of a text or an error; the status of the command."""
     from tqdm import tqdm
 
-    tqdm.write(printable(" ".join(line.strip() for line in message.splitlines())), file=sys.stderr)  # above its bar
+    if isinstance(message, OSError) and message.filename is not None:
+        message = f"{message.filename}: {message.strerror}"
+    line = " ".join(part.strip() for part in str(message).splitlines())
+    tqdm.write(printable(line), file=sys.stderr)  # above its bar
     return 2
 
 

@@ -1,6 +1,5 @@
 """What one can look at, as one PNG: captions with the regions that weighed most, and regions with their labels."""
 
-import io
 import os
 import tempfile
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from noto_cjk import otc_path
 from PIL import Image, ImageDraw, ImageFont
+
+from ..files import open_whole
 
 SIMPLIFIED_CHINESE = 2  # face of the font collection
 PHOTO_WIDTH, GAP, CAPTION_SIZE, NOTE_SIZE = 400, 16, 24, 14
@@ -190,12 +191,5 @@ def check_picture(path, photos=()) -> None:
 
 def save_picture(picture: Image.Image, path) -> None:
     """PNG, written beside and renamed."""
-    path = Path(path)
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    temporary = path.with_name(f".picture-{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_whole(path) as file:
+        picture.save(file, format="PNG")

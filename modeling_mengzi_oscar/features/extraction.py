@@ -6,10 +6,13 @@ one size for the region model share a batch, because padding changes what a dete
 """
 
 import json
-import os
+import signal
+import sys
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +22,7 @@ import torch
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
+from ..files import clear_leftovers, naming, open_whole, read_json, with_checksum, write_whole
 from ..labels.chinese import to_chinese
 from ..modeling_regions import RegionModelOutput
 from ..photos import MAX_PIXELS, PhotoError, open_photo
@@ -26,10 +30,11 @@ from ..pipeline_mengzi_oscar import describe_regions, load_region_model
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
 from .store import RegionFeatureStore
-from .store_folder import hash_id
+from .store_folder import EXTRACTION_SETTINGS, LEFTOVERS, hash_id
 
 IMAGES_PER_SHARD = 256  # what a killed process has to do again, at most
 SHARDS_PER_INDEX = 32  # then the index is brought up to date, and the writer forgets what it added
+TERMINATED = 128 + signal.SIGTERM  # status of a program that was asked to end
 THREADS = 4  # decode and resize while the model works
 WAITING_BATCHES = 4  # photos of rare sizes wait for others of theirs, at most so many batches of them
 PHOTOS_PICTURED = 4
@@ -60,14 +65,16 @@ def extract(
         language: of the classes, as the store names them and Oscar's files write them, "zh" or "en".
         picture: PNG of the first photos with what is found in them, drawn before the work starts.
         precision: what the region model computes in, "float32" or "bfloat16".
-        wait_for_everyone: returns when every process has called it.
+        wait_for_everyone: returns when every process has called it; called twice.
         options: batch_size, dtype, images_per_shard of `extract_regions`.
 
     Returns:
         A line to print and the number of photos that could not be read, of all processes; from process 0 only.
 
     Raises:
-        ValueError: one line: a source, region model or store that cannot be used.
+        ValueError: one line: a source, region model or store that cannot be used, or that another start writes.
+        OSError: names the file that could not be written.
+        SystemExit: the process was asked to end (SIGTERM); what is done is kept.
     """
     if picture:
         from ..demo.pictures import check_picture
@@ -83,14 +90,19 @@ def extract(
             raise
         labels = None
     store_path = Path(output) if format == "store" else Path(output) / "store"
-    keep_settings(store_path, {"flip": flip, "precision": precision})
     prepare = partial(prepare_photo, image_processor=image_processor, flip=flip, limit_pixels=limit_pixels)
     if picture and process_index == 0:
         draw_first(opened, region_model, prepare, picture)
+    if process_index == 0:
+        store_path.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(store_path, "lock.*", LEFTOVERS, store_path)
+        keep_settings(store_path, {"flip": flip, "precision": precision})
+    wait_for_everyone()
     share = {"process_index": process_index, "num_processes": num_processes}
     start = time.perf_counter()
     made_with = {"region_model_name": model, "labels": labels}
-    written = extract_regions(opened, region_model, prepare, store_path, **made_with, **share, **options)
+    with ended_by_sigterm():
+        written = extract_regions(opened, region_model, prepare, store_path, **made_with, **share, **options)
     seconds = time.perf_counter() - start
     wait_for_everyone()
     if process_index > 0:
@@ -108,6 +120,19 @@ def extract(
     failed = f"; {errors:,} could not be read, see {errors_path}" if errors else ""
     passed_over = f"; {opened.passed_over}" if opened.passed_over.count else ""
     return f"{output}: {len(store):,} photos ({speed}){failed}{passed_over}", errors
+
+
+@contextmanager
+def ended_by_sigterm():
+    """SIGTERM ends the block like Ctrl-C does: with an exception, so that what is done is written."""
+    if threading.current_thread() is not threading.main_thread():  # only there a signal can be caught
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @torch.inference_mode()
@@ -139,8 +164,7 @@ def extract_regions(
     """
     worker = f"{process_index:05d}"
     settings = dtype, images_per_shard, worker, region_model_name, labels
-    open_writer = partial(RegionFeatureStore.writer, store_path, *settings)
-    writer, written = open_writer(), 0
+    writer, written = RegionFeatureStore.writer(store_path, *settings), 0
     report = Report(source, Path(store_path) / f"errors-{worker}.jsonl", process_index, num_processes)
     photos = own_photos(source, process_index, num_processes, report)
     try:
@@ -159,11 +183,10 @@ def extract_regions(
                         written += 1
                 writer.flush()
             if number % SHARDS_PER_INDEX == 0:
-                writer.close()
-                writer = open_writer()
+                writer.update_index()
     finally:
-        writer.close()
         report.close()
+        writer.close()
     return written
 
 
@@ -308,13 +331,14 @@ class Report:
 
     def passed_over(self):
         """In the store already: no part of the speed."""
-        self.bar.initial += 1
-        self.bar.n += 1
-        self.bar.update(0)
+        if not self.bar.disable:  # a bar that is not shown has no beginning
+            self.bar.initial += 1
+            self.bar.n += 1
+            self.bar.update(0)
 
     def failed(self, photo, error):
         record = {"image_id": photo.image_id, "name": photo.name, "error": str(error)}
-        with open(self.errors_path, "a", encoding="utf-8", errors="backslashreplace") as file:
+        with naming(self.errors_path), open(self.errors_path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.bar.update()
 
@@ -352,26 +376,20 @@ def keep_settings(store_path, settings):
         ValueError
     """
     path = store_path / "extraction.json"
-    if path.is_file():
-        before = json.loads(path.read_text("utf-8"))
-        if before != settings:
-            raise ValueError(f"{store_path} was begun with {before}, not {settings}: use another folder")
-        return
-    store_path.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(settings) + "\n", "utf-8")
-    os.replace(temporary, path)
+    if not path.is_file():
+        write_whole(path, with_checksum(settings))
+    elif (before := read_json(path, names=EXTRACTION_SETTINGS)) != settings:
+        raise ValueError(f"{store_path} was begun with {before}, not {settings}: use another folder")
 
 
 def join_error_logs(store_path, num_processes) -> tuple[int, Path]:
     """The lists of the processes as one errors.jsonl, or none; the number of its lines, and its path."""
     path, count = store_path / "errors.jsonl", 0
-    with open(f"{path}.tmp", "wb") as joined:
+    with open_whole(path) as joined:
         for log in (store_path / f"errors-{index:05d}.jsonl" for index in range(num_processes)):
             if log.is_file():
                 with open(log, "rb") as file:
                     count += sum(joined.write(line) > 0 for line in file)
-    os.replace(f"{path}.tmp", path)
     for log in store_path.glob("errors-*.jsonl"):  # also those of killed runs with more processes
         log.unlink()
     if count == 0:

@@ -1,7 +1,7 @@
-"""Oscar's region features as they were released, tab-separated text with base64, to a RegionFeatureStore and back.
+"""Region features as others release them, tab-separated text with base64, to a RegionFeatureStore, and Oscar's back.
 
-The two layouts (read by microsoft/Oscar's CaptionTSVDataset and by its RetrievalDataset and OscarTSVDataset); floats
-are little-endian float32, row-major:
+`tsv_layouts.py` tells the tables apart. Oscar's two (read by microsoft/Oscar's CaptionTSVDataset and by its
+RetrievalDataset and OscarTSVDataset); floats are little-endian float32, row-major:
 
     "caption"    features  <id> TAB {"num_boxes": n, "features": "<base64>"}
                  objects   <id> TAB [{"class": .., "rect": [x1, y1, x2, y2], "conf": ..}, ..], rows as in the features
@@ -13,10 +13,10 @@ Beside each file stands `<stem>.lineidx`, the byte offset of every row; docs/fea
 
 import base64
 import json
-import os
 from array import array
 from codecs import BOM_UTF8
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -25,13 +25,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..files import clear_leftovers, naming, open_whole, write_whole
 from .store import RegionFeatureStore
-from .store_folder import hash_id
-
-try:  # the same function with the processor's vector instructions; decoding is most of the work of an import
-    from pybase64 import b64decode
-except ImportError:
-    from base64 import b64decode
+from .store_folder import LEFTOVERS, hash_id
+from .tsv_layouts import CAPTIONING, LAYOUTS, Table, decode_boxes, decode_features, read_row, recognise, with_geometry
 
 
 def import_tsv(
@@ -46,13 +43,14 @@ def import_tsv(
     num_proc=1,
     **store_options,
 ):
-    """Convert a feature TSV of either layout; one row is in memory at a time, and every row is checked.
+    """Convert a feature TSV; one row is in memory at a time, and every row is checked.
 
     Started again after it was killed, it goes on where the store ends: rows that are in the store are not decoded
-    again. Prints and returns what it did.
+    again. Blank rows are passed over. Prints and returns what it did.
 
     Args:
-        tsv_path: features, either layout.
+        tsv_path: features: Oscar's, bottom-up-attention's or LXMERT's table. Of tables with boxes the boxes, sizes and
+            scores are stored, and the six numbers of geometry are put behind the appearance (docs/feature_row.md).
         store_path: folder of the store. Several files may go into one store, one after the other.
         label_tsv: objects, in the layout that belongs to the one of the features.
         labels_are: "regions" when the objects are the very regions of the features (boxes, scores and class_ids are
@@ -61,7 +59,7 @@ def import_tsv(
             of `label_tsv` in the order they appear. It is kept in the store.
         assumed_size: (height, width) of images whose objects come without image_h and image_w in the retrieval
             layout. Oscar takes (600, 800); here such rows are bad unless you say so.
-        feature_dim: numbers per region. Default: what the first readable row has.
+        feature_dim: numbers per region in the store. Default: what most of the first rows have.
         skip_bad: go on after a bad row instead of raising, and list it in `errors.jsonl` in the store's folder (file,
             row from 1, image id, reason).
         num_proc: processes that decode; each reads the whole file and takes every num_proc-th row.
@@ -71,17 +69,24 @@ def import_tsv(
         {"imported": rows, "already there": rows, "skipped": rows}.
 
     Raises:
-        ValueError: names file and row of a bad row: broken base64, a length that is not n x D x 4 bytes, another
-            number of boxes than objects, an id that came before, NaN or infinity, objects that are missing, of
-            another image or of an unknown class. A captioning label file of another length is always an error.
+        ValueError: the table is none that is known, with the columns found. Names file and row of a bad row: broken
+            base64, a length that is not n x D x 4 bytes, boxes outside their photo, another number of boxes than
+            objects, an id that came before, NaN or infinity, objects that are missing, of another image or of an
+            unknown class. A captioning label file of another length is always an error. Another process writes the
+            store.
+        OSError: names the file that could not be read or written.
     """
     if labels_are not in ("regions", "tags"):
         raise ValueError(f"labels_are is 'regions' or 'tags', not {labels_are!r}")
     tsv_path, store_path = Path(tsv_path), Path(store_path)
+    table = recognise(tsv_path)
     store_path.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(store_path, "lock.*", LEFTOVERS, store_path)
     if (store_path / "store.json").is_file():
         store = RegionFeatureStore.open(store_path)
         labels, feature_dim = labels or store.labels, feature_dim or store.feature_dim
+    if feature_dim:
+        table = recognise(tsv_path, feature_dim)
     if label_tsv is not None:
         labels = labels or _class_names(label_tsv)
         store_options["labels"] = labels
@@ -90,12 +95,12 @@ def import_tsv(
     class_ids = {name: number for number, name in enumerate(labels or ()) if number}
     job = _Import(
         tsv_path=tsv_path,
+        table=table,
         store_path=store_path,
         label_tsv=label_tsv,
         labels_are=labels_are,
         class_ids=class_ids,
         assumed_size=assumed_size,
-        feature_dim=feature_dim or _feature_dim(tsv_path),
         skip_bad=skip_bad,
         parts=num_proc,
         store_options=store_options,
@@ -103,11 +108,19 @@ def import_tsv(
     if num_proc == 1:
         results = [job.run(0)]
     else:
-        with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
-            results = list(pool.map(job.run, range(num_proc)))
-    counts = {what: sum(result[what] for result in results) for what in results[0]}
+        try:
+            with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
+                results = list(pool.map(job.run, range(num_proc)))
+        except BrokenProcessPool:
+            raise ValueError(f"{tsv_path}: a process ended early; start again, what is done is kept") from None
+    counts = {what: sum(result[what] for result, _ in results) for what in results[0][0]}
     _join_error_logs(store_path)
-    print(f"{tsv_path}: " + ", ".join(f"{count:,} rows {what}" for what, count in counts.items()))
+    blank = results[0][1]
+    print(
+        f"{tsv_path} ({LAYOUTS.get(table.layout, 'with a header')}, {table.feature_dim:,} numbers a region): "
+        + ", ".join(f"{count:,} rows {what}" for what, count in counts.items())
+        + (f"; {blank:,} blank rows passed over" if blank else "")
+    )
     return counts
 
 
@@ -160,43 +173,56 @@ class _Import:
     """What every process of an import has to know."""
 
     tsv_path: Path
+    table: Table
     store_path: Path
     label_tsv: str | None
     labels_are: str
     class_ids: dict
     assumed_size: tuple | None
-    feature_dim: int
     skip_bad: bool
     parts: int
     store_options: dict = field(default_factory=dict)
 
     def run(self, part):
         """Import the rows whose number leaves `part` when divided by `parts`. All ids are read: some come twice."""
-        counts, seen, row = {"imported": 0, "already there": 0, "skipped": 0}, set(), 0
+        counts, seen, number, blank = {"imported": 0, "already there": 0, "skipped": 0}, set(), 0, 0
+        id_column = self.table.layout.index("image_id")
+        log_path = self.store_path / f"errors.jsonl.{part:05d}"
         with ExitStack() as stack:
-            objects = stack.enter_context(_Objects(self.label_tsv, self.tsv_path)) if self.label_tsv else None
+            by_row = self.table.layout == CAPTIONING
+            objects = stack.enter_context(_Objects(self.label_tsv, by_row)) if self.label_tsv else None
             writer = stack.enter_context(
                 RegionFeatureStore.writer(self.store_path, worker=f"{part:05d}", **self.store_options)
             )
             file = stack.enter_context(open(self.tsv_path, "rb", buffering=1 << 20))
-            log = stack.enter_context(open(self.store_path / f"errors.jsonl.{part:05d}", "w", encoding="utf-8"))
+            stack.enter_context(naming(log_path))
+            log = stack.enter_context(open(log_path, "w", encoding="utf-8"))
             progress = stack.enter_context(_progress(self.tsv_path, part))
             for row, line in enumerate(file, start=1):
                 progress.update(len(line))
-                key, _, columns = line.partition(b"\t")
-                key = key.removeprefix(BOM_UTF8).strip()
+                line = line.removeprefix(BOM_UTF8) if row == 1 else line
+                if not line.strip():
+                    blank += 1
+                    continue
+                if row == self.table.header:
+                    continue
+                number += 1
+                key = line.split(b"\t", id_column + 1)[id_column : id_column + 1]
+                key = key[0].strip() if key else b""
                 came_before = key in seen
                 seen.add(key)
                 if row % self.parts != part:
                     continue
                 try:
                     image_id = key.decode()
+                    if not image_id:
+                        raise ValueError("no image id")
                     if came_before:
                         raise ValueError("this id came before")
                     if image_id in writer:
                         counts["already there"] += 1
                         continue
-                    writer.add(image_id, self.regions(row, image_id, columns, objects))
+                    writer.add(image_id, self.regions(number, image_id, line, objects))
                     counts["imported"] += 1
                 except _LengthError:
                     raise
@@ -208,20 +234,25 @@ class _Import:
                     record = {"file": str(self.tsv_path), "row": row, "image_id": image_id, "reason": str(error)}
                     print(json.dumps(record, ensure_ascii=False), file=log)
             if objects:
-                objects.check_end(row)
-        return counts
+                objects.check_end(number)
+        return counts, blank
 
-    def regions(self, row, image_id, columns, objects):
-        """What the store takes, from the columns behind the id and from the objects."""
-        num_boxes, encoded = _split_features(columns)
-        data = b64decode(encoded, validate=True)
-        if len(data) != num_boxes * self.feature_dim * 4:
-            need = f"{num_boxes} boxes of {self.feature_dim} float32 need {num_boxes * self.feature_dim * 4}"
-            raise ValueError(f"{len(data)} bytes of features, {need}")
-        regions = {"region_features": np.frombuffer(data, "<f4").reshape(num_boxes, self.feature_dim)}
+    def regions(self, number, image_id, line, objects):
+        """What the store takes, from a row and its objects; `number` counts the rows that are not blank."""
+        row = read_row(line, self.table.layout)
+        num_boxes, features = row.num_boxes, decode_features(row, self.table.width)
+        own = decode_boxes(row)
+        if own:
+            features = with_geometry(features, own["boxes"], own["original_size"])
+        own["region_features"] = features
         if objects is None:
-            return regions
-        record = objects.read(row, image_id)
+            return own
+        return self.described(number, image_id, num_boxes, objects) | own
+
+    def described(self, number, image_id, num_boxes, objects):
+        """What the label file says of an image."""
+        regions = {}
+        record = objects.read(number, image_id)
         found = record.get("objects") if isinstance(record, dict) else record
         if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
             raise ValueError(f"{objects.path}: neither a list of objects nor a dict with 'objects'")
@@ -250,12 +281,10 @@ class _Import:
 class _Objects:
     """Objects of one image after the other: row by row beside the features, or looked up by id (retrieval layout)."""
 
-    def __init__(self, path, tsv_path):
-        self.path, self.row = Path(path), 0
+    def __init__(self, path, by_row):
+        self.path, self.by_row, self.row, self.number = Path(path), by_row, 0, 0
         self.file = open(path, "rb", buffering=1 << 20)  # noqa: SIM115, closed by __exit__
-        with open(tsv_path, "rb") as features:
-            self.by_row = features.readline().partition(b"\t")[2].lstrip().startswith(b"{")
-        if not self.by_row:
+        if not by_row:
             hashes, offsets = array("Q"), array("q", [0])
             for line in self.file:
                 hashes.append(hash_id(_key(line)))
@@ -269,16 +298,15 @@ class _Objects:
     def __exit__(self, *exception):
         self.file.close()
 
-    def read(self, row, image_id):
-        """The JSON value of an image. `row` counts from 1 and never falls."""
+    def read(self, number, image_id):
+        """The JSON value of an image. `number` counts the rows that are not blank from 1 and never falls."""
         if self.by_row:
-            while self.row < row:
-                line = self.file.readline()
-                self.row += 1
-            if not line:
-                raise _LengthError(f"{self.path} ends before row {row}, the features go on")
+            while self.number < number:
+                line = self._next_line()
+                if not line:
+                    raise _LengthError(f"{self.path} ends before row {self.row + 1}, the features go on")
             if _key(line) != image_id:
-                raise ValueError(f"{self.path} row {row} is of image {_key(line)!r}")
+                raise ValueError(f"{self.path} row {self.row} is of image {_key(line)!r}")
         else:
             first, last = (self.hashes.searchsorted(np.uint64(hash_id(image_id)), side) for side in ("left", "right"))
             for offset in self.offsets[first:last]:
@@ -293,13 +321,23 @@ class _Objects:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
+    def _next_line(self):
+        """The next row that is not blank; nothing at the end."""
+        while line := self.file.readline():
+            self.row += 1
+            if line.strip():
+                self.number += 1
+                break
+        return line
+
     def check_end(self, rows):
         """All rows of the features were read: the label file has to end with them."""
         if not self.by_row:
             return
-        num_rows = self.row + sum(1 for _ in self.file)
-        if num_rows != rows:
-            raise _LengthError(f"{self.path} has {num_rows} rows, the features {rows}")
+        while self._next_line():
+            pass
+        if self.number != rows:
+            raise _LengthError(f"{self.path} has {self.number} rows, the features {rows}")
 
 
 class _TsvWriter:
@@ -309,9 +347,11 @@ class _TsvWriter:
         self.path, self.offset = Path(path), 0
 
     def __enter__(self):
-        self.names = (self.path, self.path.with_suffix(".lineidx"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows, self.offsets = (open(f"{name}.tmp", "wb") for name in self.names)  # noqa: SIM115
+        with ExitStack() as stack:
+            names = (self.path, self.path.with_suffix(".lineidx"))
+            self.rows, self.offsets = (stack.enter_context(open_whole(name)) for name in names)
+            self.stack = stack.pop_all()
         return self
 
     def write(self, image_id, *columns):
@@ -322,69 +362,34 @@ class _TsvWriter:
         self.rows.write(line)
         self.offset += len(line)
 
-    def __exit__(self, kind, *exception):
-        for file, name in zip((self.rows, self.offsets), self.names, strict=True):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            os.replace(f"{name}.tmp", name) if kind is None else os.remove(f"{name}.tmp")
+    def __exit__(self, *exception):
+        return self.stack.__exit__(*exception)
 
 
 class _RowIndex:
     """`imageid2idx.json` beside a TSV, {image id: row}, written row by row; it appears under its name when whole."""
 
     def __init__(self, tsv_path):
-        self.path, self.rows = Path(tsv_path).with_name("imageid2idx.json"), 0
+        self.whole, self.rows = open_whole(Path(tsv_path).with_name("imageid2idx.json")), 0
 
     def __enter__(self):
-        self.file = open(f"{self.path}.tmp", "w", encoding="utf-8")
-        self.file.write("{")
+        self.file = self.whole.__enter__()
+        self.file.write(b"{")
         return self
 
     def write(self, image_id):
         separator = ", " if self.rows else ""
-        self.file.write(f"{separator}{json.dumps(image_id, ensure_ascii=False)}: {self.rows}")
+        self.file.write(f"{separator}{json.dumps(image_id, ensure_ascii=False)}: {self.rows}".encode())
         self.rows += 1
 
     def __exit__(self, kind, *exception):
-        self.file.write("}")
-        self.file.close()
-        os.replace(self.file.name, self.path) if kind is None else os.remove(self.file.name)
+        if kind is None:
+            self.file.write(b"}")
+        return self.whole.__exit__(kind, *exception)
 
 
 def _key(line):
     return line.partition(b"\t")[0].removeprefix(BOM_UTF8).decode().strip()
-
-
-def _split_features(columns):
-    """(number of boxes, base64) from the columns behind the id."""
-    columns = columns.rstrip(b"\r\n")
-    if not columns.lstrip().startswith(b"{"):
-        numbers, _, encoded = columns.rpartition(b"\t")
-        return int(numbers.partition(b"\t")[0]), encoded.strip()
-    # The JSON parser would copy the half megabyte of base64 twice, so it gets the record without it.
-    start = columns.find(b'"', columns.find(b'"features"') + len(b'"features"')) + 1
-    end = columns.find(b'"', start)
-    if b'"features"' not in columns or 0 in (start, end + 1):
-        raise ValueError("no string 'features' in the record")
-    num_boxes = json.loads(columns[:start] + columns[end:]).get("num_boxes")
-    if not isinstance(num_boxes, int):
-        raise ValueError("no number 'num_boxes' in the record")
-    return num_boxes, columns[start:end]
-
-
-def _feature_dim(tsv_path):
-    """Numbers per region in the first row that can be read and has regions."""
-    with open(tsv_path, "rb", buffering=1 << 20) as file:
-        for line in file:
-            try:
-                num_boxes, encoded = _split_features(line.partition(b"\t")[2])
-                floats = len(b64decode(encoded, validate=True)) // 4
-            except ValueError:
-                continue  # reported when the row's turn comes
-            if num_boxes > 0 and floats and floats % num_boxes == 0:
-                return floats // num_boxes
-    raise ValueError(f"{tsv_path} has no row with regions that can be read: is it a feature TSV? (feature_dim=)")
 
 
 def _class_names(label_tsv):
@@ -433,6 +438,6 @@ def _join_error_logs(store_path):
     records.sort(key=lambda record: record["row"])
     if records:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (store_path / "errors.jsonl").write_text(text, "utf-8")
+        write_whole(store_path / "errors.jsonl", text.encode())
     for log in logs:
         log.unlink()

@@ -18,12 +18,11 @@ import numpy as np
 from huggingface_hub import DatasetCard, HfApi, HfFileSystem, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
-from .store_folder import SHARD_NAME, StoreFolder
+from .store_folder import SAFETENSORS_DTYPES, SHARD_NAME, StoreFolder
 
 FOLDER = "features"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 READ_AHEAD = 1 << 20  # bytes of a streamed shard: some rows when they are read one after the other, little else wasted
-_DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "U64": "<u8", "U8": "u1"}
 _CARD = """---
 tags:
 - region-features
@@ -127,6 +126,9 @@ class StreamedRegionFeatureStore(StoreFolder):
         file = self._files.open(f"{self._folder}/{name}", "rb", block_size=READ_AHEAD, cache_type="readahead")
         return _streamed_arrays(file)
 
+    def _open_file(self, name):
+        return self._files.open(f"{self._folder}/{name}", "rb")
+
 
 def _streamed_arrays(file):
     """Arrays of a safetensors file that is read by ranges: all but the features now, those row by row."""
@@ -139,7 +141,7 @@ def _streamed_arrays(file):
     after, arrays = file.read(), {}
     for name, tensor in header.items():
         start, end = tensor["data_offsets"]
-        dtype, shape = np.dtype(_DTYPES[tensor["dtype"]]), tensor["shape"]
+        dtype, shape = np.dtype(SAFETENSORS_DTYPES[tensor["dtype"]]), tensor["shape"]
         if name == "region_features":
             arrays[name] = _StreamedRows(file, 8 + length + start, dtype, shape)
         else:

@@ -93,10 +93,10 @@ def test_one_queue_for_every_route(demo, url, thread):
                 time.sleep(0.1)  # until it runs, while there is room to run
             else:
                 refused.append((route, asked.status_code, asked.json()["detail"], time.monotonic() - begun < 5))
+        assert len(let_in) == RUNNING + MAX_QUEUE
         agents = by_mcp(url)  # through its own client of the same queue
         done.set()
         answers = [outcome(url, *call) for call in let_in]
-    assert len(let_in) == RUNNING + MAX_QUEUE
     assert {route for route, *_ in refused} == {"call/caption", "queue/join", "call/v2/caption"}
     assert {tuple(told) for _, *told in refused} == {(503, in_words("busy"), True)}
     assert "Queue is full" in agents.text
@@ -120,10 +120,10 @@ def test_routes_that_the_demo_does_not_need_are_shut(url):
 
 def test_agents_are_counted(url, thread, monkeypatch):
     monkeypatch.setattr(limits, "MAX_AGENTS", 2)
-    with ThreadPoolExecutor(2) as pool, busy(thread) as done:
+    with ThreadPoolExecutor(3) as pool, busy(thread) as done:
         inside = [pool.submit(by_mcp, url) for _ in range(2)]
         time.sleep(1)
-        outside = by_mcp(url)
+        outside = pool.submit(by_mcp, url).result(timeout=20)
         done.set()
         inside = [call.result().text for call in inside]
     assert (outside.status_code, outside.json()) == (503, {"detail": in_words("busy")})
@@ -203,22 +203,20 @@ def test_who_says_nothing_is_let_go(url, thread, monkeypatch):
     """And who waits for an answer is not."""
     monkeypatch.setattr(limits, "PATIENCE", 0.5)
     form = b"content-type: multipart/form-data; boundary=b\r\ncontent-length: 999\r\n\r\n--b\r\n"
-    with busy(thread) as done:
-        asked = by_route(None, url, "call/caption", None)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(outcome, url, asked, None)
-            silent = [connect(url), connect(url, b"GET / HT"), connect(url, b"GET / HTTP/1.1\r\nhost: a\r\n")]
-            bodies = [slow(url, "call/caption", 1000), slow(url, "queue/join", 1000)]
-            bodies += [connect(url, b"POST /gradio_api/upload HTTP/1.1\r\nhost: a\r\n" + form)]
-            begun = time.monotonic()
-            assert [connection.recv(1000) for connection in silent] == [b"", b"", b""]
-            for connection in bodies:
-                answer = b"".join(iter(lambda connection=connection: connection.recv(1000), b""))
-                assert answer.startswith(b"HTTP/1.1 408")
-                assert answer.decode("utf-8").endswith(f'{{"detail":"{in_words("body_too_slow")}"}}')
-            assert time.monotonic() - begun < 10
-            done.set()
-            assert "event: complete" in waiting.result()
+    with ThreadPoolExecutor(1) as pool, busy(thread) as done:
+        waiting = pool.submit(outcome, url, by_route(None, url, "call/caption", None), None)
+        silent = [connect(url), connect(url, b"GET / HT"), connect(url, b"GET / HTTP/1.1\r\nhost: a\r\n")]
+        bodies = [slow(url, "call/caption", 1000), slow(url, "queue/join", 1000)]
+        bodies += [connect(url, b"POST /gradio_api/upload HTTP/1.1\r\nhost: a\r\n" + form)]
+        begun = time.monotonic()
+        assert [connection.recv(1000) for connection in silent] == [b"", b"", b""]
+        for connection in bodies:
+            answer = b"".join(iter(lambda connection=connection: connection.recv(1000), b""))
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert answer.decode("utf-8").endswith(f'{{"detail":"{in_words("body_too_slow")}"}}')
+        assert time.monotonic() - begun < 10
+        done.set()
+        assert "event: complete" in waiting.result()
     for connection in silent + bodies:
         connection.close()
 

@@ -181,7 +181,7 @@ BAD_ROWS = {
     "num_boxes": (("图3", GOOD.replace('"num_boxes": 4', '"num_boxes": 3')), "224 bytes of features, 3 boxes of 14"),
     "no num_boxes": (("图3", GOOD.replace("num_boxes", "boxes")), "no number 'num_boxes'"),
     "duplicate": (feature_row(1, "caption"), "this id came before"),
-    "no columns": (("图3",), "invalid literal for int"),
+    "no columns": (("图3",), "1 columns instead of 2"),
     "utf-8": (b"\xff\xfe\t" + GOOD.encode(), "utf-8"),
     "label of another image": (("图33", GOOD), "labels.tsv row 4 is of image '图3'"),
 }

@@ -159,13 +159,14 @@ import os, signal, sys
 sys.path[:0] = {[str(REPOSITORY / "tests"), str(REPOSITORY / "tests" / "features"), str(REPOSITORY)]!r}
 from modeling_mengzi_oscar.features import store_folder as region_store
 from test_region_store import write
-whole = region_store.save_file
-def half(tensors, path, metadata):
-    whole(tensors, path, metadata)
-    if "000002" in path.name:
-        os.truncate(path, path.stat().st_size // 2)
+whole = region_store.write_arrays
+def half(file, tensors, metadata):
+    whole(file, tensors, metadata)
+    file.flush()
+    if "000002" in file.name:
+        os.truncate(file.name, os.stat(file.name).st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-region_store.save_file = half
+region_store.write_arrays = half
 write({str(tmp_path)!r}, range(20), images_per_shard=5)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
@@ -212,14 +213,16 @@ def test_an_id_of_two_workers_is_found(tmp_path):
         RegionFeatureStore.open(tmp_path)
 
 
-def test_two_processes_with_one_worker_name_lose_nothing(tmp_path):
-    first, second = RegionFeatureStore.writer(tmp_path), RegionFeatureStore.writer(tmp_path)
+def test_a_worker_name_belongs_to_one_writer_while_it_lives(tmp_path):
+    first = RegionFeatureStore.writer(tmp_path)
     first.add(name_of(1), regions_of(1))
-    second.add(name_of(2), regions_of(2))
+    with pytest.raises(ValueError, match=rf"another process \(pid {os.getpid()} on .*\) is writing .* as worker 00000"):
+        RegionFeatureStore.writer(tmp_path)
     first.close()
-    with pytest.raises(FileExistsError, match="another process has written .*give each process its own worker="):
-        second.close()
-    assert_holds(RegionFeatureStore.open(tmp_path), [1])
+    with RegionFeatureStore.writer(tmp_path) as second:
+        second.add(name_of(2), regions_of(2))
+    assert_holds(RegionFeatureStore.open(tmp_path), [1, 2])
+    assert not list(tmp_path.glob("lock.*"))
 
 
 def test_a_killed_writer_leaves_few_shards_without_index(tmp_path, monkeypatch):

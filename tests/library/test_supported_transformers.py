@@ -42,6 +42,7 @@ TAKEN = {  # all that shipped files import from transformers, and why it can be 
 }
 UNDERSCORED = {  # names with an underscore that belong to transformers, and why there is no way around them
     "_attn_implementation": "what `attn_implementation` and `set_attn_implementation` leave in the config",
+    "_commit_hash": "what loading from the Hub leaves in the config; without it a saved model names no region model",
     "_gradient_checkpointing_func": "what `gradient_checkpointing_enable` leaves in a module that has a flag",
     "_init_weights": "documented hook of PreTrainedModel",
     "_keep_in_fp32_modules_strict": "documented class attribute",

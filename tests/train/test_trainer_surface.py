@@ -26,7 +26,7 @@ PRIVATE = {}  # what train/ uses of others that is not public -> why; empty, and
 HOOKS = {"compute_loss", "evaluate", "get_batch_samples", "get_decay_parameter_names", "log", "save_model"}
 EVENTS = {
     "WeightAverage": {"on_train_begin", "on_step_end"},
-    "WholeCheckpoints": {"on_save"},
+    "WholeCheckpoints": {"on_step_end", "on_epoch_end", "on_save"},
     "EpochOfDraws": {"on_train_begin", "on_epoch_begin"},
     "FreedMemory": {"on_step_end"},
 }

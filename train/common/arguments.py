@@ -2,20 +2,27 @@
 
 import argparse
 import atexit
+import difflib
 import gc
+import math
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from functools import wraps
 from pathlib import Path
 
 import torch
-import yaml
 from datasets import Image, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from datasets_scripts.prepare import NAMES, builder_class
 from modeling_mengzi_oscar import RegionFeatureStore
 from modeling_mengzi_oscar.features.extraction import label_texts
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+from modeling_mengzi_oscar.loading import CheckpointError, load_model, load_processor, load_region_model
+
+from .recipes import recipe_flags
+from .report import say
 
 DATASET_HELP = (
     f"Data set: a builder ({', '.join(NAMES)}; needs --data_dir), a folder of Parquet files that "
@@ -71,6 +78,90 @@ class RunArguments:
         "Score only the first N rows of the split, in evaluations and with --do_predict. If not given, all.",
         default=None,
     )
+    skip_bad: bool = flag(
+        "Leave out, count and name what is broken: rows that the builder refuses, photos that cannot be read (from "
+        "pixels), rows without a sentence or answer, references without a word. Without it such data stop the start.",
+        default=False,
+    )
+    skip_missing: bool = flag(
+        "Leave out, count and name the rows whose images have no features. Without it they stop the start.",
+        default=False,
+    )
+
+
+# What a flag's type lets through and no training can use: the least value, and the greatest.
+COUNTS = {  # None: no limit
+    1: "max_img_seq_length max_seq_length num_beams num_hidden_layers cls_hidden_scale max_eval_rows sentence_rounds "
+    "sentences_per_photo max_masked_tokens sc_train_sample_n hard_top shortlist validation_images train_batch_size "
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit",
+    0: "early_stopping_patience max_tags num_captions_per_img_train num_captions_per_img_val seed drop_worst_after "
+    "learning_rate region_model_learning_rate weight_decay max_grad_norm warmup_steps dataloader_num_workers "
+    "num_train_epochs img_layer_norm_eps adam_epsilon logging_steps save_steps eval_steps",
+    3: "max_seq_a_length max_gen_length",
+}
+RANGES = {name: (least, None) for least, names in COUNTS.items() for name in names.split()}
+RANGES |= dict.fromkeys(("drop_out", "ema_decay", "corruption", "mask_prob", "tag_dropout", "foreign_regions"), (0, 1))
+RANGES |= dict.fromkeys(("label_smoothing", "drop_worst_ratio", "adam_beta1", "adam_beta2"), (0, 1))
+RANGES |= {"texta_false_prob": (0, 0.5), "seed": (0, 2**32 - 1)}
+
+
+class Refused(SystemExit):
+    """One line on stderr and exit status 2."""
+
+    def __init__(self, line):
+        super().__init__(" ".join(str(line).split()))
+        self.code = 2
+
+
+def told_in_one_line(main):
+    """Around a script's `main`: what is wrong with what it was given is one line, without a traceback."""
+    script = Path(main.__code__.co_filename).name
+
+    @wraps(main)
+    def run(arguments=None):
+        try:
+            return main(arguments)
+        except (ValueError, OSError, SafetensorError, DatasetGenerationError, SystemExit) as error:
+            if isinstance(error, SystemExit) and not isinstance(error.code, str):
+                raise  # --help
+            refuse(script, error)
+
+    return run
+
+
+def refuse(script, error):
+    refused = Refused(error)
+    print(f"{script}: {refused}", file=sys.stderr)
+    raise refused from error
+
+
+class FlagParser(HfArgumentParser):
+    """A parser whose errors are one line, without the list of all flags before it."""
+
+    def __init__(self, dataclass_types, **kwargs):
+        self.flags = {known.name: known for kind in dataclass_types for known in fields(kind) if known.init}
+        super().__init__(dataclass_types, **kwargs)
+
+    def error(self, message):
+        raise ValueError(message)
+
+    def did_you_mean(self, name) -> str:
+        close = difflib.get_close_matches(name, self.flags, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+    def check_flag(self, arguments, where):
+        """Parses one flag of a recipe by itself, so that an error can name its place."""
+        required = [f"--{name}=x" for name, known in self.flags.items() if default_of(known) is MISSING]
+        try:
+            _, too_many = self.parse_known_args([*required, *arguments])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if too_many:
+            raise ValueError(f"{where}: {arguments[0]} takes one value, not a list")
+
+
+def default_of(known):
+    return known.default if known.default_factory is MISSING else known.default_factory()
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -83,36 +174,114 @@ def parse_arguments(*dataclass_types, description, arguments=None):
     Seeds with `--seed`: what a checkpoint lacks, a head for instance, is drawn alike in every run and every process.
 
     Raises:
-        SystemExit: an unknown flag, no such recipe, or a key of the recipe that is no flag.
+        Refused: an unknown flag or value; names file, row and key where a recipe has it.
     """
-    parser = HfArgumentParser(dataclass_types, description=description, formatter_class=HelpFormatter)
+    parser = FlagParser(dataclass_types, description=description, formatter_class=HelpFormatter)
+    try:
+        return read_flags(parser, dataclass_types, arguments)
+    except ValueError as error:
+        refuse(parser.prog, error)
+
+
+def read_flags(parser, dataclass_types, arguments):
     parser.add_argument(
         "--recipe", type=Path, help="YAML file that sets flags (train/recipes/). The command line overrides it."
     )
-    only_recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    only_recipe.add_argument("--recipe", type=Path)
+    only_recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    only_recipe.add_argument("--recipe", type=Path, nargs="?", const=None)
     arguments = sys.argv[1:] if arguments is None else arguments
-    recipe = only_recipe.parse_known_args(arguments)[0].recipe
+    recipe, given = only_recipe.parse_known_args(arguments)[0].recipe, {}
     if recipe is not None:
-        if not recipe.is_file():
+        if not recipe.exists():
             parser.error(f"{recipe}: no such recipe")
-        names, from_recipe = {known.name for kind in dataclass_types for known in fields(kind)}, []
-        for name, value in yaml.safe_load(recipe.read_text(encoding="utf-8")).items():
-            if name not in names:
-                parser.error(f"{recipe}: {name!r} is not a flag of this script")
-            from_recipe += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        arguments = [*from_recipe, *arguments]
-    parsed = parser.parse_args_into_dataclasses(args=arguments)[: len(dataclass_types)]
+        defaults = {name: default_of(known) for name, known in parser.flags.items()}
+        given = recipe_flags(parser, recipe, defaults)
+    from_recipe = [argument for _, flags in given.values() for argument in flags]
+    *_, unknown = parser.parse_known_args([*from_recipe, *arguments])
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        parser.error(f"{name} is not a flag of this script{parser.did_you_mean(name.lstrip('-').replace('-', '_'))}")
+    try:
+        parsed = parser.parse_args_into_dataclasses([*from_recipe, *arguments])[: len(dataclass_types)]
+    except Exception as error:  # `TrainingArguments` looks at its flags together, and at what is installed
+        named = [f" ({where})" for name, (where, _) in given.items() if name in str(error)]
+        named = named or [f" (flags of the command line and of {recipe})"] * bool(recipe)
+        raise ValueError(f"{error}" + "".join(named)) from error
     for options in parsed:
+        check_ranges(options, given)
         if isinstance(options, TrainingArguments):
             set_seed(options.seed)
+    check_together(parsed)
     return parsed
+
+
+def check_ranges(options, from_recipe):
+    """Raises ValueError where a number is none that a training can use."""
+    for known in fields(options):
+        value, name = getattr(options, known.name), known.name
+        least, greatest = RANGES.get(name, (None, None))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        where = f"{from_recipe[name][0]}: {name}" if name in from_recipe else f"--{name}"
+        if least is not None and value < least or greatest is not None and value > greatest:
+            limits = f"{least:,} or more" if greatest is None else f"{least} to {greatest:,}"
+            raise ValueError(f"{where} is {value}; it takes {limits}")
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}; it takes a number")
+
+
+def check_together(parsed):
+    """Raises ValueError for flags that do not go together."""
+    flags = {known.name: getattr(options, known.name) for options in parsed for known in fields(options)}
+    if flags.get("early_stopping_patience") and flags["eval_strategy"] == "no" and not flags["do_predict"]:
+        raise ValueError("--early_stopping_patience counts evaluations: --eval_strategy steps or epoch is missing")
+    if flags.get("sc_baseline_type") == "sample" and flags["sc_train_sample_n"] < 2:
+        raise ValueError("--sc_baseline_type sample compares samples of a photo: --sc_train_sample_n 2 or more")
 
 
 def settings_of(options, *names) -> dict:
     """Those of these flags that were given and --drop_out, under their names in a checkpoint's config."""
     settings = {name: getattr(options, name) for name in names} | {"hidden_dropout_prob": options.drop_out}
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def model_from(kind, name, *, new=(), **settings):
+    """A model to train; what its checkpoint has not begins at random.
+
+    Args:
+        new: beginnings of the names of parameters that may have another shape there: they begin at random.
+        **settings: as `load_model` takes them.
+
+    Raises:
+        SystemExit: one line: nothing to load, damaged, or a parameter of another shape.
+    """
+    try:
+        model, report = load_model(kind, name, **settings)
+    except CheckpointError as error:
+        raise SystemExit(f"--model_name_or_path {error}") from None
+    wrong = sorted(key for key, *_ in report["mismatched_keys"] if not key.startswith(tuple(new)))
+    if wrong:
+        raise SystemExit(f"--model_name_or_path {name}: {wrong[0]} has another shape than this run needs")
+    return model
+
+
+def processor_from(name):
+    """
+    Raises:
+        SystemExit: one line: nothing to load, or damaged.
+    """
+    try:
+        return load_processor(name)
+    except CheckpointError as error:
+        raise SystemExit(f"--model_name_or_path {error}") from None
+
+
+def within_positions(options, flag, config) -> int:
+    """A length in tokens that a flag limits, and the position embeddings of the checkpoint, too."""
+    length, most = getattr(options, flag), config.max_position_embeddings
+    if length > most:
+        say(f"--{flag} is {length:,}; the checkpoint has positions for {most:,} tokens, which is the limit")
+    return min(length, most)
 
 
 def attention_of(training) -> str:
@@ -128,25 +297,37 @@ def leave_process_group():
         torch.distributed.destroy_process_group()
 
 
-def load_splits(options, **settings):
+def load_splits(options, *needed, **settings):
     """The splits of `--dataset`; photos stay paths until they are opened. `settings` are for its builder.
 
     Raises:
-        SystemExit: a builder without --data_dir.
+        SystemExit: a builder without --data_dir, or there is no split of a name in `needed`.
+        ValueError: the builder met a bad row and --skip_bad was not given.
     """
     if options.dataset in NAMES:
         if options.data_dir is None:
             raise SystemExit(f"--dataset {options.dataset} needs --data_dir: the original files, see docs/data.md")
+        settings |= {"skip_bad": True} if options.skip_bad else {}
         builder = builder_class(options.dataset)(
             data_dir=options.data_dir, config_name=options.dataset_config, **settings
         )
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except ValueError as error:
+            raise ValueError(f"{error}" + ("" if options.skip_bad else "; --skip_bad leaves bad rows out")) from None
         splits = builder.as_dataset()
     else:
         splits = load_dataset(options.dataset, options.dataset_config)
+    for name in needed:
+        split_of(splits, name)
     if "image" in next(iter(splits.values())).features:
         splits = splits.cast_column("image", Image(decode=False))
     return splits
+
+
+def splits_needed(options, training, train="train", validation="validation") -> tuple:
+    """Names of the splits that a run works on."""
+    return (options.test_split,) if training.do_predict else (train, validation)
 
 
 def split_of(splits, name):

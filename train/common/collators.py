@@ -26,6 +26,13 @@ AUGMENT = v2.Compose(
 CONTEXT = ("region_features", "region_attention_mask", "tag_input_ids", "tag_attention_mask")  # captions start from
 
 
+def open_image(image):
+    """The photo of an undecoded `datasets.Image`: a path, or the bytes of a file as in Parquet of the Hub."""
+    if image["bytes"] is not None:
+        return open_photo(image["bytes"], name=image["path"] or "a photo of --dataset")
+    return open_photo(image["path"])
+
+
 class SeededRows(Dataset):
     """Rows whose draws depend on seed, epoch and row only. The epoch lives in memory that worker processes share."""
 
@@ -118,9 +125,11 @@ class CaptionRows(SeededRows):
         self.training, self.processor, self.corruption, self.crops = training, processor, corruption, crops
         self.tokenizer, self.max_length = processor.tokenizer, max_length
         self.sentences_per_photo, self.tag_dropout = sentences_per_photo, tag_dropout
-        self.image_ids, self.references = rows["image_id"], rows["captions"]
+        self.image_ids = rows["image_id"]
+        self.references = rows["captions"] if "captions" in rows.column_names else [[] for _ in self.image_ids]
         images = rows["image"] if "image" in rows.column_names else [None] * len(rows)
         self.paths = [image and image["path"] for image in images]
+        self.images = rows.select_columns("image") if image_processor is not None else None  # may carry their bytes
         self.captions = [self.encode(sentences, self.tokenizer.cls_token_id) for sentences in self.references]
         self.machine = [[] for _ in self.captions]
         if training and machine_start_id is not None:
@@ -164,7 +173,7 @@ class CaptionRows(SeededRows):
         return item
 
     def _pixels(self, index, draws):
-        photo = open_photo(self.paths[index])
+        photo = open_image(self.images[index]["image"])
         if self.training:
             photo = ImageOps.mirror(photo) if draws.random() < 0.5 else photo
             with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
@@ -211,9 +220,10 @@ class DenseCaptionCollator:
     def regions(self, items):
         if "pixel_values" in items[0]:
             names = ("pixel_values", "original_sizes", "tag_labels")
-            mask = torch.ones((len(items), self.num_regions), dtype=torch.long)
             pixels = {name: torch.stack([item[name] for item in items]) for name in names}
-            return pixels | {"region_attention_mask": mask}
+            if self.num_regions is None:  # a detector's, known when it has looked
+                return pixels
+            return pixels | {"region_attention_mask": torch.ones((len(items), self.num_regions), dtype=torch.long)}
         regions = pad_regions([item["region_features"] for item in items], max_regions=None)
         return {name: torch.from_numpy(array) for name, array in regions.items()}
 

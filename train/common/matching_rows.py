@@ -66,6 +66,8 @@ class OwnAndWrongRows(ImageRows):
     def __getitem__(self, index):
         draws, image = self.draws(index), int(self.owners[index])
         wrong_image, wrong_text = image, self.texts[index]
+        if len(self.image_ids) == 1:  # one validation image: there is no other to draw from
+            return {"own": {"text": self.texts[index], "labels": 1} | self.image(image, draws)}
         if self.hard_negatives is not None:
             wrong_image, wrong_text = self.hard_pair(index, draws)
         else:
@@ -104,7 +106,8 @@ class OwnAndWrongCollator(PairCollator):
     """Items of `OwnAndWrongRows` -> tensors of twice as many pairs, the own ones first, as Oscar's batches."""
 
     def __call__(self, items):
-        return super().__call__([item["own"] for item in items] + [item["wrong"] for item in items])
+        wrong = [item["wrong"] for item in items if "wrong" in item]
+        return super().__call__([item["own"] for item in items] + wrong)
 
 
 class InBatchRows(ImageRows):
@@ -171,5 +174,6 @@ class InBatchMatcher(MengziOscarPreTrainedModel):
         scores = torch.cat(scores, dim=1)[:, numbers.argsort()]  # (I, I): from sorted by length to the batch's order
         choice = nn.functional.cross_entropy(scores, labels) + nn.functional.cross_entropy(scores.T, labels)
         own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        pairs = nn.functional.softplus(-scores[own]).mean() + nn.functional.softplus(scores[~own]).mean()
+        wrong = nn.functional.softplus(scores[~own]).sum() / max(1, len(scores) ** 2 - len(scores))  # none in a last
+        pairs = nn.functional.softplus(-scores[own]).mean() + wrong  # batch of one image
         return {"loss": (choice + pairs) / 2, "scores": scores}

@@ -188,7 +188,7 @@ def hold_out(rows, images, seed):
     """(rows of the other images, rows of so many images drawn at random): for validation."""
     image_ids = rows["image_id"][:]
     names = sorted(set(image_ids))
-    held_out = set(random.Random(seed).sample(names, min(images, len(names) - 1)))
+    held_out = set(random.Random(seed).sample(names, min(images, len(names) - 2)))  # wrong ones need two others
     training = [index for index, name in enumerate(image_ids) if name not in held_out]
     validation = [index for index, name in enumerate(image_ids) if name in held_out]
     return rows.select(training), rows.select(validation)

@@ -9,14 +9,28 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering, MengziOscarProcessor
+from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering
 from modeling_mengzi_oscar.hub import save_checkpoint
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError, load_checked
+from modeling_mengzi_oscar.loading import CheckpointError, load_checked
 
-from .arguments import RunArguments, attention_of, flag, load_splits, open_stores, settings_of, split_of, tag_texts
+from .arguments import (
+    RunArguments,
+    attention_of,
+    flag,
+    load_splits,
+    model_from,
+    open_stores,
+    processor_from,
+    settings_of,
+    split_of,
+    splits_needed,
+    tag_texts,
+    within_positions,
+)
 from .collators import PairCollator, PairRows
-from .report import write_scores
+from .report import say, write_scores
 from .trainer import OscarTrainer
+from .usable_rows import usable_splits
 from .write_answers import answer_questions, sample_of, without_looking, write_answers
 
 
@@ -57,33 +71,41 @@ def run(task, options, training, score, submission_row):
         score: (answers given, rows, all answers) -> {metric: number}, with "accuracy" in it.
         submission_row: (question id, answer) -> a row of the file that the official server takes.
     """
-    # 1. Data
+    # 1. Data: what cannot be used is said, or left out
     splits = load_splits(options)
     if options.validation_config is not None:
-        other_splits = load_splits(replace(options, dataset_config=options.validation_config))
-        splits["validation"] = split_of(other_splits, "validation")
-    store, *augmented = open_stores(options)
+        other_splits = load_splits(replace(options, dataset_config=options.validation_config), "validation")
+        splits["validation"] = other_splits["validation"]
+    needed = splits_needed(options, training, options.train_split)
+    for name in needed:
+        split_of(splits, name)
+    store, *augmented = stores = open_stores(options)
     labels = tag_texts(options, store) if options.add_od_labels else None
-    answers = next(iter(splits.values())).features["labels"].feature.names
+    columns = ("image_id", "question", "labels")
+    splits = usable_splits(splits, needed, options, training, columns=columns, stores=stores, texts="question")
+    answers = answers_of(splits[needed[0]], options)
 
     def labelled_rows(split, augmented=()):
         def targets(row):
             return {"labels": targets_of(row, len(answers), options.loss_type)}
 
         settings = {"labels": labels, "targets": targets, "augmented": augmented, "seed": training.seed}
-        return PairRows(split_of(splits, split), store, **settings)
+        return PairRows(splits[split], store, **settings)
 
     # 2. Answers only
     if training.do_predict:
         model, processor = load_trained(options, training)
-        questions = PairRows(split_of(splits, options.test_split), store, labels=labels)
+        questions = PairRows(splits[options.test_split], store, labels=labels)
         predictions = answer_questions(model, questions, PairCollator(processor), training, options)
         if PartialState().is_main_process:
             folder = Path(training.output_dir)
             write_answers(folder, predictions, submission_row)
+            (folder / "scores.json").unlink(missing_ok=True)  # of other answers
             pairs = zip(predictions, questions.rows, strict=False)  # --max_eval_rows may end the predictions early
             labelled = [(prediction["answer"], row) for prediction, row in pairs if row["labels"]]
-            if labelled:
+            if not labelled:
+                say(f"no scores: no question of {options.test_split} has an answer")
+            else:
                 given, rows = map(list, zip(*labelled, strict=True))
                 results = {"split": options.test_split, "questions": len(rows)} | score(given, rows, answers)
                 if options.train_split in splits:
@@ -112,6 +134,7 @@ def run(task, options, training, score, submission_row):
         options=options,
         task=task,
         best_metric="accuracy",
+        score_names=("accuracy", "official_accuracy"),
         data_collator=collator,
         train_dataset=labelled_rows(options.train_split, augmented),
         eval_dataset=validation,
@@ -120,20 +143,33 @@ def run(task, options, training, score, submission_row):
     ).run()
 
 
+def answers_of(rows, options) -> list[str]:
+    """The answers that a data set's `labels` are numbers of.
+
+    Raises:
+        SystemExit: it does not say them.
+    """
+    names = getattr(getattr(rows.features["labels"], "feature", None), "names", None)
+    if not names:
+        raise SystemExit(f"--dataset {options.dataset}: its column labels does not say which answers the numbers mean")
+    return names
+
+
 def start(options, training, answers):
     """A model that begins from a checkpoint of any task, with a fresh head for these answers unless it has theirs."""
-    model = MengziOscarForVisualQuestionAnswering.from_pretrained(
+    model = model_from(
+        MengziOscarForVisualQuestionAnswering,
         options.model_name_or_path,
         dtype="float32",
         attn_implementation=attention_of(training),
         id2label=dict(enumerate(answers)),
         label2id={answer: number for number, answer in enumerate(answers)},
-        ignore_mismatched_sizes=True,
+        new=("classifier.",),
         **settings_of(options, "loss_type", "classifier", "cls_hidden_scale", "num_hidden_layers"),
     )
-    processor = MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    processor = processor_from(options.model_name_or_path)
     processor.layout, processor.max_regions = "pair", options.max_img_seq_length
-    processor.max_length = options.max_seq_length
+    processor.max_length = within_positions(options, "max_seq_length", model.config)
     processor.max_tags = options.max_tags if options.add_od_labels else 0  # asked with tags only if it learnt with them
     return model, processor
 
@@ -148,7 +184,7 @@ def load_trained(options, training):
         model = load_checked(MengziOscarForVisualQuestionAnswering, options.model_name_or_path, dtype="float32")
     except CheckpointError as error:
         raise SystemExit(f"--model_name_or_path {error}") from None
-    return model.to(training.device), MengziOscarProcessor.from_pretrained(options.model_name_or_path)
+    return model.to(training.device), processor_from(options.model_name_or_path)
 
 
 def targets_of(row, num_answers, loss_type) -> torch.Tensor:

@@ -2,9 +2,12 @@
 
 import html
 import json
+import sys
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from accelerate import PartialState
 from PIL import Image, ImageDraw
 
 from modeling_mengzi_oscar.demo.pictures import GREY, INK, PAPER, arrange, fit, font
@@ -17,6 +20,21 @@ CARD_SETTINGS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "num_train_epochs"),
     *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "bf16", "fp16"),
 )
+
+
+def say(text):
+    """A line of the first process, on stderr: results alone are on stdout."""
+    PartialState().print(text, file=sys.stderr)
+
+
+@contextmanager
+def left_out_if_it_fails(what):
+    """Around what a run can do without: why it could not be made is said in a line, and the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        say(f"left out: {what} ({reason:.500})")
 
 
 def draw_curves(log_history, metric, path):
@@ -72,7 +90,11 @@ def save_samples(samples, folder):
         return
     text = [f"* **{sample['image_id']}**: " + " · ".join(sample["lines"]) + "\n" for sample in samples]
     write_beside(folder / "samples.md", html.escape("".join(text), quote=False))
-    cards = [sample_card(sample) for sample in samples if sample.get("image") and Path(sample["image"]).is_file()]
+    cards = []
+    for sample in samples:
+        if sample.get("image") and Path(sample["image"]).is_file():
+            with left_out_if_it_fails(f"{sample['image_id']} of samples.png"):
+                cards.append(sample_card(sample))
     if cards:
         arrange(cards).save(folder / ".samples.png")
         (folder / ".samples.png").replace(folder / "samples.png")
@@ -80,7 +102,8 @@ def save_samples(samples, folder):
 
 def sample_card(sample) -> Image.Image:
     photo = open_photo(sample["image"])
-    photo = photo.resize((PHOTO_WIDTH, min(PHOTO_WIDTH, round(PHOTO_WIDTH * photo.height / photo.width))))
+    height = round(PHOTO_WIDTH * photo.height / photo.width)
+    photo = photo.resize((PHOTO_WIDTH, max(1, min(PHOTO_WIDTH, height))))
     card = Image.new("RGB", (PHOTO_WIDTH, photo.height + LINE * len(sample["lines"]) + 10), PAPER)
     card.paste(photo, (0, 0))
     draw = ImageDraw.Draw(card)

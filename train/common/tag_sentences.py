@@ -8,10 +8,10 @@ photos unlike the training photos the regions mislead, and the tag must win.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import jieba.posseg
 
+from datasets_scripts.reading import raw_lines
 from modeling_mengzi_oscar.labels.imagenet import DOUBT, GROUP_OF_WORD
 
 from .arguments import flag
@@ -51,9 +51,15 @@ class TagSentenceArguments:
 
 
 def read_sentences(path) -> list[str]:
-    """COCO-CN's file: `<photo>#<number><TAB><sentence>` a line."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [line.split("\t", 1)[1].strip().rstrip("。") for line in lines if "\t" in line]
+    """COCO-CN's file: `<photo>#<number><TAB><sentence>` a line.
+
+    Raises:
+        ValueError: names the file that has no such line, or the row that is no UTF-8.
+    """
+    sentences = [text.split("\t", 1)[1].strip().rstrip("。") for _, text in raw_lines(path) if "\t" in text]
+    if not any(sentences):
+        raise ValueError(f"--sentences {path}: no line is <photo>#<number>, a tab, and a sentence")
+    return sentences
 
 
 def find_tag_words(sentence) -> tuple[list[tuple[int, int, str]], list[str]]:

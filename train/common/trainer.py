@@ -29,9 +29,9 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 
 from modeling_mengzi_oscar.hub import push
 
-from .checkpoints import WholeCheckpoints, newest_checkpoint, step_of
+from .checkpoints import WholeCheckpoints, sound_checkpoint, step_of
 from .collators import LikeLengths
-from .report import draw_curves, run_card, save_samples, write_score_table
+from .report import draw_curves, left_out_if_it_fails, run_card, save_samples, write_score_table
 from .weight_averaging import WeightAverage
 
 
@@ -39,7 +39,8 @@ class OscarTrainer(Trainer):
     """
     Args:
         options: `arguments.RunArguments` of the script.
-        task: a key of `model_card.TASKS`. best_metric: what the best evaluation is chosen by.
+        task: a key of `model_card.TASKS`. best_metric: what the best evaluation is chosen by. score_names: of the
+            scores of `evaluate_task`; what begins with one of them and an underscore is one, too.
         evaluate_task: model -> (scores, samples): numbers to log beside the loss, and what `report.save_samples` takes.
             Every process calls it; `in_order` brings their shares together.
         save: (folder, card) -> None, writes the model as a Hub repo.
@@ -49,11 +50,27 @@ class OscarTrainer(Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the counts of the whole step
 
     def __init__(
-        self, *, args, options, task, best_metric, save, train_dataset, evaluate_task=None, callbacks=(), **kwargs
+        self,
+        *,
+        args,
+        options,
+        task,
+        best_metric,
+        save,
+        train_dataset,
+        score_names=(),
+        evaluate_task=None,
+        callbacks=(),
+        **kwargs,
     ):
         args.remove_unused_columns = False  # the collators make the inputs
         args.metric_for_best_model = args.metric_for_best_model or best_metric
-        args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+        name = args.metric_for_best_model.removeprefix("eval_")
+        known = ("loss", *(score_names or (() if evaluate_task is None else (best_metric,))))
+        if name not in known and not name.startswith(tuple(f"{known_name}_" for known_name in known)):
+            raise SystemExit(f"--metric_for_best_model {name}: an evaluation gives {', '.join(known)}")
+        if args.greater_is_better is None:
+            args.greater_is_better = not name.endswith("loss")
         args.restore_callback_states_from_checkpoint = True  # the patience of early stopping
         self.push_at_the_end, args.push_to_hub = args.push_to_hub, False  # the best folder, not every checkpoint
         limit, args.save_total_limit = args.save_total_limit, None  # WholeCheckpoints deletes
@@ -64,6 +81,7 @@ class OscarTrainer(Trainer):
         self.average = WeightAverage(options.ema_decay)
         self.samples = []
         callbacks = [*callbacks, self.average, WholeCheckpoints(self.average, limit), EpochOfDraws(), FreedMemory()]
+        recompute_without_reentering(args)
         if options.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
         super().__init__(args=args, train_dataset=train_dataset, callbacks=callbacks, **kwargs)
@@ -71,7 +89,8 @@ class OscarTrainer(Trainer):
 
     def run(self):
         """Trains, from the newest whole checkpoint if there is one; evaluates at the end; pushes if asked."""
-        checkpoint = newest_checkpoint(self.args.output_dir)
+        parts = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.save_only_model  # in files of their own
+        checkpoint = sound_checkpoint(self.args.output_dir, self.model, resumable=not parts)
         self.last_log = time.monotonic(), step_of(checkpoint) if checkpoint else 0
         if checkpoint and self.is_over(checkpoint):  # Trainer would take one more step before it looks
             self.state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
@@ -134,8 +153,8 @@ class OscarTrainer(Trainer):
 
         Overridden because Trainer scores the current weights, and takes the mean of the batches' mean losses.
         """
-        start, scores = time.monotonic(), {}
-        with self.average.applied_to(self.model):
+        start, scores, devices = time.monotonic(), {}, [self.args.device] if self.args.device.type == "cuda" else []
+        with self.average.applied_to(self.model), torch.random.fork_rng(devices):  # training draws as without it
             scores["loss"] = self.validation_loss()
             if self.evaluate_task is not None:
                 task_scores, self.samples = self.evaluate_task(self.model)
@@ -146,10 +165,12 @@ class OscarTrainer(Trainer):
             self.log(metrics)
             is_best = self.is_best(scores)
             if self.args.should_save:
-                self.report(scores, is_best)
+                unknown = self.best_name not in scores and not self.best_folder.is_dir()
+                self.report(scores, is_best or unknown)
+        metrics.setdefault(f"eval_{self.best_name}", self.worst)  # told by the job: that score could not be made
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if not self.state.global_step:  # of the evaluation before training Trainer notes nothing
-            self.state.best_metric = scores[self.args.metric_for_best_model.removeprefix("eval_")]
+            self.state.best_metric = metrics[f"eval_{self.best_name}"]
         return metrics
 
     @torch.no_grad()
@@ -175,27 +196,33 @@ class OscarTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
         )
 
-    def is_best(self, scores) -> bool:
-        """Whether no evaluation before was as good; `Trainer` notes the best in its state when this one is over.
+    @property
+    def best_name(self) -> str:
+        return self.args.metric_for_best_model.removeprefix("eval_")
 
-        Raises:
-            SystemExit: there is no such score.
-        """
-        name = self.args.metric_for_best_model.removeprefix("eval_")
-        if name not in scores:
-            raise SystemExit(f"--metric_for_best_model {name}: an evaluation gives {', '.join(scores)}")
+    @property
+    def worst(self) -> float:
+        return -math.inf if self.args.greater_is_better else math.inf
+
+    def is_best(self, scores) -> bool:
+        """Whether no evaluation before was as good; `Trainer` notes the best in its state when this one is over."""
         sign = 1 if self.args.greater_is_better else -1
-        best = -math.inf if self.state.best_metric is None else sign * self.state.best_metric
-        return sign * scores[name] > best
+        best = self.worst if self.state.best_metric is None else self.state.best_metric
+        return sign * scores.get(self.best_name, self.worst) > sign * best
 
     def report(self, scores, is_best):
-        folder = Path(self.args.output_dir)
-        draw_curves(self.state.log_history, self.args.metric_for_best_model, folder / "curves.png")
-        write_score_table(self.state.log_history, folder / "scores.md")
-        save_samples(self.samples, folder)
+        """The best folder first; of what people look at nothing ends a training."""
+        folder, history = Path(self.args.output_dir), self.state.log_history
+        folder.mkdir(parents=True, exist_ok=True)
         if is_best:
             card = run_card(self.task, self.model.config, self.options, self.args, self.state, scores)
             self.save(self.best_folder, card)
+        with left_out_if_it_fails("curves.png"):
+            draw_curves(history, self.args.metric_for_best_model, folder / "curves.png")
+        with left_out_if_it_fails("scores.md"):
+            write_score_table(history, folder / "scores.md")
+        with left_out_if_it_fails("samples"):
+            save_samples(self.samples, folder)
 
     # Log and checkpoints
 
@@ -213,6 +240,21 @@ class OscarTrainer(Trainer):
         """Overridden because Trainer would note a checkpoint as the best, and miss it later: best/ is kept apart."""
         self.state.best_global_step = None
         super().save_model(*args, **kwargs)
+
+
+def recompute_without_reentering(args):
+    """Activation checkpointing that several processes bear.
+
+    `Trainer` lets DDP wait for every parameter then, and all heads here leave some without gradient, so the second step
+    fails. Recomputed without torch's re-entrant way, DDP may look for them. transformers before 5.20 has only the older
+    names of the flags.
+    """
+    wanted = [name for name in ("activation_checkpointing", "gradient_checkpointing") if getattr(args, name, None)]
+    for name in wanted:
+        kwargs = getattr(args, f"{name}_kwargs") or {}
+        setattr(args, f"{name}_kwargs", {"use_reentrant": False} | kwargs)
+    if wanted and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True
 
 
 class EpochOfDraws(TrainerCallback):

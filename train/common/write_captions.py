@@ -4,14 +4,17 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from metrics.caption_zh.scores import caption_scores
+from modeling_mengzi_oscar.features.extraction import batches_of_one_size
 
 from .collators import CONTEXT
-from .report import write_rows, write_scores
+from .report import left_out_if_it_fails, say, write_rows, write_scores
 from .trainer import in_order, share_of
+from .usable_rows import has_words
+
+SCORES = ("char_cider_d", "char_bleu_4", "char_rouge_l", "word_cider_d", "word_bleu_4", "word_rouge_l", "distinct")
 
 
 @torch.inference_mode()
@@ -24,11 +27,15 @@ def write_captions(model, rows, collator, training, options):
     model.eval()
     captioner = getattr(model, "captioner", model)
     share = share_of(min(len(rows), options.max_eval_rows or len(rows)))
-    indices = sorted(share, key=rows.num_regions, reverse=True)
-    captions = []
-    loader = DataLoader(Subset(rows, indices), batch_size=training.eval_batch_size, collate_fn=collator.context)
-    for batch in tqdm(loader, desc="captions", leave=False, disable=not PartialState().is_main_process):
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    predictions = []
+    for indices, items in tqdm(
+        batches(rows, share, training.eval_batch_size),
+        desc="captions",
+        total=-(-len(share) // training.eval_batch_size),
+        leave=False,
+        disable=not PartialState().is_main_process,
+    ):
+        batch = {name: tensor.to(model.device) for name, tensor in collator.context(items).items()}
         with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
             if "pixel_values" in batch:
                 regions = model.region_model(batch.pop("pixel_values"), batch["original_sizes"])
@@ -45,34 +52,66 @@ def write_captions(model, rows, collator, training, options):
         confidence = [None] * len(generated.sequences)
         if options.num_beams > 1:  # greedy search keeps no score of the sentence
             confidence = generated.sequences_scores.exp().tolist()
-        captions += zip(rows.processor.batch_decode(generated.sequences), confidence, strict=True)
-    predictions = [
-        (index, {"image_id": rows.image_ids[index], "caption": caption, "conf": confidence})
-        for index, (caption, confidence) in zip(indices, captions, strict=True)
-    ]
+        captions = zip(rows.processor.batch_decode(generated.sequences), confidence, strict=True)
+        predictions += [
+            (index, {"image_id": rows.image_ids[index], "caption": caption, "conf": conf})
+            for index, (caption, conf) in zip(indices, captions, strict=True)
+        ]
     return in_order(predictions)
 
 
+def batches(rows, share, size):
+    """(numbers, items) of photos that may be decoded together."""
+    if rows.image_processor is None:
+        numbers = sorted(share, key=rows.num_regions, reverse=True)
+        for first in range(0, len(numbers), size):
+            yield numbers[first : first + size], [rows[index] for index in numbers[first : first + size]]
+    else:  # padded to the size of another photo a detector would find other things
+        for batch in batches_of_one_size(((index, rows[index]) for index in share), size):
+            yield tuple(zip(*batch, strict=True))
+
+
 def score(predictions, references):
-    """Character and word level scores, punctuation dropped on both sides, and how many captions differ."""
-    captions = [prediction["caption"] for prediction in predictions]
-    scores = {"distinct": len(set(captions))}
+    """Character and word level scores, punctuation dropped on both sides, and how many captions differ.
+
+    Photos without a reference that has a word are left out, which is said.
+    """
+    references = [[text for text in row or () if text and has_words(text)] for row in references]
+    pairs = [(row["caption"], texts) for row, texts in zip(predictions, references, strict=True) if texts]
+    if len(pairs) < len(predictions):
+        say(f"scores: {len(predictions) - len(pairs):,} of {len(predictions):,} photos have no reference with a word")
+    if not pairs:
+        say("no scores: there is nothing to compare the captions with")
+        return {}
+    captions, references = zip(*pairs, strict=True)
+    scores = {"distinct": len({row["caption"] for row in predictions})}
     for level, segment in (("char", "char"), ("word", "jieba")):
-        result = caption_scores(captions, references, segment=segment, metrics=("bleu", "rouge_l", "cider_d"))
-        scores |= {f"{level}_{name}": result[name] for name in ("bleu_4", "rouge_l", "cider_d")}
+        with left_out_if_it_fails(f"scores of {level}s"):
+            result = caption_scores(captions, references, segment=segment, metrics=("bleu", "rouge_l", "cider_d"))
+            scores |= {f"{level}_{name}": result[name] for name in ("bleu_4", "rouge_l", "cider_d")}
     return scores
+
+
+def best_metric(photos) -> str:
+    """What chooses the best captioner. CIDEr-D of one photo alone is 0 by definition: every word is in every photo."""
+    if len(photos) > 1:
+        return "char_cider_d"
+    say("one validation photo: its CIDEr-D is always 0, so the loss chooses the best; give it more")
+    return "loss"
 
 
 def predict(model, rows, split, collator, training, options):
     """Captions of a split and what they score against its column --references, into the output folder."""
-    references = split[options.references]
     predictions = write_captions(model, rows, collator, training, options)
     if PartialState().is_main_process:
+        references = split[options.references] if options.references in split.column_names else [[]] * len(rows)
         results = {"split": options.test_split, "references": options.references, "punctuation": "dropped"}
         folder = Path(training.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(folder / "captions.jsonl", predictions)
-        write_scores(folder, results | score(predictions, references[: len(predictions)]))
+        (folder / "scores.json").unlink(missing_ok=True)  # of other captions
+        if scores := score(predictions, references[: len(predictions)]):
+            write_scores(folder, results | scores)
 
 
 def evaluate_captions(model, rows, collator, training, options):

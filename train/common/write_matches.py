@@ -12,10 +12,11 @@ from metrics.retrieval_recall.recall import retrieval_recall
 from modeling_mengzi_oscar.retrieval import encoder_scores, score_matrix, shortlist
 
 from .matching_rows import ImageRows
-from .report import write_beside, write_rows, write_scores
+from .report import say, write_beside, write_rows, write_scores
 from .trainer import in_order, share_of
 
 BEST = 10  # matches written per image and per text
+SCORES = ("image_to_text", "text_to_image", "mean_recall", "images", "texts")
 
 
 def candidates_of(rows, images, options):
@@ -31,10 +32,33 @@ def candidates_of(rows, images, options):
         [
             first_text[candidate["image_id"]] + candidate["caption"]
             for candidate in candidates[:limit]
-            if candidate["caption"] < counts[candidate["image_id"]]
+            if candidate["caption"] < counts.get(candidate["image_id"], 0)  # of an image that is not left out
         ]
         for candidates in rows["candidates"]
     ]
+
+
+def best_metric(images) -> str:
+    """What chooses the best matcher. One image alone is always found, whatever the matcher says."""
+    if len(images) > 1:
+        return "image_to_text_r1"
+    say("one validation image: its recall is always 1, so the loss chooses the best; give it more")
+    return "loss"
+
+
+def stored_scores(flag, path):
+    """The matrix of a .npy file, mapped.
+
+    Raises:
+        SystemExit: names the flag and the file that is none.
+    """
+    try:
+        scores = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise SystemExit(f"{flag} {path}: not a matrix of scores in a .npy file ({error})") from None
+    if not isinstance(scores, np.ndarray) or scores.ndim != 2 or not np.issubdtype(scores.dtype, np.floating):
+        raise SystemExit(f"{flag} {path}: not a matrix of scores (images x texts) in a .npy file")
+    return scores
 
 
 def recall(scores, owners, candidates=None) -> dict:
@@ -80,7 +104,12 @@ def predict(engine, rows, settings, options, training):
     state.wait_for_everyone()
     if not state.is_main_process:
         return
+    if not path.exists():
+        raise ValueError(f"{path}: not all images are scored, a process ended early; start again to go on")
     scores = np.load(path, mmap_mode="r")
+    for image_id, row in zip(images.image_ids, scores, strict=True):
+        if pairs is None and not np.isfinite(row).all():
+            raise ValueError(f"{path}: image {image_id!r} has texts without a score; delete it to start again")
     results = recall(scores, images.owners, candidates)
     original = {
         f"{short}_retrieval": {f"R@{k}": results[f"{name}_r{k}"] for k in (1, 5, 10)}
@@ -103,7 +132,7 @@ def first_stage(options, rows, images, training):
         SystemExit: the matrix is of other images and texts, or the data have no photos to look at.
     """
     if options.first_stage.endswith(".npy"):
-        scores = np.load(options.first_stage, mmap_mode="r")
+        scores = stored_scores("--first_stage", options.first_stage)
         if scores.shape != (len(images), len(images.texts)):
             raise SystemExit(
                 f"{options.first_stage} is {scores.shape[0]} x {scores.shape[1]}, the split has {len(images)} images "
