@@ -265,10 +265,7 @@ def caption(options) -> int:
         from ..demo.pictures import draw_captions, save_picture
 
         page = draw_captions(*zip(*opened, strict=True), notice["zh"] if notice else None)
-        try:
-            save_picture(page, options.picture)
-        except OSError as error:  # since it was tried: a full disk
-            return fail(f"--picture {options.picture}: {error.strerror}")
+        save_picture(page, options.picture)
         of = f", the first {MAX_PICTURED} photos" if len(photos) > MAX_PICTURED else ""
         print(f"picture: {printable(options.picture)}{of}", file=sys.stderr)
     return failed
