@@ -310,7 +310,10 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
             elif commit and "@" not in named:
                 self.config.region_model = f"{came_from}@{commit}"
         if alone and getattr(self.config, "auto_map", None):
-            copy_files(os.path.dirname(__file__), "", save_directory, (".py",))
+            code = os.path.dirname(__file__)
+            if not os.path.isfile(os.path.join(code, "pipeline_mengzi_oscar.py")):
+                code = came_from  # the Auto classes brought from there what a model needs, and no pipeline
+            copy_files(code, "", save_directory, (".py",))
         try:
             super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         finally:

@@ -125,5 +125,6 @@ def test_pictures(photos, tiny_checkpoint, grid, tmp_path):
         ["extract", photo, "--model", grid, "--output", str(tmp_path / "store"), "--picture", str(picture)],
     ):
         status, said = call(limited, 500, main, command)
-        assert (status, said[-1:]) == (2, [f"{picture}: File too large; make room, then start again"])
+        assert status == 2
+        assert said[-1].endswith(f"{picture}: File too large; make room, then start again")
         assert not list(tmp_path.glob("picture*"))
