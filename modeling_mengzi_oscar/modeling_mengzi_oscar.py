@@ -298,8 +298,8 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
 
         The region model that the config names comes along, so that the folder can be loaded: a copy where it is a
         subfolder of the folder that this model came from, its name and commit where that was a repo of the Hub. So does
-        the code that runs, where the config has an `auto_map`, and what lies beside it where the Auto classes ran that
-        of a folder. Neither where a `state_dict` is passed, as a training does for what it goes on from.
+        the code that runs, where the config has an `auto_map`. Neither where a `state_dict` is passed, as a training
+        does for the checkpoints that it goes on from.
         """
         named = self.config.region_model
         came_from, commit = str(self.config.name_or_path), getattr(self.config, "_commit_hash", None)
@@ -310,8 +310,10 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
             elif commit and "@" not in named:
                 self.config.region_model = f"{came_from}@{commit}"
         if alone and getattr(self.config, "auto_map", None):
-            ran_there = self._auto_class is not None and os.path.isdir(came_from)
-            copy_files(came_from if ran_there else os.path.dirname(__file__), "", save_directory, (".py",))
+            code = os.path.dirname(__file__)
+            if not os.path.isfile(os.path.join(code, "pipeline_mengzi_oscar.py")):
+                code = came_from  # the Auto classes brought from there what a model needs, and no pipeline
+            copy_files(code, "", save_directory, (".py",))
         try:
             super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         finally:

@@ -190,12 +190,13 @@ def test_what_is_no_photo_in_a_zip_is_listed(tmp_path, monkeypatch):
 
 def test_labels_beside_the_photos_of_a_zip_do_not_count(tmp_path):
     uploads = pytest.importorskip("uploads", reason="needs gradio")
-    labels = [(f"{number}.txt", b"0 0.5 0.5 1 1") for number in range(150)]
-    path = zipped(tmp_path / "a.zip", [f"{number}.jpg" for number in range(100)], more=labels)
+    most = uploads.MAX_PHOTOS
+    labels = [(f"{number}.txt", b"0 0.5 0.5 1 1") for number in range(most + 50)]
+    path = zipped(tmp_path / "a.zip", [f"{number}.jpg" for number in range(most)], more=labels)
     found = listed(uploads.photos_in, path)
-    assert sum(name.endswith(".jpg") for name in found) == 100
+    assert sum(name.endswith(".jpg") for name in found) == most
     assert "… (+ 50)" in found
-    with pytest.raises(uploads.UserError, match="Up to 100"):
+    with pytest.raises(uploads.UserError, match=f"Up to {most}"):
         uploads.photos_in([("a.zip", path), ("b.jpg", path)])
 
 
