@@ -7,11 +7,13 @@ know are checked and passed on, all others have no effect. Pickles are read as t
 import inspect
 import json
 import pickle
+import pickletools
 import re
 import reprlib
 import stat
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,12 +24,17 @@ from .configuration_mengzi_oscar import MengziOscarConfig
 from .fields import COMMON, mapping, word
 from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
 
-LARGEST_JSON = 100_000_000  # bytes; the tokenizer.json of a large vocabulary has a few million
+LARGEST_TEXT = 100_000_000  # bytes; the tokenizer.json of a large vocabulary has a few million
 LARGEST_WEIGHT = 1e10  # no trained weight comes near; one flipped bit of an exponent does
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 CHECKPOINT_FILES = (  # what is fetched from the Hub, of a repo's root or of a subfolder
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", *WEIGHTS, "model-*-of-*.safetensors"),
+)
+FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OF_TENSORS = re.compile(  # what a pickle of a state dict calls; torch lets more through, which may ask for any memory
+    r"collections OrderedDict|torch(\.storage)? \w*Storage|torch (Size|device|[a-z]+\d+)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
 ATTENTION = (None, "eager", "sdpa")  # what a file may ask for; other attention comes from whoever loads
 
@@ -60,7 +67,7 @@ class CheckpointFolder:
         self.path = root / subfolder
         root = root.resolve()
         # The Hub's cache keeps the content of a repo's files in `blobs`, and links to it in `snapshots/<commit>`.
-        self.places = [root] + ([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])
+        self.places = [root] + [place.parent / "blobs" for place in root.parents if place.name == "snapshots"]
 
     def said(self, name: str) -> str:
         """A file as messages name it."""
@@ -203,8 +210,8 @@ def read_json(path, said=None) -> dict:
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise ValueError("a folder, pipe or device")  # which could keep us waiting for ever
-        if Path(path).stat().st_size > LARGEST_JSON:
-            raise ValueError(f"more than {LARGEST_JSON:,} bytes")
+        if Path(path).stat().st_size > LARGEST_TEXT:
+            raise ValueError(f"more than {LARGEST_TEXT:,} bytes")
         data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse_constant)
     except FileNotFoundError:
         raise CheckpointError(f"{said}: no such file") from None
@@ -236,7 +243,9 @@ def read_tensors(path, said=None) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        check_sums(path)
+        if is_zip(path):
+            check_sums(path)
+        check_calls(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         function = re.search(r"GLOBAL (\S+)", str(error))
@@ -251,6 +260,8 @@ def read_tensors(path, said=None) -> dict[str, torch.Tensor]:
         state = state.get(key, state) if isinstance(state, dict) else None
     if not state or not all(isinstance(name, str) and is_plain(tensor) for name, tensor in state.items()):
         raise CheckpointError(f"{said}: holds no state dict of tensors, neither at the top nor under 'model'")
+    if sum(tensor.nbytes for tensor in state.values()) > 4 * path.stat().st_size:  # tied ones are there twice
+        raise CheckpointError(f"{said}: damaged: its tensors are larger than the file")
     return state
 
 
@@ -260,16 +271,37 @@ def is_plain(tensor) -> bool:
     return not tensor.is_complex() and not tensor.is_quantized
 
 
+def is_zip(path: Path) -> bool:
+    """Whether torch reads it as one: releases before 1.6 wrote pickles one after the other, without check sums."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 def check_sums(path: Path) -> None:
     """torch's files are zip archives, which torch reads without looking at their check sums."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return  # of a torch before 1.6, which wrote none
     with zipfile.ZipFile(path) as archive:
-        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+        parts = archive.infolist()
+        if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > path.stat().st_size:
             raise ValueError("it is packed, as torch packs no file")
         if damaged := archive.testzip():
             raise ValueError(f"the check sum of {damaged} does not hold: download or copy it again")
+
+
+def check_calls(path: Path) -> None:
+    """
+    Raises:
+        pickle.UnpicklingError: a pickle in a file of torch calls something that makes no tensors, by name.
+    """
+    with ExitStack() as opened:
+        if is_zip(path):
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            parts = [part for part in archive.infolist() if part.filename.lower().endswith("data.pkl")]
+            pickles = [opened.enter_context(archive.open(part)) for part in parts]
+        else:  # magic number, version, system, the state dict, names of its storages
+            pickles = [opened.enter_context(path.open("rb"))] * 5
+        for opcode, argument, _ in chain.from_iterable(map(pickletools.genops, pickles)):
+            if opcode.name in ("GLOBAL", "INST") and not OF_TENSORS.fullmatch(argument):
+                raise pickle.UnpicklingError(f"GLOBAL {argument.replace(' ', '.')}")
 
 
 def check_weights(state: dict[str, torch.Tensor], said: str) -> None:
@@ -278,8 +310,10 @@ def check_weights(state: dict[str, torch.Tensor], said: str) -> None:
         CheckpointError: a value that is no number, or that no training brings about, by the name of its tensor.
     """
     for name, tensor in state.items():
+        if tensor.dtype not in FLOATING_POINT and (tensor.is_complex() or tensor.is_floating_point()):
+            raise CheckpointError(f"{said}: {name} holds {tensor.dtype}, weights are float16, 32, 64 or bfloat16")
         if tensor.is_floating_point() and tensor.numel():
-            low, high = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
+            low, high = torch.aminmax(tensor)
             if not (low > -LARGEST_WEIGHT and high < LARGEST_WEIGHT):
                 wrong = high if low > -LARGEST_WEIGHT else low
                 raise CheckpointError(f"{said}: {name} holds {wrong.item()}, which is no weight: the file is damaged")
@@ -291,6 +325,8 @@ def read_vocabulary(path, said=None) -> dict[str, int]:
     Raises:
         CheckpointError: it is not UTF-8, or names a token twice.
     """
+    if Path(path).stat().st_size > LARGEST_TEXT:
+        raise CheckpointError(f"{said or path}: more than {LARGEST_TEXT:,} bytes; it is not the vocabulary of a BERT")
     try:
         tokens = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -73,7 +73,7 @@ def _is_text(value) -> bool:  # no line break, no control character of a termina
 flag = Rule("true or false", lambda value: isinstance(value, Integral) and value in (0, 1))  # Oscar's files say 1
 text = Rule("a text on one line", _is_text)
 word = Rule("a text on one line, not empty", lambda value: _is_text(value) and value.strip() != "")
-labels = mapping(Rule("numbers", _is_id), word)
+labels = mapping(Rule("numbers", _is_id), text)  # an answer may be empty: VQA has one
 anything = Rule("anything", lambda value: True)
 plain_name = Rule(
     "a plain name, no path and nothing of the Hub",

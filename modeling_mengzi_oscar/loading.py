@@ -35,7 +35,7 @@ TOKENIZER_FIELDS = {
     "do_lower_case": flag,
     "strip_accents": optional(flag),
     "tokenize_chinese_chars": flag,
-    "model_max_length": number(1, 1e31),
+    "model_max_length": optional(number(1, 1e31)),
     "extra_special_tokens": optional(either(listed(TOKEN), one_of({}))),
 }
 TOKEN_IDS = either(whole(0, 10_000_000), listed(whole(0, 10_000_000)))
@@ -128,7 +128,8 @@ def load_checked(model_class, name, revision=None, subfolder="", **options):
 
 
 def check_size(model_class, config, state) -> None:
-    """A config of another model may ask for more memory than there is: it is told from the file before.
+    """A config of another model may ask for more memory than there is: it is told from the file before. Whole numbers
+    that stand for weights would be cast in silence.
 
     Raises:
         ValueError
@@ -139,6 +140,9 @@ def check_size(model_class, config, state) -> None:
     stored = sum(tensor.numel() for tensor in state.values())
     if wanted > 2 * stored + ROOM_FOR_NEW_PARTS:
         raise ValueError(f"describes a model of {wanted:,} numbers, but the weights are {stored:,}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and name in state and not state[name].is_floating_point():
+            raise ValueError(f"describes a model of weights, but {name} holds {state[name].dtype}")
 
 
 def generation_config(said: dict, config) -> GenerationConfig | None:
@@ -168,7 +172,7 @@ def load_processor(name, revision=None, subfolder="") -> MengziOscarProcessor:
     said = folder.json("processor_config.json", {} if original else None)
     tokenizer = load_tokenizer(folder)
     with folder.reading("processor_config.json"):
-        processor = MengziOscarProcessor(tokenizer, **known(MengziOscarProcessor, said))
+        processor = MengziOscarProcessor(**known(MengziOscarProcessor, said) | {"tokenizer": tokenizer})
         processor.max_length = min(processor.max_length, config.max_position_embeddings)  # texts are cut there
     with folder.reading("tokenizer.json" if folder.file("tokenizer.json") else "vocab.txt"):
         check_together(processor, config)
@@ -193,7 +197,7 @@ def load_tokenizer(folder: CheckpointFolder) -> BertTokenizer:
         with folder.reading("tokenizer.json"):
             tokens, added = vocabulary_of(data)
             said = normalizer_of(data) | said
-        if vocabulary not in (None, tokens):
+        if vocabulary not in (None, tokens, data["model"]["vocab"]):  # vocab.txt may lack what was added to it
             raise CheckpointError(f"{folder.said('vocab.txt')}: names other tokens than tokenizer.json; one is wrong")
         vocabulary = tokens
     if not vocabulary:

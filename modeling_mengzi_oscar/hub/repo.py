@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..checkpoint_folder import CheckpointError, CheckpointFolder, one_line, read_json, shown
 from ..configuration_mengzi_oscar import PINNED
-from ..loading import generation_config, load_processor, load_region_processor, region_model_classes
+from ..loading import check_size, generation_config, load_processor, load_region_processor, region_model_classes
 from .model_card import model_card
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -405,10 +405,12 @@ def check_model(folder) -> None:
             generation_config(files.json("generation_config.json", {}), config)
     else:
         load_region_processor(files)
+    weights = files.weights()
     with files.reading("config.json"), torch.device("meta"):
+        check_size(model_class, config, weights)
         model = model_class(config)
     shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
-    found = {key: list(tensor.shape) for key, tensor in files.weights().items()}
+    found = {key: list(tensor.shape) for key, tensor in weights.items()}
     unsaved = set(model.all_tied_weights_keys) - set(found)
     wrong = sorted(key for key in {**shapes, **found} if found.get(key) != shapes.get(key) and key not in unsaved)
     if wrong:

@@ -129,6 +129,7 @@ def test_links_within_and_those_of_the_hubs_cache_are_followed(folder, tmp_path,
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
     assert MengziOscarPipeline.from_pretrained(snapshot).caption(photo)["caption"] == expected
+    assert load_region_model(snapshot / "region_model")
     (snapshot / "vocab.txt").unlink()
     (snapshot / "vocab.txt").symlink_to(SECRET)
     refused(snapshot, "vocab.txt", "leads out of the folder")
@@ -453,13 +454,31 @@ def test_damaged_files_of_weights_are_named(folder, name, content):
 
 
 @pytest.mark.parametrize(
-    "tensor", [torch.ones(3, dtype=torch.complex64), torch.eye(3).to_sparse(), torch.ones(3, device="meta"), "text"]
+    ("tensor", "reason"),
+    [
+        (torch.ones(3, dtype=torch.complex64), "no state dict of tensors"),
+        ("text", "no state dict of tensors"),
+        (torch.eye(3).to_sparse(), "calls torch._utils._rebuild_sparse_tensor"),
+        (torch.ones(3, device="meta"), "calls torch._utils._rebuild_meta_tensor_no_storage"),
+        (bytearray(3), "calls"),  # torch's own reader lets it through; it asks for any amount of memory
+        (torch.zeros(1).expand(10**6, 10**6), "its tensors are larger than the file"),
+    ],
 )
-def test_weights_are_plain_tensors(folder, tensor):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_are_plain_tensors(folder, tensor, reason, zipped):
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    torch.save(state | {"bert.pooler.dense.bias": tensor}, folder / "pytorch_model.bin")
-    refused(folder, "pytorch_model.bin", "no state dict of tensors")
+    state |= {"bert.pooler.dense.bias": tensor}
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    refused(folder, "pytorch_model.bin", reason)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool, torch.complex64, torch.float8_e5m2])
+def test_weights_of_another_kind_of_number_are_refused(folder, dtype):
+    """They would be cast in silence."""
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"bert.pooler.dense.bias": torch.ones(32).to(dtype)}, folder / "model.safetensors")
+    refused(folder, "bert.pooler.dense.bias holds torch.")
 
 
 def test_no_bit_of_a_zip_of_weights_may_flip(folder, tmp_path):
@@ -506,6 +525,15 @@ def test_a_vocabulary_is_there_and_is_the_models(folder, vocabulary, reason):
     if vocabulary is not None:
         (folder / "vocab.txt").write_bytes(vocabulary if isinstance(vocabulary, bytes) else vocabulary.encode())
     refused(folder, "vocab.txt", reason)
+
+
+def test_a_vocab_txt_may_lack_what_was_added_to_the_tokenizer(folder):
+    """transformers writes it so."""
+    said = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    size = len(said["model"]["vocab"])
+    said["added_tokens"].append({"id": size, "content": "咖喱"})
+    (folder / "tokenizer.json").write_text(json.dumps(said), encoding="utf-8")
+    refused(folder, "tokenizer.json", f"holds {size + 1} tokens, config.json says vocab_size {size}")
 
 
 def test_two_vocabularies_say_the_same(folder):

@@ -141,8 +141,8 @@ def first_stage(options, rows, images, training):
         return scores
     if "image" not in rows.column_names:
         raise SystemExit(f"--first_stage {options.first_stage} needs the photos, which this data set does not carry")
-    model = AutoModel.from_pretrained(options.first_stage).to(training.device)
-    processor = AutoProcessor.from_pretrained(options.first_stage)
+    model = AutoModel.from_pretrained(options.first_stage, trust_remote_code=False).to(training.device)
+    processor = AutoProcessor.from_pretrained(options.first_stage, trust_remote_code=False)
     return encoder_scores(model, processor, [photo["path"] for photo in rows["image"]], images.texts)
 
 
