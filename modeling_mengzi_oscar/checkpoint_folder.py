@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
+from .checksums import check_bytes
 from .configuration_mengzi_oscar import MengziOscarConfig
 from .fields import COMMON, mapping, word
 from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
@@ -242,6 +243,7 @@ def read_tensors(path, said=None) -> dict[str, torch.Tensor]:
     path, said = Path(path), said or path
     try:
         if path.suffix == ".safetensors":
+            check_bytes(path)
             return load_file(path)
         if is_zip(path):
             check_sums(path)

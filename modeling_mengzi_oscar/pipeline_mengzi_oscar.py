@@ -32,6 +32,7 @@ from .processing_mengzi_oscar import as_texts, numbered
 from .quantization import is_int8, quantize
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .checksums import checksums  # noqa: F401
     from .configuration_mengzi_oscar import MengziOscarConfig  # noqa: F401
     from .configuration_vinvl import VinVLConfig  # noqa: F401
     from .fields import Rule  # noqa: F401

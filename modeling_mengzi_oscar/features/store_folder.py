@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..files import NO_CHECKSUM, Lock, checksums, open_whole, read_json, with_checksum, write_whole
+from ..checksums import NO_CHECKSUM, checksums
+from ..files import Lock, open_whole, read_json, with_checksum, write_whole
 
 FORMAT, FORMAT_VERSION = "mengzi-oscar region features", 1
 # Field -> dtype on disk. The features' own dtype is the store's. Ids are returned as int64, as torch indexes with it.

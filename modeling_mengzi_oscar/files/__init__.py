@@ -2,7 +2,7 @@
 
 A file is written to `<name>.tmp`, or `<name>.<who>.tmp` where several processes write it, brought to the disk and
 renamed. A JSON file of ours may begin with `"crc32"`, the CRC-32 of its bytes with zeros in the place of that number;
-the shards of a feature store carry theirs in the same way.
+the shards of a feature store and the weights of a checkpoint carry theirs in the same way (checksums.py).
 """
 
 import errno
@@ -14,16 +14,15 @@ import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..checksums import NO_CHECKSUM, checksums
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked there, and nothing of other processes is cleared
     fcntl = None
 
-CHECKSUM = re.compile(rb'"crc32": ?"([^"]*)"')
-NO_CHECKSUM = "00000000"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HINT = "; make room, then start again"
-FIRST_BYTES = 128  # the checksum is the first thing that a file says
 
 
 @contextmanager
@@ -79,20 +78,22 @@ def with_checksum(content: dict) -> bytes:
     return data.replace(NO_CHECKSUM.encode(), b"%08x" % zlib.crc32(data), 1)
 
 
-def checksums(file) -> tuple[str | None, str]:
-    """The checksum that a file begins with, None where it has none, and the one of its bytes.
-
-    Args:
-        file: binary, read to its end.
-    """
-    first = file.read(FIRST_BYTES)
-    stated = CHECKSUM.search(first)
-    if stated:
-        first = first[: stated.start(1)] + NO_CHECKSUM.encode() + first[stated.end(1) :]
-    found = zlib.crc32(first)
-    while block := file.read(1 << 20):
-        found = zlib.crc32(block, found)
-    return stated and stated[1].decode(errors="replace"), f"{found:08x}"
+def state_checksum(path):
+    """Writes a safetensors file anew, with a checksum at its beginning. Its tensors and their order stay."""
+    with open(path, "rb") as old, open_whole(path) as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        metadata = header.pop("__metadata__", {}) | {"crc32": NO_CHECKSUM}
+        header = {"__metadata__": {"crc32": NO_CHECKSUM} | metadata} | header
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        start = len(text).to_bytes(8, "little") + text
+        new.write(start)
+        found = zlib.crc32(start)
+        while block := old.read(1 << 20):
+            new.write(block)
+            found = zlib.crc32(block, found)
+        new.seek(start.index(NO_CHECKSUM.encode()))
+        new.write(b"%08x" % found)
 
 
 def read_json(path, whole=True, names=None) -> dict:

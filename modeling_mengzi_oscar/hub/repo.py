@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..checkpoint_folder import CheckpointError, CheckpointFolder, one_line, read_json, shown
 from ..configuration_mengzi_oscar import PINNED
+from ..files import state_checksum
 from ..loading import check_size, generation_config, load_processor, load_region_processor, region_model_classes
 from .model_card import model_card
 
@@ -97,6 +98,8 @@ def save_checkpoint(
 def written_beside(folder, ending):
     """`with written_beside(...) as temporary:` what is written there replaces `folder` once it is whole.
 
+    Weights state their checksum, which loading looks at.
+
     Raises:
         CheckpointError: a full disk, or a place where one may not write. Nothing is left behind then.
     """
@@ -106,6 +109,8 @@ def written_beside(folder, ending):
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        for weights in temporary.rglob("*.safetensors"):
+            state_checksum(weights)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except Exception as error:

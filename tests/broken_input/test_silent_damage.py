@@ -6,11 +6,16 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from modeling_mengzi_oscar import RegionFeatureStore
+from modeling_mengzi_oscar.checkpoint_folder import CheckpointError, read_tensors
+from modeling_mengzi_oscar.checksums import NO_CHECKSUM
 from modeling_mengzi_oscar.features.extraction import keep_settings
 from modeling_mengzi_oscar.features.store_folder import SHARD_NAME
-from modeling_mengzi_oscar.files import NO_CHECKSUM
+from modeling_mengzi_oscar.files import state_checksum
 
 
 @pytest.fixture
@@ -179,3 +184,24 @@ def test_checksums_are_the_crc_of_the_file(store):
         content = (store / name).read_bytes()
         stated = re.search(rb'"crc32": ?"([0-9a-f]{8})"', content)[1]
         assert int(stated, 16) == zlib.crc32(content.replace(stated, NO_CHECKSUM.encode(), 1))
+
+
+def test_every_flipped_bit_of_weights_is_found(tmp_path):
+    """Weights as `convert` and trainings write them, and as `torch` reads them without a look."""
+    path, tensors = tmp_path / "model.safetensors", {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2).half()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    plain = read_tensors(path)
+    state_checksum(path)
+    state_checksum(path)  # again: nothing changes
+    stated = read_tensors(path)
+    assert plain.keys() == stated.keys() == tensors.keys()
+    assert all(torch.equal(stated[name], tensor) for name, tensor in tensors.items())
+    with safe_open(path, "pt") as file:
+        assert file.metadata().keys() == {"crc32", "format"}
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_tensors(path)

@@ -105,6 +105,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
     assert [str(name) for name in check_repo(tiny_checkpoint)] == [
         "README.md",
         "checkpoint_folder.py",
+        "checksums.py",
         "config.json",
         "configuration_mengzi_oscar.py",
         "configuration_vinvl.py",

@@ -12,6 +12,9 @@ from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from transformers import TrainerCallback, TrainerState
 
+from modeling_mengzi_oscar.checksums import check_bytes
+from modeling_mengzi_oscar.files import state_checksum
+
 from .report import say
 from .weight_averaging import FILE, WeightAverage
 
@@ -43,6 +46,8 @@ class WholeCheckpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()
         if args.should_save:
+            for file in (Path(args.output_dir) / f"checkpoint-{state.global_step}").glob("*.safetensors"):
+                state_checksum(file)
             self.average.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             for folder in whole_checkpoints(args.output_dir)[: -self.limit if self.limit else 0]:
                 shutil.rmtree(folder)
@@ -135,7 +140,7 @@ def check_state(file):
 
 def check_tensors(file, expected, all_of=False):
     """Raises ValueError or SafetensorError unless it holds tensors of these names and shapes (tied ones once)."""
-    file.stat()
+    check_bytes(file)
     with safe_open(file, framework="pt") as tensors:
         names = tensors.keys()
         shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from modeling_mengzi_oscar.files import state_checksum
+
 FILE = "weight_average.safetensors"
 
 
@@ -38,6 +40,7 @@ class WeightAverage(TrainerCallback):
         """Under a temporary name first: the file is there when it is whole."""
         temporary = folder / f".{FILE}"
         save_file(self.average, temporary)
+        state_checksum(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(folder / FILE)
