@@ -148,9 +148,15 @@ def add_model(parser):
 def add_extract_arguments(parser):
     """What the command and train/extract_features.py have in common."""
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset or Parquet")
+    add(
+        "source",
+        type=named,
+        metavar="SOURCE",
+        help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset or Parquet",
+    )
     add(
         "--output",
+        type=named,
         required=True,
         metavar="STORE",
         help="folder to write: a store, or Oscar's files with --format tsv-…",
@@ -190,6 +196,13 @@ def add_extract_arguments(parser):
     add("--picture", metavar="PNG", help="draw the regions found in the first photos")
 
 
+def named(text):
+    """The type of a path: an empty one, as a shell makes of a variable that is not set, would be the folder here."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    return text
+
+
 def whole(low, high):
     """The type of an option that is a whole number in a range: what no checkpoint can do is refused at once."""
 
@@ -221,7 +234,7 @@ def caption(options) -> int:
             return fail(str(error))
     if not photos:
         return fail("mengzi-oscar caption: name a photo, or --samples")
-    if options.picture:
+    if options.picture is not None:
         from ..demo.pictures import check_picture
 
         try:

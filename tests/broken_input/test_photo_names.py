@@ -207,6 +207,39 @@ def test_uploads_beside_photos_are_passed_over(tmp_path, monkeypatch):
     assert uploads.uploaded(files) == [("a.jpg", "/x/2")]
 
 
+def test_one_upload_that_cannot_be_taken_costs_only_itself(tmp_path, monkeypatch):
+    uploads = pytest.importorskip("uploads", reason="needs gradio")
+    functions = pytest.importorskip("functions")
+    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path))
+    good = str(write(tmp_path, {"a.jpg": PHOTO}) / "a.jpg")
+    bad = [None, "data:image/png;base64,?", "https://a.b/c.jpg", "/etc/passwd"]
+    [(name, photo), *others] = functions.Functions(None).gallery([good, *bad], False)
+    assert (name, photo.size) == ("a.jpg", (30, 20))
+    keys = ["no_photo", "damaged", "no_links", "not_uploaded"]
+    assert [(name, error.message) for name, error in others] == [
+        (f"photo {number}", uploads.UserError(key).message) for number, key in enumerate(keys, 2)
+    ]
+    assert len(uploads.photos_in(uploads.uploaded([good, *bad]))) == 5
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tar", "a.parquet", "a.jpg"])
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PhotoError, match="not a file"):
+        open_source(tmp_path / name)
+
+
+def test_rows_of_what_lies_beside_photos_are_passed_over(tmp_path):
+    photos = [{"bytes": PHOTO, "path": "a.jpg"}, {"bytes": BESIDE, "path": "x/._a.jpg"}, {"bytes": PHOTO, "path": None}]
+    rows = {"image_id": ["a", "beside", "b"], "image": photos}
+    rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    for source in (rows, tmp_path / "a.parquet", tmp_path / "saved"):
+        assert [photo.image_id for photo in open_source(source).fetch_photos()] == ["a", "b"], source
+    assert [photo.image_id for photo in open_source(rows.select([2, 1])).fetch_photos()] == ["b"]
+
+
 # other programs' files beside photos
 
 FOREIGN = {
