@@ -194,7 +194,11 @@ def open_upload(upload: dict | str | None) -> Image.Image:
 
 def uploaded(files) -> list[tuple[str, str | bytes | UserError]]:
     """(name, path, content or what is wrong with it) of files that came with a call, without what macOS keeps beside
-    photos. A name is only ever shown."""
+    photos. A name is only ever shown.
+
+    Raises:
+        UserError: none of them can be taken; says what is wrong with the first.
+    """
     files = files if isinstance(files, list) else [files] if files else []
     named = []
     for index, file in enumerate(files, 1):
@@ -202,6 +206,8 @@ def uploaded(files) -> list[tuple[str, str | bytes | UserError]]:
             named.append(received(file, f"photo {index}"))
         except UserError as error:  # it costs this file only
             named.append((f"photo {index}", error))
+    if named and all(isinstance(source, UserError) for _, source in named):
+        raise named[0][1]
     return [(name, source) for name, source in named if not is_apple_double(name)]
 
 

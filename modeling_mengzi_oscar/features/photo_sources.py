@@ -357,8 +357,8 @@ class DatasetPhotos:
             yield Photo(image_id, name, lambda fetch=fetch, name=name: self.content(fetch(), name))
 
     def _rows_by_id(self):
-        """(id or None, path or None, function that reads the image); a mapped dataset gives the first two without reading
-        images."""
+        """(id or None, path or None, function that reads the image); of a mapped dataset no image is read for the first
+        two."""
         from pyarrow import compute
 
         if not hasattr(self.rows, "__len__"):

@@ -126,7 +126,7 @@ def test_builders(tmp_path, capsys):
     with open(tmp_path / "data" / "captions.csv", "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file_name", "caption"])
-        rows.writerows([name, "一只猫。"] for name in photos)
+        rows.writerows([name, "一只猫。"] for name in (*photos, "._00.jpg"))
     builder = ImageCaptions(data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
     builder.download_and_prepare()
     report = capsys.readouterr().out
@@ -220,6 +220,8 @@ def test_one_upload_that_cannot_be_taken_costs_only_itself(tmp_path, monkeypatch
         (f"photo {number}", uploads.UserError(key).message) for number, key in enumerate(keys, 2)
     ]
     assert len(uploads.photos_in(uploads.uploaded([good, *bad]))) == 5
+    with pytest.raises(uploads.UserError, match="Give a photo"):
+        uploads.uploaded(bad)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tar", "a.parquet", "a.jpg"])
