@@ -80,7 +80,9 @@ def parser():
     add_match(commands.add_parser("match", help="does a text belong to a photo? (checkpoints with a match/ head)"))
     extract_command = commands.add_parser("extract", help="region features of many photos")
     add_extract_arguments(extract_command)
-    extract_command.add_argument("--model", help="region model, or a checkpoint that names one (default: the mini's)")
+    extract_command.add_argument(
+        "--model", type=named, help="region model, or a checkpoint that names one (default: the mini's)"
+    )
     add_convert(commands.add_parser("convert", help="an original checkpoint into a folder that is a Hub repo"))
     add_push(commands.add_parser("push", help="a checkpoint folder to the Hub, after checks"))
     commands.add_parser("environment", help="versions, device and dtype, for bug reports")
@@ -141,7 +143,9 @@ def add_push(parser):
 
 def add_model(parser):
     """Which checkpoint, and how it computes: what the commands that look at a photo have in common."""
-    parser.add_argument("--model", help="folder or Hub id, @REVISION too (default: the mini checkpoint here)")
+    parser.add_argument(
+        "--model", type=named, help="folder or Hub id, @REVISION too (default: the mini checkpoint here)"
+    )
     parser.add_argument("--int8", action="store_true", help="multiply in 8 bits: faster on CPUs at bert-base size")
 
 
@@ -197,9 +201,9 @@ def add_extract_arguments(parser):
 
 
 def named(text):
-    """The type of a path: an empty one, as a shell makes of a variable that is not set, would be the folder here."""
+    """The type of a path: an empty one, as a shell makes of a variable that is not set, would be the folder here or a default."""
     if not text:
-        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+        raise argparse.ArgumentTypeError("is empty; give a name, or leave it out")
     return text
 
 

@@ -95,10 +95,16 @@ def test_settings_of_another_type(pipeline):
 
 def test_empty_paths(capsys, tmp_path):
     """What a shell makes of a variable that is not set is not the folder here."""
-    for arguments in (["", "--output", str(tmp_path / "store")], [str(tmp_path), "--output", ""]):
+    store = str(tmp_path / "store")
+    for command in (
+        ["extract", "", "--output", store],
+        ["extract", str(tmp_path), "--output", ""],
+        ["extract", str(tmp_path), "--output", store, "--model", ""],
+        ["caption", "a.jpg", "--model", ""],
+    ):
         with pytest.raises(SystemExit, match="2"):
-            main(["extract", *arguments])
-        assert "is empty; name a file or folder" in capsys.readouterr().err
+            main(command)
+        assert "is empty; give a name" in capsys.readouterr().err
     assert main(["caption", "a.jpg", "--picture", ""]) == 2
     assert "pictures are PNG files" in capsys.readouterr().err
 
