@@ -201,7 +201,7 @@ def add_extract_arguments(parser):
 
 
 def named(text):
-    """The type of a path: an empty one, as a shell makes of a variable that is not set, would be the folder here or a default."""
+    """The type of a path or name. A shell makes an empty one of a variable that is not set; it means nothing."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a name, or leave it out")
     return text
