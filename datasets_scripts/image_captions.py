@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import datasets
 
-from modeling_mengzi_oscar.photos import is_photo_by_content, is_photo_name
+from modeling_mengzi_oscar.photos import is_apple_double, is_photo_by_content, is_photo_name
 
 from .reading import (
     SENTENCES,
@@ -82,6 +82,8 @@ class ImageCaptions(FilesBuilder):
         photos = _photos(self.config.data_dir)
         captions, splits, other_columns = {}, {}, set()
         for where, item in _rows(path, self.row):
+            if is_apple_double(item.get("file_name")):  # a table that a program made
+                continue
             with self.row():
                 other_columns |= item.keys() - _COLUMNS
                 image_id, sentences, split = _read(where, item, photos)

@@ -265,6 +265,9 @@ class MengziOscarPipeline:
         """
         self.processor.begin(style, 0)
         if (config := generation.pop("generation_config", None)) is not None:  # what it says, as arguments
+            if not isinstance(config, GenerationConfig):
+                kind = type(config).__name__
+                raise ValueError(f"generation_config is of the type {kind}; give transformers' GenerationConfig")
             said = {name: value for name, value in config.to_dict().items() if value is not None}
             generation = {name: said[name] for name in said if name in vars(config)} | generation
             generation.pop("transformers_version", None)

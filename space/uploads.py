@@ -35,12 +35,14 @@ MAX_DIRECTORY = 2**20  # bytes that the list of files in a zip may take
 decoding = threading.BoundedSemaphore(2)  # a photo of 50 megapixels takes 150 MB while it is open
 
 
-def read_photo(source: str | Path | bytes) -> Image.Image:
-    """Path or bytes -> RGB, upright, no side above `MAX_SIDE`.
+def read_photo(source: str | Path | bytes | UserError) -> Image.Image:
+    """Path or bytes, or what was wrong with the upload -> RGB, upright, no side above `MAX_SIDE`.
 
     Raises:
         UserError: too many bytes or pixels, too few, not a photo, of a kind that cannot be read here, damaged.
     """
+    if isinstance(source, UserError):
+        raise source
     size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     if size > MAX_BYTES:
         raise UserError("too_many_bytes", megabytes=round(size / 2**20), limit=MAX_BYTES // 2**20)
@@ -190,11 +192,22 @@ def open_upload(upload: dict | str | None) -> Image.Image:
     return read_photo(source)
 
 
-def uploaded(files) -> list[tuple[str, str | bytes]]:
-    """(name, path or content) of files that came with a call, without what macOS keeps beside photos. A name is only
-    ever shown."""
+def uploaded(files) -> list[tuple[str, str | bytes | UserError]]:
+    """(name, path, content or what is wrong with it) of files that came with a call, without what macOS keeps beside
+    photos. A name is only ever shown.
+
+    Raises:
+        UserError: none of them can be taken; says what is wrong with the first.
+    """
     files = files if isinstance(files, list) else [files] if files else []
-    named = [received(file, f"photo {index}") for index, file in enumerate(files, 1)]
+    named = []
+    for index, file in enumerate(files, 1):
+        try:
+            named.append(received(file, f"photo {index}"))
+        except UserError as error:  # it costs this file only
+            named.append((f"photo {index}", error))
+    if named and all(isinstance(source, UserError) for _, source in named):
+        raise named[0][1]
     return [(name, source) for name, source in named if not is_apple_double(name)]
 
 

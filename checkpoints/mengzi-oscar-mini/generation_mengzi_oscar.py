@@ -20,6 +20,7 @@ from .processing_mengzi_oscar import pack_captions
 PUBLISHED = {"num_beams": 5, "max_length": 20, "early_stopping": "never"}
 MAX_CAPTIONS = 100  # beams or captions of an image: the memory of a search grows with them
 DECIMALS = ("temperature", "repetition_penalty", "length_penalty", "diversity_penalty", "top_p", "min_p")
+NUMBERS = (*DECIMALS, "top_k", "min_length", "min_new_tokens", "no_repeat_ngram_size")
 
 
 def check_whole(name: str, value, low: int, high: int | None = None) -> None:
@@ -315,6 +316,9 @@ class MaskQueryGenerationMixin(GenerationMixin):
         def said(name):
             return self.generation_setting(name, generation_config, kwargs)
 
+        for name in NUMBERS:
+            if said(name) is not None and not isinstance(said(name), Real):
+                raise ValueError(f"{name} must be a number, not {said(name)!r}")
         counts = {name: 1 if said(name) is None else said(name) for name in ("num_beams", "num_return_sequences")}
         for name, value in counts.items():
             check_whole(name, value, 1, MAX_CAPTIONS)

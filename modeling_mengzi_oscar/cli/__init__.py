@@ -80,7 +80,9 @@ def parser():
     add_match(commands.add_parser("match", help="does a text belong to a photo? (checkpoints with a match/ head)"))
     extract_command = commands.add_parser("extract", help="region features of many photos")
     add_extract_arguments(extract_command)
-    extract_command.add_argument("--model", help="region model, or a checkpoint that names one (default: the mini's)")
+    extract_command.add_argument(
+        "--model", type=named, help="region model, or a checkpoint that names one (default: the mini's)"
+    )
     add_convert(commands.add_parser("convert", help="an original checkpoint into a folder that is a Hub repo"))
     add_push(commands.add_parser("push", help="a checkpoint folder to the Hub, after checks"))
     commands.add_parser("environment", help="versions, device and dtype, for bug reports")
@@ -141,16 +143,24 @@ def add_push(parser):
 
 def add_model(parser):
     """Which checkpoint, and how it computes: what the commands that look at a photo have in common."""
-    parser.add_argument("--model", help="folder or Hub id, @REVISION too (default: the mini checkpoint here)")
+    parser.add_argument(
+        "--model", type=named, help="folder or Hub id, @REVISION too (default: the mini checkpoint here)"
+    )
     parser.add_argument("--int8", action="store_true", help="multiply in 8 bits: faster on CPUs at bert-base size")
 
 
 def add_extract_arguments(parser):
     """What the command and train/extract_features.py have in common."""
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset or Parquet")
+    add(
+        "source",
+        type=named,
+        metavar="SOURCE",
+        help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset or Parquet",
+    )
     add(
         "--output",
+        type=named,
         required=True,
         metavar="STORE",
         help="folder to write: a store, or Oscar's files with --format tsv-…",
@@ -190,6 +200,13 @@ def add_extract_arguments(parser):
     add("--picture", metavar="PNG", help="draw the regions found in the first photos")
 
 
+def named(text):
+    """The type of a path or name. A shell makes an empty one of a variable that is not set; it means nothing."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a name, or leave it out")
+    return text
+
+
 def whole(low, high):
     """The type of an option that is a whole number in a range: what no checkpoint can do is refused at once."""
 
@@ -221,7 +238,7 @@ def caption(options) -> int:
             return fail(str(error))
     if not photos:
         return fail("mengzi-oscar caption: name a photo, or --samples")
-    if options.picture:
+    if options.picture is not None:
         from ..demo.pictures import check_picture
 
         try:

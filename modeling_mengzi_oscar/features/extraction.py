@@ -76,7 +76,7 @@ def extract(
         OSError: names the file that could not be written.
         SystemExit: the process was asked to end (SIGTERM); what is done is kept.
     """
-    if picture:
+    if picture is not None:
         from ..demo.pictures import check_picture
 
         check_picture(picture)
@@ -91,7 +91,7 @@ def extract(
         labels = None
     store_path = Path(output) if format == "store" else Path(output) / "store"
     prepare = partial(prepare_photo, image_processor=image_processor, flip=flip, limit_pixels=limit_pixels)
-    if picture and process_index == 0:
+    if picture is not None and process_index == 0:
         draw_first(opened, region_model, prepare, picture)
     if process_index == 0:
         store_path.mkdir(parents=True, exist_ok=True)

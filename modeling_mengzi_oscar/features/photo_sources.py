@@ -75,6 +75,8 @@ def open_source(source):
         raise PhotoError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         return open_folder(path)
+    if not path.is_file():  # opening it would wait for whoever writes
+        raise PhotoError(f"{path}: a device, pipe or socket, not a file; save what it gives as a file first")
     name = path.name.lower()
     if name.endswith(TAR_SUFFIXES):
         return TarPhotos([path])
@@ -347,23 +349,30 @@ class DatasetPhotos:
         self.rows = dataset.select_columns(columns).cast_column(self.image, datasets.Image(decode=False))
 
     def fetch_photos(self) -> Iterator[Photo]:
-        for number, (image_id, fetch) in enumerate(self._rows_by_id()):
+        for number, (image_id, path, fetch) in enumerate(self._rows_by_id()):
+            if path and is_apple_double(path):
+                continue
             image_id = f"{number:08d}" if image_id is None else str(image_id)
             name = f"{self.name} row {number}"
             yield Photo(image_id, name, lambda fetch=fetch, name=name: self.content(fetch(), name))
 
     def _rows_by_id(self):
-        """(id or None, function that reads the image); a mapped dataset gives its ids without reading images."""
+        """(id or None, path or None, function that reads the image); of a mapped dataset no image is read for the first
+        two."""
+        from pyarrow import compute
+
         if not hasattr(self.rows, "__len__"):
             for row in self.rows:
-                yield row.get(self.id_column), lambda row=row: row[self.image]
+                yield row.get(self.id_column), (row[self.image] or {}).get("path"), lambda row=row: row[self.image]
             return
         ids = self.rows.select_columns([self.id_column]) if self.id_column else None
-        for start in range(0, len(self.rows), 1000):
-            numbers = range(start, min(start + 1000, len(self.rows)))
+        images = self.rows.select_columns([self.image]).with_format("arrow")  # mapped, not decoded
+        for start in range(0, len(self.rows), 100):  # of shuffled rows that many are copied
+            numbers = range(start, min(start + 100, len(self.rows)))
             image_ids = ids[start : numbers.stop][self.id_column] if ids else [None] * len(numbers)
-            for number, image_id in zip(numbers, image_ids, strict=True):
-                yield image_id, lambda number=number: self.rows[number][self.image]
+            paths = compute.struct_field(images[start : numbers.stop][self.image], "path").to_pylist()
+            for number, image_id, path in zip(numbers, image_ids, paths, strict=True):
+                yield image_id, path, lambda number=number: self.rows[number][self.image]
 
     def content(self, image, name):
         if image is not None and image["bytes"] is not None:

@@ -87,6 +87,28 @@ def test_questions(pipeline):
         refused(said, pipeline.ask, PHOTO, given)
 
 
+def test_settings_of_another_type(pipeline):
+    refused("generation_config is of the type dict", pipeline.caption, PHOTO, generation_config={"num_beams": 2})
+    for name in ("length_penalty", "top_p", "top_k", "repetition_penalty", "temperature", "min_length"):
+        refused(f"{name} must be a number, not 'a'", pipeline.caption, [], **{name: "a"})
+
+
+def test_empty_paths(capsys, tmp_path):
+    """What a shell makes of a variable that is not set is not the folder here."""
+    store = str(tmp_path / "store")
+    for command in (
+        ["extract", "", "--output", store],
+        ["extract", str(tmp_path), "--output", ""],
+        ["extract", str(tmp_path), "--output", store, "--model", ""],
+        ["caption", "a.jpg", "--model", ""],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        assert "is empty; give a name" in capsys.readouterr().err
+    assert main(["caption", "a.jpg", "--picture", ""]) == 2
+    assert "pictures are PNG files" in capsys.readouterr().err
+
+
 def test_photos_in_whatever_holds_them(pipeline, tmp_path):
     path = tmp_path / "photo.png"
     PHOTO.save(path)

@@ -126,7 +126,7 @@ def test_builders(tmp_path, capsys):
     with open(tmp_path / "data" / "captions.csv", "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file_name", "caption"])
-        rows.writerows([name, "一只猫。"] for name in photos)
+        rows.writerows([name, "一只猫。"] for name in (*photos, "._00.jpg"))
     builder = ImageCaptions(data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
     builder.download_and_prepare()
     report = capsys.readouterr().out
@@ -205,6 +205,41 @@ def test_uploads_beside_photos_are_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "checked_path", str)
     files = [{"path": "/x/1", "orig_name": "._a.jpg"}, {"path": "/x/2", "orig_name": "a.jpg"}]
     assert uploads.uploaded(files) == [("a.jpg", "/x/2")]
+
+
+def test_one_upload_that_cannot_be_taken_costs_only_itself(tmp_path, monkeypatch):
+    uploads = pytest.importorskip("uploads", reason="needs gradio")
+    functions = pytest.importorskip("functions")
+    monkeypatch.setattr(uploads, "get_upload_folder", lambda: str(tmp_path))
+    good = str(write(tmp_path, {"a.jpg": PHOTO}) / "a.jpg")
+    bad = [None, "data:image/png;base64,?", "https://a.b/c.jpg", "/etc/passwd"]
+    [(name, photo), *others] = functions.Functions(None).gallery([good, *bad], False)
+    assert (name, photo.size) == ("a.jpg", (30, 20))
+    keys = ["no_photo", "damaged", "no_links", "not_uploaded"]
+    assert [(name, error.message) for name, error in others] == [
+        (f"photo {number}", uploads.UserError(key).message) for number, key in enumerate(keys, 2)
+    ]
+    assert len(uploads.photos_in(uploads.uploaded([good, *bad]))) == 5
+    with pytest.raises(uploads.UserError, match="Give a photo"):
+        uploads.uploaded(bad)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tar", "a.parquet", "a.jpg"])
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PhotoError, match="not a file"):
+        open_source(tmp_path / name)
+
+
+def test_rows_of_what_lies_beside_photos_are_passed_over(tmp_path):
+    photos = [{"bytes": PHOTO, "path": "a.jpg"}, {"bytes": BESIDE, "path": "x/._a.jpg"}, {"bytes": PHOTO, "path": None}]
+    rows = {"image_id": ["a", "beside", "b"], "image": photos}
+    rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    for source in (rows, tmp_path / "a.parquet", tmp_path / "saved"):
+        assert [photo.image_id for photo in open_source(source).fetch_photos()] == ["a", "b"], source
+    assert [photo.image_id for photo in open_source(rows.select([2, 1])).fetch_photos()] == ["b"]
 
 
 # other programs' files beside photos
