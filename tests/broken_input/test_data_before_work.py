@@ -109,6 +109,14 @@ def test_own_photos_with_features(own_photos, tiny_checkpoint, tmp_path, capsys)
         assert image.width > 100
 
 
+@pytest.mark.parametrize("script", [caption, retrieval])
+def test_a_table_without_rows(script, own_photos, tiny_checkpoint, tmp_path, capsys):
+    (own_photos / "captions.csv").write_text("file_name,caption\n", encoding="utf-8")
+    settings = {"model_name_or_path": tiny_checkpoint, "dataset": "image_captions", "data_dir": own_photos}
+    line = refused(script, flags(tmp_path, "--do_train", **settings, features=tmp_path / "store"), capsys)
+    assert line.endswith(f"--data_dir {own_photos}: there is no row that can be used")
+
+
 def test_own_photos_from_pixels(own_photos, tiny_checkpoint, tmp_path, capsys):
     settings = {"model_name_or_path": tiny_checkpoint, "dataset": "image_captions", "data_dir": own_photos}
     settings |= {"num_beams": 1, "max_gen_length": 6}

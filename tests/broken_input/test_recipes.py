@@ -39,6 +39,7 @@ REFUSED = {
     "eval_strategy: sometimes": "row 1: argument --eval_strategy/--eval-strategy: invalid choice",
     "warmup_steps: -5": "row 1",
     "early_stopping_patience: 3": "--eval_strategy steps or epoch is missing",
+    "tune_region_model: '(['": "--tune_region_model ([: no regular expression (unterminated",
     "sc_baseline_type: sample\nsc_train_sample_n: 1": "--sc_train_sample_n 2 or more",
     "": "the recipe is empty",
     "# only a comment": "the recipe is empty",

@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 import zipfile
 
@@ -13,6 +14,7 @@ import torch
 from common.checkpoints import newest_checkpoint
 from common.trainer import OscarTrainer
 from conftest import REPOSITORY, tiny_captioner
+from forks import call
 from PIL import Image
 from test_trainer_surface import make_trainer
 from test_vinvl import random_model
@@ -111,6 +113,25 @@ def test_a_report_ends_no_training(tmp_path, capsys):
     assert "left out: samples (TypeError" in capsys.readouterr().err
     assert (tmp_path / "best" / "README.md").is_file()
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize("settings", [{"a": 1}, "hello"])
+def test_a_schedule_without_such_a_setting(tmp_path, settings):
+    with pytest.raises(ValueError, match=f"--lr_scheduler_kwargs {settings} of linear: "):
+        make_trainer(tmp_path, lr_scheduler_kwargs=settings).run()
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5])  # no room for the weights; for these, and not for the optimizer's two
+def test_a_full_disk_names_the_run(trained, tmp_path, share):
+    def run():
+        size = (trained / "checkpoint-4" / "model.safetensors").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), resource.RLIM_INFINITY))
+        make_trainer(tmp_path, patience=0, max_steps=2, eval_strategy="no").run()
+
+    error, _ = call(run)
+    assert isinstance(error, OSError)
+    assert str(error).startswith(f"{tmp_path}: a checkpoint cannot be written (")
+    assert str(error).endswith("; make room, then start again")
 
 
 def test_folders_of_other_names_are_somebodys_own(tmp_path):

@@ -23,7 +23,8 @@ SOURCES = sorted((REPOSITORY / "train").rglob("*.py"))
 PRIVATE = {}  # what train/ uses of others that is not public -> why; empty, and to be kept so
 
 # What OscarTrainer overrides, and who of transformers has to call it
-HOOKS = {"compute_loss", "evaluate", "get_batch_samples", "get_decay_parameter_names", "log", "save_model"}
+HOOKS = {"compute_loss", "create_scheduler", "evaluate", "get_batch_samples", "get_decay_parameter_names", "log"}
+HOOKS |= {"save_model"}
 EVENTS = {
     "WeightAverage": {"on_train_begin", "on_step_end"},
     "WholeCheckpoints": {"on_step_end", "on_epoch_end", "on_save"},

@@ -5,6 +5,7 @@ import atexit
 import difflib
 import gc
 import math
+import re
 import sys
 from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
@@ -231,8 +232,12 @@ def check_ranges(options, from_recipe):
 
 
 def check_together(parsed):
-    """Raises ValueError for flags that do not go together."""
+    """Raises ValueError for flags that do not go together, and for a regular expression that is none."""
     flags = {known.name: getattr(options, known.name) for options in parsed for known in fields(options)}
+    try:
+        re.compile(flags.get("tune_region_model") or "")
+    except re.error as error:
+        raise ValueError(f"--tune_region_model {flags['tune_region_model']}: no regular expression ({error})") from None
     if flags.get("early_stopping_patience") and flags["eval_strategy"] == "no" and not flags["do_predict"]:
         raise ValueError("--early_stopping_patience counts evaluations: --eval_strategy steps or epoch is missing")
     if flags.get("sc_baseline_type") == "sample" and flags["sc_train_sample_n"] < 2:
@@ -318,6 +323,8 @@ def load_splits(options, *needed, **settings):
         splits = builder.as_dataset()
     else:
         splits = load_dataset(options.dataset, options.dataset_config)
+    if not splits:
+        raise SystemExit(f"--data_dir {options.data_dir}: there is no row that can be used")
     for name in needed:
         split_of(splits, name)
     if "image" in next(iter(splits.values())).features:

@@ -16,17 +16,20 @@ import math
 import resource
 import sys
 import time
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 
+from modeling_mengzi_oscar.files import HINT
 from modeling_mengzi_oscar.hub import push
 
 from .checkpoints import WholeCheckpoints, sound_checkpoint, step_of
@@ -99,7 +102,8 @@ class OscarTrainer(Trainer):
             self.average.load(checkpoint, self.args.device)
         else:
             self.args.eval_on_start = self.args.eval_on_start and not checkpoint
-            self.train(resume_from_checkpoint=checkpoint)
+            with naming_what_is_not_written(self.args.output_dir):
+                self.train(resume_from_checkpoint=checkpoint)
         last = self.state.global_step
         if not any("eval_loss" in entry and entry["step"] == last for entry in self.state.log_history):
             self.evaluate()
@@ -145,6 +149,14 @@ class OscarTrainer(Trainer):
     def get_decay_parameter_names(self, model):
         """Matrices, and no vector. Overridden because Trainer goes by types of layers and patterns of names."""
         return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+
+    def create_scheduler(self, *args, **kwargs):
+        """Overridden because a setting that a schedule does not have is a TypeError there."""
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except TypeError as error:
+            given = self.args.lr_scheduler_kwargs
+            raise ValueError(f"--lr_scheduler_kwargs {given} of {self.args.lr_scheduler_type.value}: {error}") from None
 
     # Evaluation
 
@@ -240,6 +252,18 @@ class OscarTrainer(Trainer):
         """Overridden because Trainer would note a checkpoint as the best, and miss it later: best/ is kept apart."""
         self.state.best_global_step = None
         super().save_model(*args, **kwargs)
+
+
+@contextmanager
+def naming_what_is_not_written(folder):
+    """Around what writes checkpoints: the writers of tensors say neither where there was no room nor, torch's, why."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if not any(said in text for said in ("os error", "PytorchStreamWriter", "inline_container", "basic_ios")):
+            raise
+        raise OSError(f"{folder}: a checkpoint cannot be written ({text:.200}){HINT}") from None
 
 
 def recompute_without_reentering(args):
