@@ -32,9 +32,10 @@ from common.pretraining_data import PretrainingCollator, PretrainingRows, contra
 from common.pretraining_scores import evaluate_pretraining
 from common.trainer import OscarTrainer
 from common.usable_rows import usable_splits
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForPreTraining, RegionFeatureStore
+from modeling_mengzi_oscar.checkpoint_folder import CheckpointError, CheckpointFolder
 from modeling_mengzi_oscar.convert.oscar import convert
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
@@ -99,7 +100,10 @@ def main(arguments=None):
 
     # 1. Model: what the checkpoint lacks (all of the image, in a text BERT) begins at random
     stores = named_stores(options.features)
-    start = starting_folder(options, training)
+    try:
+        start = starting_folder(options, training)
+    except CheckpointError as error:
+        raise SystemExit(f"--model_name_or_path {error}") from None
     model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
     processor = processor_from(start)
     processor.layout, processor.max_tags = "pair", None if options.use_b else 0
@@ -177,7 +181,7 @@ def pretraining_rows(options, stores, region_model, training) -> dict:
 
 def starting_folder(options, training):
     """A text BERT is converted once, to <output_dir>/start; anything else is where it is."""
-    config, _ = PreTrainedConfig.get_config_dict(options.model_name_or_path)
+    config = CheckpointFolder(options.model_name_or_path).json("config.json")
     if config.get("model_type", "bert") != "bert" or "img_feature_dim" in config:
         return options.model_name_or_path
     folder = Path(training.output_dir) / "start"
