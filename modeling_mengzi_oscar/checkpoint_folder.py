@@ -57,6 +57,8 @@ class CheckpointFolder:
     """
 
     def __init__(self, name, revision: str | None = None, subfolder: str = "", from_hub: bool = False):
+        if not str(name).strip():
+            raise CheckpointError("the name of the checkpoint is empty; name a folder or a Hub id")
         root = Path(name)
         if from_hub or not root.is_dir():
             name, revision = name_and_revision(str(name), revision)

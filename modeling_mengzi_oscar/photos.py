@@ -1,4 +1,4 @@
-"""Opens what a user calls a photo: upright, RGB, and or a one-line error that says what is wrong with it.
+"""Opens what a user calls a photo: upright and RGB, or a one-line error that says what is wrong with it.
 
 Only pixels count. What else a file carries (EXIF, colour profiles, texts, dates) is cut out before Pillow sees it, so
 that none of it can stop a photo that others show or cost memory; the orientation alone is read, here.
@@ -501,7 +501,9 @@ def orientation_in(exif: bytes | None, xmp: bytes = b"") -> int:
         for at in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(f"{order}HH", exif, at)
             if tag == ORIENTATION:
-                [value] = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], exif, at + 8)
+                [value] = struct.unpack_from(
+                    order + {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}[kind], exif, at + 8
+                )
                 return value if value in TURNS else 1
     except (struct.error, TypeError, KeyError):  # cut short, or no record at all
         pass
