@@ -22,6 +22,7 @@ from uploads import MAX_BYTES, MAX_PHOTOS, refuse_links
 from views import views as view
 from words import UserError, i18n
 
+from modeling_mengzi_oscar.checkpoint_folder import CheckpointError
 from modeling_mengzi_oscar.cli import BUNDLED
 from modeling_mengzi_oscar.photos import SUFFIXES
 
@@ -195,7 +196,12 @@ def return_freed_memory() -> None:
 def main():
     return_freed_memory()
     sys.stdout, sys.stderr = ShortLines(sys.stdout), ShortLines(sys.stderr)
-    demo = build(Engine(os.environ.get("MODEL_ID") or str(BUNDLED)))
+    try:
+        engine = Engine(os.environ.get("MODEL_ID") or str(BUNDLED))
+    except CheckpointError as error:
+        print(f"MODEL_ID: {error}", file=sys.stderr)
+        sys.exit(2)
+    demo = build(engine)
     start(demo)
     demo.block_thread()
 

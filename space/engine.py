@@ -98,6 +98,8 @@ class Engine:
         self.pipeline = MengziOscarPipeline.from_pretrained(model, device=device)
         self.styles = list(self.pipeline.processor.styles or [])
         self.tasks = ["caption"] + [task for task in ("match", "ask") if has_head(model, task)]
+        for task in self.tasks[1:]:
+            self.pipeline._head(task)  # a damaged one is told before anybody asks
         self.thread = ModelThread()
         self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
         self.run_match, self.run_ask = GPU(self.pipeline.match), GPU(self.pipeline.ask)

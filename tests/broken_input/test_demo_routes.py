@@ -4,7 +4,9 @@ that say nothing, and a log that stays short. The limits are lowered, so that a 
 import io
 import itertools
 import os
+import shutil
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,3 +267,18 @@ def test_a_message_of_the_log_is_cut_in_its_middle():
     assert len(log.getvalue()) < limits.MAX_LINE + 20
     assert log.getvalue().startswith("begin")
     assert log.getvalue().endswith("end\nshort\n")
+
+
+@pytest.mark.parametrize("part", ["config.json", "match/config.json"])
+def test_a_damaged_checkpoint_ends_the_start_in_one_line(with_heads, tmp_path, capsys, part):  # noqa: F811
+    folder = shutil.copytree(with_heads, tmp_path / "model")
+    (folder / part).write_text("[1, 2]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODEL_ID", str(folder))
+        for stream in ("stdout", "stderr"):  # the demo puts its own in their place
+            patch.setattr(sys, stream, getattr(sys, stream))
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"MODEL_ID: {folder / part}: holds a list; a JSON object is needed"
