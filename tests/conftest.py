@@ -116,3 +116,9 @@ def data_dir(tmp_path_factory):
     for split, members in {"train": ids[:4], "val": ids[4:5], "test": ids[5:]}.items():
         (folder / f"flickr8k{split}.txt").write_text("\n".join(members) + "\n", encoding="utf-8")
     return folder
+
+
+def newest_checkpoint(output_dir):
+    from common.checkpoints import whole_checkpoints
+
+    return next((str(folder) for folder in reversed(whole_checkpoints(output_dir))), None)

@@ -11,9 +11,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from common.checkpoints import newest_checkpoint
 from common.trainer import OscarTrainer
-from conftest import REPOSITORY, tiny_captioner
+from conftest import REPOSITORY, newest_checkpoint, tiny_captioner
 from forks import call
 from PIL import Image
 from test_trainer_surface import make_trainer

@@ -11,12 +11,12 @@ import torch
 import transformers
 from common import trainer
 from common.arguments import RunArguments
-from common.checkpoints import newest_checkpoint, whole_checkpoints
+from common.checkpoints import whole_checkpoints
 from common.collators import LikeLengths, SeededRows
 from common.self_critical import SelfCriticalTrainer
 from common.trainer import OscarTrainer
 from common.weight_averaging import WeightAverage
-from conftest import REPOSITORY, tiny_captioner
+from conftest import REPOSITORY, newest_checkpoint, tiny_captioner
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 SOURCES = sorted((REPOSITORY / "train").rglob("*.py"))

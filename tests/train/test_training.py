@@ -17,10 +17,9 @@ import torch
 from builders import build
 from caption import CaptionArguments
 from common.arguments import RunArguments, load_splits, open_stores, parse_arguments, tag_texts
-from common.checkpoints import newest_checkpoint
 from common.tag_sentences import TagSentenceArguments
 from common.weight_averaging import WeightAverage
-from conftest import COLOURS, REPOSITORY, tiny_captioner
+from conftest import COLOURS, REPOSITORY, newest_checkpoint, tiny_captioner
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file

@@ -66,10 +66,6 @@ def whole_checkpoints(output_dir) -> list[Path]:
     return sorted((folder for folder in folders if re.fullmatch(r"checkpoint-(0|[1-9]\d*)", folder.name)), key=step_of)
 
 
-def newest_checkpoint(output_dir) -> str | None:
-    return max(map(str, whole_checkpoints(output_dir)), key=step_of, default=None)
-
-
 def sound_checkpoint(output_dir, model, resumable=True) -> str | None:
     """The newest checkpoint that can be gone on from. Damaged ones before it are set aside, which is said.
 

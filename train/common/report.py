@@ -11,6 +11,7 @@ from accelerate import PartialState
 from PIL import Image, ImageDraw
 
 from modeling_mengzi_oscar.demo.pictures import GREY, INK, PAPER, arrange, fit, font
+from modeling_mengzi_oscar.files import write_whole
 from modeling_mengzi_oscar.hub.model_card import escaped, model_card
 from modeling_mengzi_oscar.photos import open_photo
 
@@ -131,9 +132,7 @@ def run_card(task, config, options, training, state, scores) -> str:
 
 
 def write_beside(path, text):
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text.encode())
 
 
 def write_rows(path, rows):

@@ -1,6 +1,5 @@
 """Exponential moving average of the weights, kept through checkpoints; the average is what gets evaluated and saved."""
 
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,8 +40,6 @@ class WeightAverage(TrainerCallback):
         temporary = folder / f".{FILE}"
         save_file(self.average, temporary)
         state_checksum(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
         temporary.replace(folder / FILE)
 
     def load(self, folder, device):

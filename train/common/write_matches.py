@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 
 from metrics.retrieval_recall.recall import retrieval_recall
+from modeling_mengzi_oscar.files import open_whole
 from modeling_mengzi_oscar.retrieval import encoder_scores, score_matrix, shortlist
 
 from .matching_rows import ImageRows
@@ -121,7 +122,8 @@ def predict(engine, rows, settings, options, training):
     write_beside(folder / "eval.json", json.dumps(original, indent=2))
     write_rows(folder / "matches.jsonl", best_matches(engine, scores, images))
     if options.results_pt:
-        torch.save(original_results(engine, scores, pairs), folder / "results.pt")
+        with open_whole(folder / "results.pt") as file:
+            torch.save(original_results(engine, scores, pairs), file)
     write_scores(folder, results)
 
 
