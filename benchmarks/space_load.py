@@ -26,7 +26,7 @@ import httpx
 import psutil
 from tqdm import tqdm
 
-from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
 from modeling_mengzi_oscar.demo.samples import MORE_SAMPLES, SAMPLES, sample_photos
 from modeling_mengzi_oscar.photos import open_photo
 

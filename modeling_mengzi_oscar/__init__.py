@@ -22,7 +22,7 @@ _MODULE_OF = {
     "VinVLModel": "modeling_vinvl",
     "RegionModelOutput": "modeling_regions",
     "RegionFeatureStore": "features.store",
-    "bundled_checkpoint": "cli.installed",
+    "bundled_checkpoint": "cli.checkpoint",
     "import_tsv": "features.oscar_tsv",
     "export_tsv": "features.oscar_tsv",
 }

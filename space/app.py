@@ -23,7 +23,7 @@ from views import views as view
 from words import UserError, i18n
 
 from modeling_mengzi_oscar.checkpoint_folder import CheckpointError
-from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
 from modeling_mengzi_oscar.photos import SUFFIXES
 
 SENTENCES = "一个男人拿着照相机\n一个人骑着摩托车\n一只狗在草地上奔跑"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE.parent / "modeling_mengzi_oscar"

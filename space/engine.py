@@ -10,7 +10,7 @@ import torch
 from words import UserError
 
 from modeling_mengzi_oscar import MengziOscarPipeline
-from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
 from modeling_mengzi_oscar.loading import has_head
 
 try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs

@@ -13,7 +13,8 @@ from datetime import timedelta
 
 from accelerate import PartialState
 
-from modeling_mengzi_oscar.cli import add_extract_arguments, fail
+from modeling_mengzi_oscar.cli.extract import add_extract_arguments
+from modeling_mengzi_oscar.cli.output import fail
 from modeling_mengzi_oscar.features.extraction import extract
 
 

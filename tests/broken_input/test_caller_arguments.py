@@ -271,6 +271,7 @@ def test_a_training_is_no_model(with_heads, tmp_path, capsys):  # noqa: F811
     MengziOscarForImageCaptioning.from_pretrained(with_heads).save_pretrained(state)
     (state / "trainer_state.json").write_text("{}")
     PHOTO.save(tmp_path / "photo.png")
+    capsys.readouterr()  # transformers' bar
     for folder, said in [
         (state, f"{state}: what a training goes on from.*name the best/"),
         (state, f"name {tmp_path / 'run' / 'best'}"),

@@ -154,7 +154,7 @@ def test_the_command_says_it_in_one_line(monkeypatch, capsys):
     def too_old(options):
         check("4.57.6")
 
-    monkeypatch.setattr("modeling_mengzi_oscar.cli.load_pipeline", too_old)
+    monkeypatch.setattr("modeling_mengzi_oscar.cli.caption.load_pipeline", too_old)
     assert main(["caption", "--samples"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"mengzi-oscar works with transformers {OLDEST} and newer")

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from modeling_mengzi_oscar import __version__, bundled_checkpoint
-from modeling_mengzi_oscar.cli import installed, main
+from modeling_mengzi_oscar.cli import environment, main
 from modeling_mengzi_oscar.demo.samples import sample_photos
 
 spec = importlib.util.spec_from_file_location("lock", REPOSITORY / ".ci" / "lock.py")
@@ -185,7 +185,7 @@ def test_environment_tells_versions_device_and_checkpoint(capsys, monkeypatch):
     assert report["runs on"].startswith("cpu in float32")
     assert f"{torch.get_num_threads()} threads" in report["threads, GPU"]
     monkeypatch.setenv("HOME", str(bundled_checkpoint().parents[1]))
-    assert installed.environment()["mini"] == "~/checkpoints/mengzi-oscar-mini"  # no name of a user
+    assert environment.environment()["mini"] == "~/checkpoints/mengzi-oscar-mini"  # no name of a user
 
 
 def test_environment_says_what_is_broken(tmp_path):
@@ -193,10 +193,10 @@ def test_environment_says_what_is_broken(tmp_path):
     (tmp_path / "torch.py").write_text("raise OSError('libtorch.so:\\n wrong ELF class')")
     (tmp_path / "code.py").write_text(
         "import importlib.metadata as metadata\n"
-        "from modeling_mengzi_oscar import cli\nfrom modeling_mengzi_oscar.cli import installed\n"
+        "from modeling_mengzi_oscar import cli\nfrom modeling_mengzi_oscar.cli import environment\n"
         "def version(name):\n"
         "    raise metadata.PackageNotFoundError(name)\n"
-        "installed.version = version\n"
+        "environment.version = version\n"
         "raise SystemExit(cli.main(['environment']))\n"
     )
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}

@@ -23,7 +23,7 @@ from noto_cjk import otc_path
 from PIL import Image
 from test_pipeline import with_heads  # noqa: F401  (a fixture)
 
-from modeling_mengzi_oscar.cli import BUNDLED
+from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
 from modeling_mengzi_oscar.demo.samples import MORE_SAMPLES, sample_photos
 
 pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')

@@ -1,4 +1,4 @@
-"""What is installed here: where the bundled checkpoint lies, and the table that a bug report needs."""
+"""`mengzi-oscar environment`: versions, device and dtype, the table that a bug report needs."""
 
 import platform
 from importlib import import_module
@@ -6,17 +6,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .. import __version__
+from .checkpoint import bundled_checkpoint
 
-PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "huggingface_hub", "safetensors", "timm")
 LIBRARIES += ("pillow", "numpy", "datasets", "accelerate", "gradio")
 PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # what speed and rounding depend on
 
 
-def bundled_checkpoint() -> Path:
-    """The mini: inside an installed package, beside it in a clone and in a Space. The folder may be missing."""
-    inside = PACKAGE / "checkpoints" / "mengzi-oscar-mini"
-    return inside if inside.is_dir() else PACKAGE.parent / "checkpoints" / "mengzi-oscar-mini"
+def add_arguments(parser):
+    """It takes none."""
+
+
+def run(options) -> int:
+    rows = environment()
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value}")
+    return 0
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,80 @@
+"""`mengzi-oscar extract`: region features of many photos."""
+
+from .checkpoint import model_or_bundled
+from .options import named, whole
+from .output import fail, printable, quiet
+
+
+def add_extract_arguments(parser):
+    """What the command and train/extract_features.py have in common."""
+    add = parser.add_argument
+    add(
+        "source",
+        type=named,
+        metavar="SOURCE",
+        help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset or Parquet",
+    )
+    add(
+        "--output",
+        type=named,
+        required=True,
+        metavar="STORE",
+        help="folder to write: a store, or Oscar's files with --format tsv-…",
+    )
+    add("--format", choices=["store", "tsv-caption", "tsv-retrieval"], default="store", help="default: store")
+    add(
+        "--language",
+        choices=["zh", "en"],
+        default="zh",
+        help="language of the class names in Oscar's files (default zh)",
+    )
+    add("--batch-size", "--batch_size", type=whole(1, 1024), default=16, help="photos in one forward pass (default 16)")
+    add(
+        "--dtype",
+        choices=["float16", "float32"],
+        default="float16",
+        help="type of the stored features (default float16)",
+    )
+    add(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="type that the region model computes in"
+    )
+    add("--flip", action="store_true", help="mirror the photos, as augmentation; write to a store of its own")
+    add(
+        "--limit-pixels",
+        "--limit_pixels",
+        type=whole(1, 10**12),
+        default=64_000_000,
+        help="skip larger photos (default 64 million)",
+    )
+    add(
+        "--images-per-shard",
+        "--images_per_shard",
+        type=whole(1, 65_536),
+        default=256,
+        help="at most that many are lost by a kill",
+    )
+    add("--picture", metavar="PNG", help="draw the regions found in the first photos")
+
+
+def add_arguments(parser):
+    add_extract_arguments(parser)
+    parser.add_argument(
+        "--model", type=named, help="region model, or a checkpoint that names one (default: the mini's)"
+    )
+
+
+def run(options) -> int:
+    quiet()
+    import torch
+
+    from ..features.extraction import extract as extract_photos
+
+    try:
+        settings = vars(options) | {"model": model_or_bundled(options.model)}
+        settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        del settings["command"]
+        line, errors = extract_photos(**settings)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    print(printable(line))
+    return 2 if errors else 0

@@ -1,0 +1,31 @@
+"""The options that several commands have, and the types of their values."""
+
+import argparse
+
+
+def add_model(parser):
+    """Which checkpoint, and how it computes: what the commands that look at a photo have in common."""
+    parser.add_argument(
+        "--model", type=named, help="folder or Hub id, @REVISION too (default: the mini checkpoint here)"
+    )
+    parser.add_argument("--int8", action="store_true", help="multiply in 8 bits: faster on CPUs at bert-base size")
+
+
+def named(text):
+    """The type of a path or name. A shell makes an empty one of a variable that is not set; it means nothing."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a name, or leave it out")
+    return text
+
+
+def whole(low, high):
+    """The type of an option that is a whole number in a range: what no checkpoint can do is refused at once."""
+
+    def number(text):
+        value = int(text) if text.isdecimal() and len(text) < 20 else -1
+        if not low <= value <= high:
+            shown = repr(text if len(text) < 40 else f"{text[:40]}…")
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high:,}, not {shown}")
+        return value
+
+    return number

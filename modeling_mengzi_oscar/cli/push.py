@@ -1,0 +1,31 @@
+"""`mengzi-oscar push`: a checkpoint folder to the Hub, after checks."""
+
+from pathlib import Path
+
+from .output import fail, printable, quiet
+
+
+def add_arguments(parser):
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("repo_id", metavar="REPO_ID")
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--create-pr", action="store_true", help="a pull request instead of a commit")
+    parser.add_argument("--dry-run", action="store_true", help="check, and list what would be sent")
+
+
+def run(options) -> int:
+    quiet()
+    from .. import hub
+
+    try:
+        if not options.dry_run:
+            print(hub.push(options.folder, options.repo_id, options.private, options.create_pr))
+            return 0
+        sizes = {name: (Path(options.folder) / name).stat().st_size for name in hub.check_repo(options.folder)}
+    except ValueError as error:
+        return fail(str(error))
+    for name, size in sizes.items():
+        print(f"{size:14,}  {printable(str(name))}")
+    kind = "private " * options.private + "pull request to " * options.create_pr
+    print(f"{sum(sizes.values()):14,}  bytes in {len(sizes)} files would go to {kind}{options.repo_id}")
+    return 0
