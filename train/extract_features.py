@@ -15,17 +15,21 @@ from accelerate import PartialState
 
 from modeling_mengzi_oscar.cli.extract import add_extract_arguments
 from modeling_mengzi_oscar.cli.output import fail
-from modeling_mengzi_oscar.features.extraction import extract
+from modeling_mengzi_oscar.features.extraction import extract, is_store
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_extract_arguments(parser)
     parser.add_argument(
-        "--model", required=True, help="region model, or a checkpoint that names one: local folder or Hub id"
+        "--model",
+        help="region model, or a checkpoint that names one: folder or Hub id (required, but for a store)",
     )
     parser.add_argument("--use_cpu", action="store_true", help="run on the CPU, where there is a GPU, too")
-    settings = vars(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    if options.model is None and not is_store(options.source):
+        parser.error("the following arguments are required: --model")
+    settings = vars(options)
 
     # The processes wait for each other once, at the end, and one may have many more large photos than another.
     state = PartialState(cpu=settings.pop("use_cpu"), timeout=timedelta(days=7))
@@ -48,6 +52,10 @@ def main(arguments=None):
         )
     except (ValueError, OSError) as error:
         return fail(error)
+    except KeyboardInterrupt as stopped:
+        if str(stopped):  # process 0 speaks for all
+            fail(stopped)
+        return 130
     state.print(line)
     state.destroy_process_group()
     return 0

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from .. import __version__
-from . import ask, caption, convert, environment, extract, match, push
+from . import ask, caption, convert, environment, extract, import_tsv, match, push
 from .output import fail, leave_output
 
 EXAMPLES = """examples:
@@ -17,6 +17,8 @@ EXAMPLES = """examples:
   mengzi-oscar ask photo.jpg 有几个人？
   mengzi-oscar match photo.jpg 两个人在骑马 一只猫
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
+  mengzi-oscar extract stores/photos --format tsv-caption --output oscar/photos
+  mengzi-oscar import-tsv train.feature.tsv train.label.tsv --output stores/train
   mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
   mengzi-oscar environment
@@ -26,6 +28,7 @@ COMMANDS = {  # name -> its file, and what it does
     "ask": (ask, "answer a question about a photo (checkpoints with an ask/ head)"),
     "match": (match, "does a text belong to a photo? (checkpoints with a match/ head)"),
     "extract": (extract, "region features of many photos"),
+    "import-tsv": (import_tsv, "a feature TSV (Oscar's, bottom-up-attention's, LXMERT's) into a store"),
     "convert": (convert, "an original checkpoint into a folder that is a Hub repo"),
     "push": (push, "a checkpoint folder to the Hub, after checks"),
     "environment": (environment, "versions, device and dtype, for bug reports"),
@@ -41,10 +44,10 @@ def main(arguments=None) -> int:
         return COMMANDS[options.command][0].run(options)
     except ImportError as error:  # a library that is missing or too old: its message says what to install
         return fail(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:  # what was kept, where something was
         if arguments is not None:  # called from Python
             raise
-        fail("interrupted")
+        fail(stopped if stopped.args else "interrupted")
         return 130
     except BrokenPipeError:  # `mengzi-oscar caption *.jpg | head`: nobody reads on
         leave_output()

@@ -12,7 +12,7 @@ def add_extract_arguments(parser):
         "source",
         type=named,
         metavar="SOURCE",
-        help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset or Parquet",
+        help="photos: folder, list (.txt, .csv, .jsonl), tar shards, dataset, Parquet; or a store, with --format tsv-…",
     )
     add(
         "--output",
@@ -28,7 +28,12 @@ def add_extract_arguments(parser):
         default="zh",
         help="language of the class names in Oscar's files (default zh)",
     )
-    add("--batch-size", "--batch_size", type=whole(1, 1024), default=16, help="photos in one forward pass (default 16)")
+    add(
+        "--batch-size",
+        "--batch_size",
+        type=whole(1, 1024),
+        help="photos in one forward pass (default 16, fewer large ones on a CPU)",
+    )
     add(
         "--dtype",
         choices=["float16", "float32"],
@@ -51,7 +56,7 @@ def add_extract_arguments(parser):
         "--images_per_shard",
         type=whole(1, 65_536),
         default=256,
-        help="at most that many are lost by a kill",
+        help="at most that many are lost by a kill, and no more than those of a minute (default 256)",
     )
     add("--picture", metavar="PNG", help="draw the regions found in the first photos")
 
@@ -59,7 +64,7 @@ def add_extract_arguments(parser):
 def add_arguments(parser):
     add_extract_arguments(parser)
     parser.add_argument(
-        "--model", type=named, help="region model, or a checkpoint that names one (default: the mini's)"
+        "--model", type=named, help="region model, or a checkpoint that names one (default: the mini's, or the store's)"
     )
 
 
@@ -68,9 +73,11 @@ def run(options) -> int:
     import torch
 
     from ..features.extraction import extract as extract_photos
+    from ..features.extraction import is_store
 
     try:
-        settings = vars(options) | {"model": model_or_bundled(options.model)}
+        model = options.model if is_store(options.source) else model_or_bundled(options.model)
+        settings = vars(options) | {"model": model}
         settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         del settings["command"]
         line, errors = extract_photos(**settings)

@@ -1,25 +1,21 @@
 """Photos -> regions -> RegionFeatureStore or Oscar's TSV files: streamed, resumable, shared by several processes.
 
-What makes a resumed store equal, bit for bit, to one that was never interrupted: a shard is made of one stretch of the
-stream, in batches that depend on that stretch alone, and is on disk as a whole or not at all. Only photos that have
+What makes a resumed store equal, bit for bit, to one that was never interrupted: batches depend on a stretch of the
+stream alone, whatever of it was done before, and are kept as a whole or not at all. Only photos that have
 one size for the region model share a batch, because padding changes what a detector finds.
 """
 
 import json
-import signal
-import sys
-import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ..files import clear_leftovers, naming, open_whole, read_json, with_checksum, write_whole
@@ -29,12 +25,14 @@ from ..photos import MAX_PIXELS, PhotoError, open_photo
 from ..pipeline_mengzi_oscar import describe_regions, load_region_model
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
+from .stopping import stopped_politely
 from .store import RegionFeatureStore
-from .store_folder import EXTRACTION_SETTINGS, LEFTOVERS, hash_id
+from .store_folder import EXTRACTION_SETTINGS, LEFTOVERS, SECONDS_PER_SHARD, hash_id
 
-IMAGES_PER_SHARD = 256  # what a killed process has to do again, at most
+IMAGES_PER_SHARD = 256  # what a killed process has to do again, at most, or what it did in SECONDS_PER_SHARD
+BATCH_SIZE = 16
+PIXELS_ON_CPU = 16 * 260 * 260  # in one forward, where nobody says how many photos: more is no faster, and lost at once
 SHARDS_PER_INDEX = 32  # then the index is brought up to date, and the writer forgets what it added
-TERMINATED = 128 + signal.SIGTERM  # status of a program that was asked to end
 THREADS = 4  # decode and resize while the model works
 WAITING_BATCHES = 4  # photos of rare sizes wait for others of theirs, at most so many batches of them
 PHOTOS_PICTURED = 4
@@ -43,7 +41,7 @@ PHOTOS_PICTURED = 4
 def extract(
     source,
     output,
-    model,
+    model=None,
     format="store",
     language="zh",
     picture=None,
@@ -59,7 +57,9 @@ def extract(
     """What `mengzi-oscar extract` and `train/extract_features.py` do, from the names of things to a line of result.
 
     Args:
-        source: see `open_source`. model: region model, or a checkpoint that names one; folder or Hub id.
+        source: see `open_source`; or a store, which is written as Oscar's files without looking at a photo.
+        model: region model, or a checkpoint that names one; folder or Hub id. Of a store it is asked for names of
+            classes that the store does not have; without it the region model that the store names.
         output: folder of the store; with format "tsv-caption" or "tsv-retrieval" the folder of Oscar's files, and the
             store is its subfolder `store`.
         language: of the classes, as the store names them and Oscar's files write them, "zh" or "en".
@@ -74,12 +74,20 @@ def extract(
     Raises:
         ValueError: one line: a source, region model or store that cannot be used, or that another start writes.
         OSError: names the file that could not be written.
-        SystemExit: the process was asked to end (SIGTERM); what is done is kept.
+        KeyboardInterrupt, SystemExit: the process was asked to end (Ctrl-C, SIGTERM); what is done is kept.
     """
     if picture is not None:
         from ..demo.pictures import check_picture
 
         check_picture(picture)
+    if is_store(source):
+        if picture is not None or flip:
+            raise ValueError(f"{source} is a store, which holds no photos: leave out --picture and --flip")
+        wait_for_everyone()
+        line = write_store(source, Path(output), model, format, language) if process_index == 0 else ""
+        wait_for_everyone()
+        return line, 0
+    check_output(Path(output), format)
     opened = open_source(source)
     region_model, image_processor = load_region_model(model)
     ready(region_model, device, precision)
@@ -101,7 +109,7 @@ def extract(
     share = {"process_index": process_index, "num_processes": num_processes}
     start = time.perf_counter()
     made_with = {"region_model_name": model, "labels": labels}
-    with ended_by_sigterm():
+    with stopped_politely(partial(photos_kept, store_path), say=process_index == 0):
         written = extract_regions(opened, region_model, prepare, store_path, **made_with, **share, **options)
     seconds = time.perf_counter() - start
     wait_for_everyone()
@@ -122,26 +130,13 @@ def extract(
     return f"{output}: {len(store):,} photos ({speed}){failed}{passed_over}", errors
 
 
-@contextmanager
-def ended_by_sigterm():
-    """SIGTERM ends the block like Ctrl-C does: with an exception, so that what is done is written."""
-    if threading.current_thread() is not threading.main_thread():  # only there a signal can be caught
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @torch.inference_mode()
 def extract_regions(
     source,
     region_model,
     prepare,
     store_path,
-    batch_size=16,
+    batch_size=None,
     dtype="float16",
     images_per_shard=IMAGES_PER_SHARD,
     region_model_name=None,
@@ -153,8 +148,9 @@ def extract_regions(
 
     Args:
         source: what `open_source` returned. prepare: `prepare_photo` with its settings.
+        batch_size: photos in one forward pass. None: 16, on a CPU fewer where they are large for the region model.
         dtype: of the stored features, "float16" or "float32".
-        images_per_shard: photos of the stream whose regions go into the store together.
+        images_per_shard: photos of the stream whose regions go into the store together, if it takes no minute.
         region_model_name: Hub id or folder, labels: texts of its class or tag ids; noted in the store.
         process_index, num_processes: a photo belongs to the process that the hash of its id says, so that two photos
             with one id meet in one process.
@@ -165,29 +161,49 @@ def extract_regions(
     worker = f"{process_index:05d}"
     settings = dtype, images_per_shard, worker, region_model_name, labels
     writer, written = RegionFeatureStore.writer(store_path, *settings), 0
+    before = RegionFeatureStore.open(store_path) if (Path(store_path) / "store.json").is_file() else {}
     report = Report(source, Path(store_path) / f"errors-{worker}.jsonl", process_index, num_processes)
     photos = own_photos(source, process_index, num_processes, report)
+    ahead = 2 * (batch_size or BATCH_SIZE)
+    rows = {}  # image id -> regions, in the order of the stream
     try:
         for number, first in enumerate(photos, start=1):
             stretch = chain([first], islice(photos, images_per_shard - 1))
-            rows = {}  # image id -> regions, in the order of the stream
-            try:
-                todo = left_to_do(stretch, writer, rows, report)
-                for batch in batches_of_one_size(prepared(todo, prepare, 2 * batch_size, report), batch_size):
-                    for photo, regions in regions_of(batch, region_model, dtype, report):
-                        rows[photo.image_id] = regions
-            finally:  # an interruption keeps what is done
-                for image_id, regions in rows.items():
-                    if regions is not None:
-                        writer.add(image_id, regions)
-                        written += 1
-                writer.flush()
+            todo, since = left_to_do(stretch, before, rows, report), time.monotonic()
+            for batch in batches_of_one_size(prepared(todo, prepare, ahead, report), batch_size, region_model.device):
+                if batch := [(photo, inputs) for photo, inputs in batch if photo.image_id in rows]:
+                    found = list(regions_of(batch, region_model, dtype, report))
+                    rows.update({photo.image_id: regions for photo, regions in found})  # as a whole, or not
+                if time.monotonic() - since > SECONDS_PER_SHARD:
+                    written, since = written + keep(rows, writer), time.monotonic()
+            written += keep(rows, writer)
+            rows.clear()  # of those that could not be read
             if number % SHARDS_PER_INDEX == 0:
                 writer.update_index()
     finally:
-        report.close()
-        writer.close()
+        try:
+            keep(rows, writer)  # an interruption keeps what is done
+        finally:
+            report.close()
+            writer.close()
     return written
+
+
+def keep(rows, writer) -> int:
+    """Writes what was found as a shard, in the order of the stream. Cut short, it can be called again."""
+    found = {image_id: regions for image_id, regions in rows.items() if regions is not None}
+    for image_id, regions in found.items():
+        if image_id not in writer:
+            writer.add(image_id, regions)
+    writer.flush()
+    for image_id in found:
+        rows.pop(image_id, None)
+    return len(found)
+
+
+def photos_kept(store_path) -> str:
+    there = (store_path / "store.json").is_file()
+    return f"{store_path} keeps {len(RegionFeatureStore.open(store_path)) if there else 0:,} photos"
 
 
 def own_photos(source, process_index, num_processes, report):
@@ -221,14 +237,29 @@ class SeenIds:
         return True
 
 
-def left_to_do(photos, writer, rows, report):
-    """The photos that are not in the store; each gets its place among `rows`."""
+def left_to_do(photos, before, rows, report):
+    """The photos of a stretch that were not in the store before; each gets its place among `rows`.
+
+    Of a stretch that was begun those that are there come along, blank: they hold their places, so that the others share
+    their batches with as many photos as if nothing had happened.
+    """
+    done, begun = [], False
     for photo in photos:
-        if photo.image_id in writer:
+        if photo.image_id in before:
             report.passed_over()
+            done.append(photo)
         else:
-            rows[photo.image_id] = None
+            rows[photo.image_id], begun = None, True
+            yield from (blank(photo, before) for photo in done)
+            done = []
             yield photo
+    if begun:
+        yield from (blank(photo, before) for photo in done)
+
+
+def blank(photo, store):
+    height, width = store[photo.image_id]["original_size"].tolist()
+    return photo._replace(fetch=lambda: Image.new("RGB", (width, height)))
 
 
 def prepare_photo(content, name, image_processor, flip=False, limit_pixels=MAX_PIXELS):
@@ -267,15 +298,20 @@ def prepared(photos, prepare, ahead, report):
             yield from result(*waiting.popleft())
 
 
-def batches_of_one_size(photos, batch_size):
-    """(photo, tensors) -> lists of them with pixels of one shape."""
+def batches_of_one_size(photos, batch_size=None, device="cpu"):
+    """(photo, tensors) -> lists of them with pixels of one shape. Without a size as `extract_regions` says."""
+
+    def full(shape):
+        fit = max(1, PIXELS_ON_CPU // (shape[-1] * shape[-2])) if str(device) == "cpu" else BATCH_SIZE
+        return batch_size or min(BATCH_SIZE, fit)
+
     waiting = {}  # shape -> photos
     for photo, inputs in photos:
         shape = inputs["pixel_values"].shape
         waiting.setdefault(shape, []).append((photo, inputs))
-        if len(waiting[shape]) == batch_size:
+        if len(waiting[shape]) == full(shape):
             yield waiting.pop(shape)
-        elif sum(map(len, waiting.values())) == WAITING_BATCHES * batch_size:
+        elif sum(map(len, waiting.values())) == WAITING_BATCHES * (batch_size or BATCH_SIZE):
             yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
     yield from waiting.values()
 
@@ -397,12 +433,61 @@ def join_error_logs(store_path, num_processes) -> tuple[int, Path]:
     return count, path
 
 
-def write_tsv(store, folder, layout, labels):
-    """Oscar's files: `<folder>.feature.tsv` and `.label.tsv`, or features.tsv, predictions.tsv and imageid2idx.json."""
+def is_store(path) -> bool:
+    return isinstance(path, str | Path) and (Path(path) / "store.json").is_file()
+
+
+def check_output(folder, format):
+    """A store in the place of Oscar's files, or the other way round, is work that would be done again beside it.
+
+    Raises:
+        ValueError
+    """
+    if format != "store" and is_store(folder):
+        raise ValueError(
+            f"{folder} is a store: give it as the source to write its photos as Oscar's files, to another folder: "
+            f"mengzi-oscar extract {folder} --format {format} --output …"
+        )
+    if format == "store" and is_store(folder / "store"):
+        raise ValueError(f"{folder} holds Oscar's files and their store, {folder / 'store'}: name that as the --output")
+
+
+def write_store(source, folder, model, format, language) -> str:
+    """A store as Oscar's files; the line to print."""
+    if format == "store":
+        raise ValueError(f"{source} is a store already; --format tsv-caption or tsv-retrieval writes Oscar's files")
+    check_output(folder, format)
+    layout = format.removeprefix("tsv-")
+    for path in tsv_paths(folder, layout):
+        if path.exists():
+            raise ValueError(f"{path} is there already: delete it to write it again, or name another --output")
+    store = RegionFeatureStore.open(source)
+    write_tsv(store, folder, layout, store_labels(store, language, model))
+    return f"{folder}: {len(store):,} photos, written from the store {source}; none was looked at again"
+
+
+def store_labels(store, language, model=None) -> list[str]:
+    """Texts of the ids in a store: those that it keeps, or its region model's where it keeps none in this language."""
+    if store.labels and language == "zh":
+        return [to_chinese(text) for text in store.labels]
+    if store.labels and all(text.isascii() for text in store.labels):
+        return store.labels
+    if not (model or store.region_model):
+        raise ValueError(f"{store.path} has no class names in {language!r} and names no region model: give --model")
+    return label_texts(load_region_model(model or store.region_model)[0], language)
+
+
+def tsv_paths(folder, layout) -> tuple[Path, Path]:
+    """Features and objects: `<folder>.feature.tsv` and `.label.tsv`, or features.tsv and predictions.tsv."""
     names = ("features.tsv", "predictions.tsv")
     if layout == "caption":
         names = tuple(f"{folder.resolve().name}.{what}.tsv" for what in ("feature", "label"))
-    features, objects = (folder / name for name in names)
+    return tuple(folder / name for name in names)
+
+
+def write_tsv(store, folder, layout, labels):
+    """Oscar's files, for retrieval with imageid2idx.json."""
+    features, objects = tsv_paths(folder, layout)
     export_tsv(store, features, layout, label_tsv=objects, labels=labels)
 
 

@@ -13,22 +13,29 @@ Beside each file stands `<stem>.lineidx`, the byte offset of every row; docs/fea
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from array import array
 from codecs import BOM_UTF8
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..files import clear_leftovers, naming, open_whole, write_whole
+from ..labels.chinese import to_chinese, untranslated
+from .stopping import stopped_politely
 from .store import RegionFeatureStore
 from .store_folder import LEFTOVERS, hash_id
 from .tsv_layouts import CAPTIONING, LAYOUTS, Table, decode_boxes, decode_features, read_row, recognise, with_geometry
+
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+PART = "from modeling_mengzi_oscar.features.oscar_tsv import run_part; run_part()"
 
 
 def import_tsv(
@@ -41,6 +48,8 @@ def import_tsv(
     feature_dim=None,
     skip_bad=False,
     num_proc=1,
+    language="zh",
+    dictionary=None,
     **store_options,
 ):
     """Convert a feature TSV; one row is in memory at a time, and every row is checked.
@@ -56,13 +65,16 @@ def import_tsv(
         labels_are: "regions" when the objects are the very regions of the features (boxes, scores and class_ids are
             stored), "tags" when they only name what is in the image (tag_ids and tag_scores are stored).
         labels: list of class names, `labels[0]` standing for none. Default: the store's if it exists, else the names
-            of `label_tsv` in the order they appear. It is kept in the store.
+            of `label_tsv` in the order they appear, in `language`. It is kept in the store.
         assumed_size: (height, width) of images whose objects come without image_h and image_w in the retrieval
             layout. Oscar takes (600, 800); here such rows are bad unless you say so.
         feature_dim: numbers per region in the store. Default: what most of the first rows have.
         skip_bad: go on after a bad row instead of raising, and list it in `errors.jsonl` in the store's folder (file,
             row from 1, image id, reason).
         num_proc: processes that decode; each reads the whole file and takes every num_proc-th row.
+        language: "zh": English names of classes become Chinese ones (`labels.chinese.to_chinese`), Chinese ones stay;
+            "en": all stay as they are.
+        dictionary: {English: Chinese}, whose words go before ours; `labels.chinese.load_dictionary` reads one.
         store_options: dtype, images_per_shard, region_model, see `RegionFeatureWriter`.
 
     Returns:
@@ -75,11 +87,17 @@ def import_tsv(
             unknown class. A captioning label file of another length is always an error. Another process writes the
             store.
         OSError: names the file that could not be read or written.
+        KeyboardInterrupt, SystemExit: asked to end (Ctrl-C, SIGTERM); what is done is kept.
     """
+    if language not in ("zh", "en"):
+        raise ValueError(f"language is 'zh' or 'en', not {language!r}")
+    if type(num_proc) is not int or num_proc < 1:
+        raise ValueError(f"num_proc is a number of processes, 1 or more, not {num_proc!r}")
     if labels_are not in ("regions", "tags"):
         raise ValueError(f"labels_are is 'regions' or 'tags', not {labels_are!r}")
     tsv_path, store_path = Path(tsv_path), Path(store_path)
     table = recognise(tsv_path)
+    words, translated = (dictionary or {}) if language == "zh" else None, ""
     store_path.mkdir(parents=True, exist_ok=True)
     clear_leftovers(store_path, "lock.*", LEFTOVERS, store_path)
     if (store_path / "store.json").is_file():
@@ -88,31 +106,28 @@ def import_tsv(
     if feature_dim:
         table = recognise(tsv_path, feature_dim)
     if label_tsv is not None:
-        labels = labels or _class_names(label_tsv)
+        if not labels:
+            names = _class_names(label_tsv)
+            labels = list(dict.fromkeys(_in_chinese(name, words) for name in names))
+            translated = _translated(names, words)
         store_options["labels"] = labels
     for log in store_path.glob("errors.jsonl*"):  # of an earlier run: rows that were bad then are tried again
         log.unlink()
-    class_ids = {name: number for number, name in enumerate(labels or ()) if number}
     job = _Import(
-        tsv_path=tsv_path,
+        tsv_path=str(tsv_path),
         table=table,
-        store_path=store_path,
-        label_tsv=label_tsv,
+        store_path=str(store_path),
+        label_tsv=None if label_tsv is None else str(label_tsv),
         labels_are=labels_are,
-        class_ids=class_ids,
+        class_ids={name: number for number, name in enumerate(labels or ()) if number},
+        words=words,
         assumed_size=assumed_size,
         skip_bad=skip_bad,
         parts=num_proc,
         store_options=store_options,
     )
-    if num_proc == 1:
-        results = [job.run(0)]
-    else:
-        try:
-            with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
-                results = list(pool.map(job.run, range(num_proc)))
-        except BrokenProcessPool:
-            raise ValueError(f"{tsv_path}: a process ended early; start again, what is done is kept") from None
+    with stopped_politely(lambda: _rows_kept(store_path)):
+        results = [job.run(0)] if num_proc == 1 else _in_processes(job)
     counts = {what: sum(result[what] for result, _ in results) for what in results[0][0]}
     _join_error_logs(store_path)
     blank = results[0][1]
@@ -120,6 +135,7 @@ def import_tsv(
         f"{tsv_path} ({LAYOUTS.get(table.layout, 'with a header')}, {table.feature_dim:,} numbers a region): "
         + ", ".join(f"{count:,} rows {what}" for what, count in counts.items())
         + (f"; {blank:,} blank rows passed over" if blank else "")
+        + translated
     )
     return counts
 
@@ -172,12 +188,13 @@ class _LengthError(ValueError):
 class _Import:
     """What every process of an import has to know."""
 
-    tsv_path: Path
+    tsv_path: str
     table: Table
-    store_path: Path
+    store_path: str
     label_tsv: str | None
     labels_are: str
     class_ids: dict
+    words: dict | None  # English -> Chinese, before ours; None: names stay as they are
     assumed_size: tuple | None
     skip_bad: bool
     parts: int
@@ -187,7 +204,7 @@ class _Import:
         """Import the rows whose number leaves `part` when divided by `parts`. All ids are read: some come twice."""
         counts, seen, number, blank = {"imported": 0, "already there": 0, "skipped": 0}, set(), 0, 0
         id_column = self.table.layout.index("image_id")
-        log_path = self.store_path / f"errors.jsonl.{part:05d}"
+        log_path = Path(self.store_path) / f"errors.jsonl.{part:05d}"
         with ExitStack() as stack:
             by_row = self.table.layout == CAPTIONING
             objects = stack.enter_context(_Objects(self.label_tsv, by_row)) if self.label_tsv else None
@@ -237,6 +254,10 @@ class _Import:
                 objects.check_end(number)
         return counts, blank
 
+    @cached_property
+    def ids(self):
+        return _ClassIds(self.class_ids, self.words)
+
     def regions(self, number, image_id, line, objects):
         """What the store takes, from a row and its objects; `number` counts the rows that are not blank."""
         row = read_row(line, self.table.layout)
@@ -256,11 +277,13 @@ class _Import:
         found = record.get("objects") if isinstance(record, dict) else record
         if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
             raise ValueError(f"{objects.path}: neither a list of objects nor a dict with 'objects'")
-        if unknown := {item.get("class") for item in found} - self.class_ids.keys():
-            raise ValueError(f"{objects.path}: classes {sorted(map(str, unknown))} are not among the labels")
+        classes = [self.ids.of(item.get("class")) for item in found]
+        if None in classes:
+            unknown = {str(item.get("class")) for item, number in zip(found, classes, strict=True) if number is None}
+            raise ValueError(f"{objects.path}: classes {sorted(unknown)} are not among the labels")
         if self.labels_are == "regions" and len(found) != num_boxes:
             raise ValueError(f"{len(found)} objects in {objects.path}, {num_boxes} boxes (labels_are='tags'?)")
-        class_ids = np.array([self.class_ids[item["class"]] for item in found], np.int32)
+        class_ids = np.array(classes, np.int32)
         try:
             scores = np.array([item["conf"] for item in found], np.float32)
             if self.labels_are == "tags":
@@ -276,6 +299,68 @@ class _Import:
                 raise ValueError(f"{objects.path}: no image_h and image_w; Oscar takes 600 x 800 then (assumed_size=)")
             regions["original_size"] = (told["image_h"], told["image_w"]) if told else self.assumed_size
         return regions
+
+
+def _in_processes(job):
+    """What `job.run` returns for every part, each of which a Python of its own runs.
+
+    Not with multiprocessing, whose processes import the caller's script once more: one without `if __name__ ==
+    "__main__"` would start itself again in each, and one that came by standard input cannot be found.
+    """
+    path = os.pathsep.join(filter(None, (str(PACKAGE_PARENT), os.environ.get("PYTHONPATH"))))
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": os.environ | {"PYTHONPATH": path}}
+    processes = [subprocess.Popen([sys.executable, "-c", PART], **options) for _ in range(job.parts)]
+
+    def result_of(part):
+        told, _ = processes[part].communicate(json.dumps([asdict(job), part]).encode())
+        if processes[part].returncode:
+            raise ValueError(f"{job.tsv_path}: a process ended early; start again, what is done is kept")
+        result, error = json.loads(told)
+        if error is not None:
+            raise (OSError if isinstance(error, list) else ValueError)(*(error if isinstance(error, list) else [error]))
+        return result
+
+    with ThreadPoolExecutor(job.parts) as pool:
+        try:
+            waiting = [pool.submit(result_of, part) for part in range(job.parts)]
+            for done in as_completed(waiting):
+                done.result()
+        except BaseException:
+            for process in processes:
+                process.terminate()  # they write what they have
+            raise
+    return [done.result() for done in waiting]
+
+
+def run_part():
+    """In a process of its own: the part that standard input names; its result or error to standard output."""
+    job, part = json.load(sys.stdin)
+    layout, *table = job.pop("table")
+    job = _Import(table=Table(tuple(layout), *table), **job)
+    result = error = None
+    with stopped_politely(lambda: "", say=False):
+        try:
+            result = job.run(part)
+        except OSError as caught:
+            error = [caught.errno, caught.strerror, caught.filename and str(caught.filename)]
+        except ValueError as caught:
+            error = str(caught)
+    print(json.dumps([result, error]))
+
+
+class _ClassIds:
+    """Name of a class, as a label file has it -> id in the store; None of one that is not among the labels."""
+
+    def __init__(self, class_ids, words):
+        self.class_ids, self.words, self.known = class_ids, words, {}
+
+    def of(self, name):
+        if not isinstance(name, str):
+            return None
+        if name not in self.known:
+            number = self.class_ids.get(name)  # a store may have been begun with the names as they are
+            self.known[name] = self.class_ids.get(_in_chinese(name, self.words)) if number is None else number
+        return self.known[name]
 
 
 class _Objects:
@@ -395,15 +480,35 @@ def _key(line):
 def _class_names(label_tsv):
     """ "" and every class name of a label file in the order they appear; unreadable rows are reported later."""
     names = {"": None}
-    with open(label_tsv, "rb") as file:
+    with open(label_tsv, "rb") as file, _progress(label_tsv, 0) as progress:
         for line in file:
+            progress.update(len(line))
             try:
                 record = json.loads(line.partition(b"\t")[2])
                 objects = record if isinstance(record, list) else record["objects"]
                 names.update(dict.fromkeys(item["class"] for item in objects))
             except (ValueError, KeyError, TypeError):
                 continue
-    return list(names)
+    return [name for name in names if isinstance(name, str)]
+
+
+def _in_chinese(name, words):
+    return name if words is None else to_chinese(name, words)
+
+
+def _translated(names, words) -> str:
+    """What became of English names, as the end of a line."""
+    english = [name for name in names if name and name.isascii()]
+    if words is None or not english:
+        return ""
+    left = untranslated(english, words)
+    kept = f", {len(left):,} stay English, the first: {left[0]}" if left else ""
+    return f"; {len(english) - len(left):,} of {len(english):,} English class names in Chinese{kept}"
+
+
+def _rows_kept(store_path) -> str:
+    there = (store_path / "store.json").is_file()
+    return f"{store_path} keeps {len(RegionFeatureStore.open(store_path)) if there else 0:,} rows"
 
 
 def _objects_json(image_id, regions, layout, labels):
@@ -428,6 +533,7 @@ def _objects_json(image_id, regions, layout, labels):
 
 
 def _progress(path, part):
+    path = Path(path)
     return tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=part > 0)
 
 

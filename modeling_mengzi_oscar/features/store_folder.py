@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -44,6 +45,7 @@ _DTYPES = {"region_features": None, **REGION_FIELDS, **TAG_FIELDS, **IMAGE_FIELD
 _EMPTY_INDEX = np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int32)  # hashes, shards, rows
 EXTRACTION_SETTINGS = ("flip", "precision")  # that extraction.json keeps
 SHARDS_WITHOUT_INDEX = 64  # that a writer leaves, or an eighth of its shards if that is more
+SECONDS_PER_SHARD = 60  # after which a shard is written however few images it has: a kill costs no more
 SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
 LEFTOVERS = r"(store\.json|extraction\.json|errors\.jsonl|[\w-]+\.safetensors)(\.\w+)?\.tmp"  # of killed processes
 SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "U64": "<u8", "U8": "|u1"}
@@ -264,12 +266,13 @@ class StoreFolder:
 
 
 class RegionFeatureWriter:
-    """Write side; use it as a context manager. What was added is on disk once its shard is full or the writer closes.
+    """Write side; use it as a context manager. What was added is on disk once its shard is full or a minute old, or the
+    writer closes.
 
     Reopened on an existing store it goes on after its last complete shard: ask `image_id in writer` what is there.
     Shards are written to a temporary name, flushed to the disk and renamed, so a killed writer loses at most
-    `images_per_shard` images and never leaves half a shard. When an exception leaves the `with` block, the images
-    added so far are still written.
+    `images_per_shard` images, or those of a minute, and never leaves half a shard. When an exception leaves the `with`
+    block, the images added so far are still written.
 
     Args:
         path: folder of the store, made if it does not exist.
@@ -308,6 +311,7 @@ class RegionFeatureWriter:
             self._shards_since_index = 0
             self._added = set()  # ids that `_store` does not know yet
             self._pending = {}  # image id -> arrays of the images of the next shard
+            self._pending_since = 0.0
         except BaseException:
             self._lock.release()
             raise
@@ -342,9 +346,12 @@ class RegionFeatureWriter:
             self._fields = fields
         if fields != self._fields:
             raise ValueError(f"image {image_id!r} has the fields {fields}, the store {self.path} has {self._fields}")
-        self._added.add(image_id)
+        if not self._pending:
+            self._pending_since = time.monotonic()
         self._pending[image_id] = arrays
-        if len(self._pending) == self.images_per_shard:
+        self._added.add(image_id)  # last: if it is cut short here, it may be added again
+        full = len(self._pending) == self.images_per_shard
+        if full or time.monotonic() - self._pending_since > SECONDS_PER_SHARD:
             self.flush()
 
     def flush(self):
@@ -366,10 +373,13 @@ class RegionFeatureWriter:
         final = self.path / f"{self.worker}-{self._shard_number:06d}.safetensors"
         if final.exists():
             raise FileExistsError(f"another process has written {final}: give each process its own worker= name")
-        with open_whole(final, self.worker) as file:
-            write_arrays(file, tensors, {"format_version": str(FORMAT_VERSION)})
-        self._shard_number += 1
-        self._pending = {}
+        try:
+            with open_whole(final, self.worker) as file:
+                write_arrays(file, tensors, {"format_version": str(FORMAT_VERSION)})
+        finally:
+            if final.exists():  # also where Ctrl-C came just then: `close` writes nothing twice
+                self._shard_number += 1
+                self._pending = {}
         # Now and then, so that a store whose writer was killed opens as fast, for few bytes beside the shards.
         self._shards_since_index += 1
         if self._shards_since_index > max(SHARDS_WITHOUT_INDEX, self._shard_number // 8):
