@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoModelForVisualQuestionAnswering,
+    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
@@ -624,6 +625,9 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
         if not config.tie_weights:
             self._tied_weights_keys = {}
         self.post_init()
+        # transformers makes one of all that the config says, in some releases of settings of trainings, too.
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        self.generation_config = GenerationConfig(**{name: getattr(config, name) for name in tokens})
 
     def tie_weights(self, *args, **kwargs):
         """Ties, then freezes what the config says."""

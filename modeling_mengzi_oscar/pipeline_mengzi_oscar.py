@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
-DETAILED_LENGTH = 30  # tokens of a detailed caption, with start and end
 TASK_HEADS = {"ask": MengziOscarForVisualQuestionAnswering, "match": MengziOscarForImageTextRetrieval}
 REGION_MODEL = "region_model"  # the subfolder of it
 
@@ -129,7 +128,8 @@ class MengziOscarPipeline:
             batch_size: photos opened together. Only those of one size for the region model share a pass of it.
             style: where the checkpoint writes in several (`processor.styles`): "short" or "detailed". None = [CLS]
                 begins a caption, as everywhere.
-            **generation: as `MengziOscarForImageCaptioning.generate` takes them: `num_beams`, `max_length`, ...
+            **generation: as `MengziOscarForImageCaptioning.generate` takes them: `num_beams`, `max_length`, ... What is
+                not given, or None, is what the checkpoint says: `caption_length` tokens, beams, ...
 
         Returns:
             For one photo a dict, for several a list of them: `caption`, `score` (exp of the mean log-probability of its
@@ -202,6 +202,15 @@ class MengziOscarPipeline:
 
         return self._of_each(photo, lambda seen: [matches(image) for image in seen])
 
+    def caption_length(self, style=None) -> int:
+        """Tokens of a caption of that style at the most, [CLS] and [SEP] included, where the call says nothing."""
+        return (self.processor.style_lengths or {}).get(style) or self.captioner.caption_length(1, None, {})
+
+    @property
+    def longest_caption(self) -> int:
+        """Tokens that a call may ask for: what the positions of the captioner leave beside its tags."""
+        return self.captioner.config.max_position_embeddings - self.processor.tag_room
+
     def _head(self, task):
         """Model and processor of "ask" or "match"."""
         if task not in self._heads:
@@ -264,6 +273,7 @@ class MengziOscarPipeline:
             ValueError
         """
         self.processor.begin(style, 0)
+        generation = {name: value for name, value in generation.items() if value is not None}  # as nobody said it
         if (config := generation.pop("generation_config", None)) is not None:  # what it says, as arguments
             if not isinstance(config, GenerationConfig):
                 kind = type(config).__name__
@@ -275,11 +285,10 @@ class MengziOscarPipeline:
         if unknown := [name for name in generation if name not in known - {"self", "inputs", "kwargs"}]:
             raise ValueError(f"caption does not know {', '.join(unknown)}; it takes what transformers' generate takes")
         generation["return_dict_in_generate"] = False
-        if style == "detailed" and not {"max_length", "max_new_tokens"} & generation.keys():
-            generation["max_length"] = DETAILED_LENGTH  # more than the 20 tokens of the published length
-        processor = self.processor
-        tags = 0 if processor.max_tags == 0 else max(processor.max_length - processor.tag_position_offset, 0)
-        self.captioner.check_settings(self.captioner.open_settings(None, generation) | generation, tags=tags)
+        if not {"max_length", "max_new_tokens"} & generation.keys():
+            generation["max_length"] = self.caption_length(style)
+        settings = self.captioner.open_settings(None, generation) | generation
+        self.captioner.check_settings(settings, tags=self.processor.tag_room)
         return generation
 
     @torch.inference_mode()

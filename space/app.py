@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", str(int(os.path.isdir(os.environ.get("MODEL_ID") or "."))))  # all is here
 
 import gradio as gr
-from engine import MAX_BATCH, MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE, MAX_TEXT, QUESTIONS, Engine
+from engine import MAX_BATCH, MAX_BEAMS, MAX_TEMPERATURE, MAX_TEXT, QUESTIONS, Engine
 from functions import Demo, Pages, guarded, quiet, samples, told
 from limits import MAX_QUEUE, Limits, ShortLines, limit_connections
 from page import THEME, PageHead
@@ -56,8 +56,8 @@ def build(engine: Engine) -> gr.Blocks:
                 with gr.Tab(i18n("caption"), id="caption") as caption_tab:
                     caption = html(view.empty("caption_empty", {}), elem_id="caption", min_height=240)
                     with gr.Accordion(i18n("settings"), open=False):
-                        beams = slider("num_beams", 1, MAX_BEAMS, 5, 1)
-                        length = slider("max_length", 5, MAX_LENGTH, 20, 1)
+                        beams = slider("num_beams", 1, MAX_BEAMS, engine.num_beams, 1)
+                        length = slider("max_length", 5, engine.max_length, engine.lengths[None], 1)
                         temperature = slider("temperature", 0, MAX_TEMPERATURE, 0, 0.1)
                         detailed = gr.Checkbox(
                             label=i18n("detailed"),
@@ -136,7 +136,8 @@ def build(engine: Engine) -> gr.Blocks:
         settled = [beams.release, length.release, temperature.release]
         photos.change(None, photos, with_samples, js="(own) => !own?.length", api_visibility="private")
         gr.on([photo.change, write.click, *settled], told(pages.show_caption), inputs, caption, **settings, **captions)
-        longer = f"(detailed) => detailed ? {MAX_LENGTH} : 20"
+        lengths = engine.lengths
+        longer = f"(detailed) => detailed ? {lengths.get('detailed', lengths[None])} : {lengths[None]}"
         detailed.input(None, detailed, length, js=longer, api_visibility="private").then(
             told(pages.show_caption), inputs, caption, **settings, **captions
         )

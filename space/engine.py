@@ -21,11 +21,11 @@ except ImportError:
         return function
 
 
-MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE = 10, 30, 2.0
+MAX_BEAMS, MAX_LENGTH, MAX_TEMPERATURE = 10, 60, 2.0
 MIN_TEMPERATURE = 0.01  # of those above 0: scores divided by less than that are infinite
 MAX_TEXT, MAX_SENTENCES = 200, 20
 MAX_BATCH = 8  # photos in one forward
-BATCH_SETTINGS = {"num_beams": 5, "max_length": 20, "temperature": 0, "style": None}
+BATCH_SETTINGS = {"num_beams": None, "max_length": None, "temperature": 0, "style": None}  # None: the checkpoint's
 QUESTIONS = ("图里有几个人？", "他们在做什么？", "这是在什么地方？")
 
 
@@ -97,6 +97,11 @@ class Engine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = MengziOscarPipeline.from_pretrained(model, device=device)
         self.styles = list(self.pipeline.processor.styles or [])
+        captioner = self.pipeline.captioner
+        beams = captioner.generation_setting("num_beams", None, captioner.open_settings(None, {}))
+        self.num_beams = min(beams or 1, MAX_BEAMS)
+        self.lengths = {style: self.pipeline.caption_length(style) for style in (None, *self.styles)}
+        self.max_length = min(self.pipeline.longest_caption, max(MAX_LENGTH, *self.lengths.values()))
         self.tasks = ["caption"] + [task for task in ("match", "ask") if has_head(model, task)]
         for task in self.tasks[1:]:
             self.pipeline._head(task)  # a damaged one is told before anybody asks
@@ -107,16 +112,20 @@ class Engine:
         jieba.setLogLevel("ERROR")
         jieba.initialize()
 
-    def caption(self, photo, num_beams=5, max_length=20, temperature=0.0, style=None) -> dict:
-        """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word."""
+    def caption(self, photo, num_beams=None, max_length=None, temperature=0.0, style=None) -> dict:
+        """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word.
+
+        Beams and length are the checkpoint's where they are None.
+        """
+        if style is not None and style not in self.styles:
+            raise UserError("no_style", known=", ".join(self.styles) or "—")
+        length, beams = self.lengths[style], self.num_beams
         settings = {
-            "num_beams": whole("num_beams", num_beams, 1, MAX_BEAMS),
-            "max_length": whole("max_length", max_length, 5, MAX_LENGTH),
+            "num_beams": beams if num_beams is None else whole("num_beams", num_beams, 1, MAX_BEAMS),
+            "max_length": length if max_length is None else whole("max_length", max_length, 5, self.max_length),
             "temperature": number("temperature", temperature, 0, MAX_TEMPERATURE),
             "style": style,
         }
-        if style is not None and style not in self.styles:
-            raise UserError("no_style", known=", ".join(self.styles) or "—")
         start = time.perf_counter()
         result = self.caption_together(photo, **settings)
         return result | {"seconds": round(time.perf_counter() - start, 3)}

@@ -29,8 +29,8 @@ class Functions:
     def caption(
         self,
         photo: str,
-        num_beams: int = 5,
-        max_length: int = 20,
+        num_beams: int = None,
+        max_length: int = None,
         temperature: float = 0,
         details: bool = False,
         style: str = None,
@@ -39,11 +39,11 @@ class Functions:
 
         Args:
             photo: JPEG, PNG, WebP, HEIC or another: what /gradio_api/upload answered, or a data: address.
-            num_beams: how many sentences are considered and returned, 1 to 10.
-            max_length: characters of a sentence with start and end, 5 to 30.
+            num_beams: how many sentences are considered and returned, 1 to 10; if not given, as the checkpoint says.
+            max_length: characters of a sentence with start and end, from 5; if not given, what the checkpoint writes.
             temperature: 0 for the likeliest sentences, up to 2 for looser ones.
             details: also where each word looked: long.
-            style: "detailed" for longer sentences, where the checkpoint has learnt them; a max_length of 30 suits it.
+            style: "detailed" for longer sentences, where the checkpoint has learnt them.
 
         Returns:
             {"caption", "captions": [{"caption", "score"}], "tags", "seconds"}; with details each of the captions has

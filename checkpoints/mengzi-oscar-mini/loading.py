@@ -283,6 +283,14 @@ def check_together(processor: MengziOscarProcessor, config: MengziOscarConfig) -
     for style, token in (processor.styles or {}).items():
         if token not in tokenizer.get_vocab():
             raise ValueError(f"the style {style!r} begins with {token!r}, which is not in the vocabulary")
+    for style, length in (processor.style_lengths or {}).items():
+        if style not in (processor.styles or {}):
+            raise ValueError(f"style_lengths names {style!r}, which is none of its styles")
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"the style {style!r} has captions of {length} tokens; the model has {config.max_position_embeddings} "
+                "positions"
+            )
 
 
 def region_model_classes(model_type):

@@ -33,6 +33,7 @@ FIELDS = {
     "max_regions": whole(1, 1_000_000),
     "max_tags": optional(whole(0, 1_000_000)),
     "styles": optional(mapping(word, word)),
+    "style_lengths": optional(mapping(word, whole(2, 1_000_000))),
 }
 
 
@@ -45,6 +46,8 @@ class MengziOscarProcessor(ProcessorMixin):
         max_length: text and tags together, in tokens. max_regions: best regions kept per image.
         max_tags: tag words kept per image; 0 = the checkpoint was trained without tags.
         styles: for captioners that write in several: {style: the token that begins a caption of it}.
+        style_lengths: {style: tokens of a caption of it at the most, with start and end}, of those that have another
+            length than generation_config.json says.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class MengziOscarProcessor(ProcessorMixin):
         max_regions=50,
         max_tags=None,
         styles=None,
+        style_lengths=None,
         **kwargs,
     ):
         self.layout = layout
@@ -64,8 +68,14 @@ class MengziOscarProcessor(ProcessorMixin):
         self.max_regions = max_regions
         self.max_tags = max_tags
         self.styles = styles
+        self.style_lengths = style_lengths
         check_fields(vars(self), FIELDS)
         super().__init__(tokenizer, **kwargs)
+
+    @property
+    def tag_room(self) -> int:
+        """Positions that the tags of the caption layout take; 0 for a checkpoint without tags."""
+        return 0 if self.max_tags == 0 else max(self.max_length - self.tag_position_offset, 0)
 
     @property
     def model_input_names(self):

@@ -20,9 +20,11 @@ def add_arguments(parser):
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF")
     parser.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
     add_model(parser)
-    parser.add_argument("--num-beams", type=whole(1, MAX_BEAMS), default=5, help="sentences considered (default 5)")
     parser.add_argument(
-        "--max-length", type=whole(2, MAX_TOKENS), help="tokens, with start and end (default 20; detailed: 30)"
+        "--num-beams", type=whole(1, MAX_BEAMS), help="sentences considered (default the checkpoint's)"
+    )
+    parser.add_argument(
+        "--max-length", type=whole(2, MAX_TOKENS), help="tokens, with start and end (default the checkpoint's)"
     )
     parser.add_argument("--style", choices=["short", "detailed"], help="where the checkpoint writes in both (the mini)")
     parser.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
@@ -68,9 +70,7 @@ def run(options) -> int:
     first = next(readable, None)
     if first is None:
         return failed
-    settings = {"num_beams": options.num_beams, "style": options.style}
-    if options.max_length or options.style != "detailed":
-        settings["max_length"] = options.max_length or 20
+    settings = {"num_beams": options.num_beams, "max_length": options.max_length, "style": options.style}
     try:
         pipeline = load_pipeline(options)
         pipeline.caption([], **settings)  # says what cannot work before any photo is captioned

@@ -78,7 +78,11 @@ def main(arguments=None):
         tokenizer = BertTokenizer.from_pretrained(folder, extra_special_tokens=["[MT]"])
     captioner.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     processor = MengziOscarProcessor(
-        tokenizer, max_regions=processor.max_regions, max_tags=3, styles={"short": "[CLS]", "detailed": "[MT]"}
+        tokenizer,
+        max_regions=processor.max_regions,
+        max_tags=3,
+        styles={"short": "[CLS]", "detailed": "[MT]"},
+        style_lengths={"detailed": 30},
     )
 
     # 3. Save
