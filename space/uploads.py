@@ -26,7 +26,6 @@ from modeling_mengzi_oscar.photos import (
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
-MAX_SIDE = 1600  # pixels kept: more than any region model looks at
 MIN_SIDE = 8
 MAX_PHOTOS = 200
 MAX_UNPACKED, MAX_RATIO = 400 * 2**20, 100  # of a zip
@@ -36,7 +35,8 @@ decoding = threading.BoundedSemaphore(2)  # a photo of 50 megapixels takes 150 M
 
 
 def read_photo(source: str | Path | bytes | UserError) -> Image.Image:
-    """Path or bytes, or what was wrong with the upload -> RGB, upright, no side above `MAX_SIDE`.
+    """Path or bytes, or what was wrong with the upload -> RGB, upright, of its own size: a photo that was shrunk here
+    would have other regions than through the other doors of the library.
 
     Raises:
         UserError: too many bytes or pixels, too few, not a photo, of a kind that cannot be read here, damaged.
@@ -55,7 +55,6 @@ def read_photo(source: str | Path | bytes | UserError) -> Image.Image:
             raise UserError(key, width=width, height=height, limit=MAX_PIXELS // 10**6) from None
         if min(photo.size) < MIN_SIDE:
             raise UserError("too_small", width=photo.width, height=photo.height)
-        photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return photo
 
 

@@ -69,9 +69,9 @@ def run(options) -> int:
     del settings["command"]
     features, output = settings.pop("features"), settings.pop("output")
     try:
-        dictionary = load_dictionary(options.labels) if settings.pop("labels") else None
-        if dictionary and options.language == "en":
+        if options.labels and options.language == "en":
             raise ValueError("--labels are Chinese words, --language en takes none: leave out one of them")
+        dictionary = load_dictionary(options.labels) if settings.pop("labels") else None
         settings |= {"label_tsv": settings.pop("objects"), "dictionary": dictionary}
         counts = import_tsv(features, output, **settings)
     except (ValueError, OSError) as error:

@@ -31,7 +31,7 @@ from .store_folder import EXTRACTION_SETTINGS, LEFTOVERS, SECONDS_PER_SHARD, has
 
 IMAGES_PER_SHARD = 256  # what a killed process has to do again, at most, or what it did in SECONDS_PER_SHARD
 BATCH_SIZE = 16
-PIXELS_ON_CPU = 16 * 260 * 260  # in one forward, where nobody says how many photos: more is no faster, and lost at once
+PIXELS_ON_CPU = 16 * 260 * 260  # in one forward, where nobody says how many photos: a batch is lost as a whole
 SHARDS_PER_INDEX = 32  # then the index is brought up to date, and the writer forgets what it added
 THREADS = 4  # decode and resize while the model works
 WAITING_BATCHES = 4  # photos of rare sizes wait for others of theirs, at most so many batches of them

@@ -117,7 +117,8 @@ def captioning(tmp_path):
     """Folder, calls, outputs, rows of the captions, store with tags."""
     folder, calls, outputs = golden("data_caption")
     rows = build(CocoCaption, folder, tmp_path, config_name="oscar")["train"]
-    import_tsv(folder / "feature.tsv", tmp_path / "store", folder / "label.tsv", labels_are="tags", dtype="float32")
+    options = {"labels_are": "tags", "dtype": "float32", "language": "en"}
+    import_tsv(folder / "feature.tsv", tmp_path / "store", folder / "label.tsv", **options)
     return folder, calls, outputs, rows, RegionFeatureStore.open(tmp_path / "store")
 
 
@@ -272,6 +273,7 @@ def retrieval(tmp_path):
         labels_are="tags",
         assumed_size=(600, 800),
         dtype="float32",
+        language="en",
     )
     store = RegionFeatureStore.open(tmp_path / "store")
     return folder, calls, outputs, build(CocoIr, folder, tmp_path), store

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from test_vinvl import TINY
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionImageProcessor, GridRegionModel, RegionFeatureStore
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.configuration_vinvl import VinVLConfig
+from modeling_mengzi_oscar.features import extraction
 from modeling_mengzi_oscar.features.extraction import SeenIds, batches_of_one_size
 from modeling_mengzi_oscar.features.oscar_tsv import import_tsv
 from modeling_mengzi_oscar.features.photo_sources import ListedPhotos, TarPhotos, open_source
@@ -533,6 +535,64 @@ def test_tags_of_whole_photos_for_oscar(photos, grid, tmp_path):
     for image_id, record in rows.items():
         assert [item["class"] for item in record["objects"]] == [labels[i] for i in store[image_id]["tag_ids"]]
     assert any(record["objects"] for record in rows.values())
+
+
+@pytest.mark.parametrize("layout", ["caption", "retrieval"])
+def test_a_store_becomes_oscars_files_without_a_look(layout, photos, vinvl, tmp_path, monkeypatch, capsys):
+    """The same files that the extraction would write; what would be done again or written over is said."""
+    format = ("--format", f"tsv-{layout}")
+    assert run(photos, tmp_path / "whole" / "train", vinvl, *format) == 0
+    store = tmp_path / "whole" / "train" / "store"
+    with monkeypatch.context() as patch:
+        patch.setattr(VinVLModel, "forward", None)
+        assert run(store, tmp_path / "train", vinvl, *format) == 0
+        assert main(["extract", str(store), "--output", str(tmp_path / "own" / "train"), *format]) == 0  # its own model
+    assert "10 photos, written from the store" in capsys.readouterr().out
+    expected = {path.name: path.read_bytes() for path in store.parent.iterdir() if path.is_file()}
+    for folder in (tmp_path / "train", tmp_path / "own" / "train"):
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+    assert run(store, tmp_path / "en", vinvl, *format, "--language", "en") == 0
+    objects = "en.label.tsv" if layout == "caption" else "predictions.tsv"
+    assert not any(re.search("[\u4e00-\u9fff]", row) for _, row in read_as_oscar(tmp_path / "en" / objects))
+    capsys.readouterr()
+    wrong = {
+        "is there already": (store, tmp_path / "train", *format),
+        "is a store already": (store, tmp_path / "copy"),
+        f"{store} is a store: give it as the source": (photos, store, *format),
+        "holds Oscar's files and their store": (photos, store.parent),
+        "leave out --picture": (store, tmp_path / "new", *format, "--picture", tmp_path / "a.png"),
+    }
+    for message, (source, output, *flags) in wrong.items():
+        assert run(source, output, vinvl, *flags) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert message in line
+    assert run(photos, store.parent, vinvl, *format) == 0  # goes on where it ended
+
+
+@pytest.mark.parametrize("at", [2, 3, 5])
+def test_a_shard_is_written_in_time_and_changes_nothing(at, photos, vinvl, tmp_path, monkeypatch):
+    """Stopped within a stretch, of which some batches were kept: the others are made as if nothing had happened."""
+    whole = extracted(photos, tmp_path / "whole", vinvl, "--batch-size", 2)
+    sizes, forward = [], VinVLModel.forward
+
+    def interrupted(self, pixel_values, **kwargs):
+        sizes.append(len(pixel_values))
+        if len(sizes) == at:
+            assert sum(sizes[:-1]) == len(RegionFeatureStore.open(tmp_path / "store"))  # on disk, whatever comes
+            raise KeyboardInterrupt
+        return forward(self, pixel_values, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "SECONDS_PER_SHARD", -1)
+        patch.setattr(VinVLModel, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            run(photos, tmp_path / "store", vinvl, "--dtype", "float32", "--batch-size", 2)
+    assert f"{tmp_path / 'store'} keeps {sum(sizes[:-1])} photos: start again" in str(stopped.value)
+    store = extracted(photos, tmp_path / "store", vinvl, "--batch-size", 2)
+    assert set(store) == set(whole)
+    for image_id in whole:
+        for name, values in whole[image_id].items():
+            np.testing.assert_array_equal(store[image_id][name], values)
 
 
 def test_a_store_says_what_its_tags_mean(photos, grid, tmp_path):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, shared_path
 
+from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.features import oscar_tsv
 from modeling_mengzi_oscar.features.oscar_tsv import _TsvWriter, export_tsv, import_tsv
 from modeling_mengzi_oscar.features.store import RegionFeatureStore
 
@@ -108,7 +110,7 @@ def test_golden_rows_and_offsets(tmp_path):
 def test_golden_files_go_in_and_come_out(tmp_path, case, features, labels, layout):
     """Goldens have more or fewer objects than boxes, so they are tags."""
     folder = shared_path(f"parity/oscar/{case}")
-    options = {"label_tsv": folder / labels, "labels_are": "tags", "assumed_size": (600, 800)}
+    options = {"label_tsv": folder / labels, "labels_are": "tags", "assumed_size": (600, 800), "language": "en"}
     counts = import_tsv(folder / features, tmp_path / "store", dtype="float32", **options)
     store = RegionFeatureStore.open(tmp_path / "store")
     rows = list(read_as_oscar(folder / features))
@@ -138,7 +140,8 @@ def test_golden_files_go_in_and_come_out(tmp_path, case, features, labels, layou
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_regions_survive_the_round_trip(tmp_path, layout, num_proc):
     features, labels = write_files(tmp_path, range(9), layout)
-    import_tsv(features, tmp_path / "store", label_tsv=labels, images_per_shard=2, num_proc=num_proc)
+    options = {"images_per_shard": 2, "num_proc": num_proc, "language": "en"}  # names stay as they are
+    import_tsv(features, tmp_path / "store", label_tsv=labels, **options)
     store = RegionFeatureStore.open(tmp_path / "store")
     assert store.verify() == 9
     for number in range(9):
@@ -237,6 +240,111 @@ def test_objects_that_do_not_fit_the_regions(tmp_path):
     assert RegionFeatureStore.open(tmp_path / "store")["图3"]["original_size"].tolist() == [600, 800]
     with pytest.raises(ValueError, match=r"classes \['dog'\] are not among the labels"):
         import_tsv(features, tmp_path / "other", label_tsv=labels, assumed_size=(600, 800), labels=["", *WORDS[:3]])
+
+
+ENGLISH = ["airplane", "Dog", "window,windows", "aircraft", "xyzzy", "马"]
+
+
+def english_files(folder):
+    found = [{"class": name, "rect": [0, 0, 9, 9], "conf": 0.5} for name in ENGLISH]
+    rows = [(f"p{number}", json.dumps([one])) for number, one in enumerate(found)]
+    one = base64.b64encode(np.ones((1, DIM), "<f4").tobytes()).decode()
+    features = [(f"p{i}", json.dumps({"num_boxes": 1, "features": one})) for i in range(len(ENGLISH))]
+    return write_tsv(folder / "english.tsv", features), write_tsv(folder / "english_labels.tsv", rows)
+
+
+def words_of(store):
+    return [store.labels[store[f"p{i}"]["class_ids"][0]] for i in range(len(ENGLISH))]
+
+
+def test_english_names_become_chinese(tmp_path, capsys):
+    """By our tables, or by the dictionary of a training, which goes first; of a store that was begun in English not."""
+    features, labels = map(str, english_files(tmp_path))
+    (tmp_path / "chinese_label.json").write_text('{"dog": "小狗", "xyzzy": "某物"}', "utf-8")
+    ours, given = ["飞机", "狗", "窗户", "飞机", "xyzzy", "马"], ["飞机", "小狗", "窗户", "飞机", "某物", "马"]
+    flags = {"ours": [], "given": ["--labels", tmp_path / "chinese_label.json"], "english": ["--language", "en"]}
+    for (name, more), expected in zip(flags.items(), (ours, given, ENGLISH), strict=True):
+        command = ["import-tsv", features, labels, "--output", str(tmp_path / name), *map(str, more)]
+        assert main(command) == 0
+        store = RegionFeatureStore.open(tmp_path / name)
+        assert words_of(store) == expected
+        assert len(store.labels) == len(set(store.labels))
+        told = capsys.readouterr().out
+        assert ("5 English class names" in told) == (name != "english")
+        assert ("1 stay English, the first: xyzzy" in told) == (name == "ours")
+        assert main(command) == 0  # once more: all is there
+        assert "0 rows imported, 6 rows already there" in capsys.readouterr().out
+    row = json.dumps([{"class": "dog", "rect": [0, 0, 9, 9], "conf": 0.5}] * 4)
+    more = write_tsv(tmp_path / "g.tsv", [("r", GOOD)]), write_tsv(tmp_path / "g_labels.tsv", [("r", row)])
+    import_tsv(more[0], tmp_path / "new", more[1], labels=["", "dog"])
+    store = RegionFeatureStore.open(tmp_path / "new")
+    assert store.labels[store["r"]["class_ids"][0]] == "dog"
+
+
+def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
+    features, labels = write_files(tmp_path, range(4), "caption")
+    (tmp_path / "list.json").write_text("[]")
+    store = ["--output", str(tmp_path / "store")]
+    wrong = {
+        "missing.tsv: No such file or directory": ["missing.tsv", *store],
+        "no table of region features": [str(labels), *store],
+        "list.json must hold one JSON object": [
+            str(features),
+            str(labels),
+            *store,
+            "--labels",
+            str(tmp_path / "list.json"),
+        ],
+        "--language en takes none": [str(features), *store, "--labels", str(features), "--language", "en"],
+        "features.tsv row 2 (image '图1')": [str(features), str(labels), *store],
+    }
+    set_row(features, 2, ("图1", "{}"))
+    for message, command in wrong.items():
+        assert main(["import-tsv", *command]) == 2
+        [line] = [
+            line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "%|" not in line
+        ]
+        assert message in line
+    assert main(["import-tsv", str(features), str(labels), *store, "--skip-bad"]) == 2  # some were bad
+    assert len(RegionFeatureStore.open(tmp_path / "store")) == 3
+
+
+def test_a_script_without_a_guard_imports_in_processes(tmp_path):
+    """As it stands on the page, by standard input: nothing of it runs twice, and nobody looks for its file."""
+    features, labels = write_files(tmp_path, range(7), "caption")
+    script = f"""
+print("started")
+from modeling_mengzi_oscar import import_tsv
+import_tsv({str(features)!r}, "store", label_tsv={str(labels)!r}, num_proc=2)
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        [sys.executable, "-"], input=script, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("started") == 1
+    assert len(RegionFeatureStore.open(tmp_path / "store")) == 7
+
+
+def test_an_import_that_is_asked_to_end_keeps_its_rows(tmp_path, monkeypatch, capsys):
+    features, labels = write_files(tmp_path, range(8), "caption")
+    decode = oscar_tsv.decode_features
+
+    def asked(row, width, calls=[]):  # noqa: B006
+        calls.append(row)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # launchers ask twice
+        return decode(row, width)
+
+    monkeypatch.setattr(oscar_tsv, "decode_features", asked)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        import_tsv(features, tmp_path / "store", label_tsv=labels)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert f"stopped; {tmp_path / 'store'} keeps 3 rows: start again to go on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert import_tsv(features, tmp_path / "store", label_tsv=labels)["already there"] == 3
 
 
 def test_killed_import_goes_on_to_the_same_store(tmp_path):
