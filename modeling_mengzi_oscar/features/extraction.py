@@ -83,10 +83,10 @@ def extract(
     if is_store(source):
         if picture is not None or flip:
             raise ValueError(f"{source} is a store, which holds no photos: leave out --picture and --flip")
-        wait_for_everyone()
-        line = write_store(source, Path(output), model, format, language) if process_index == 0 else ""
-        wait_for_everyone()
-        return line, 0
+        if process_index > 0:
+            return "", 0
+        with stopped_politely(lambda: f"{source} is as it was"):
+            return write_store(source, Path(output), model, format, language), 0
     check_output(Path(output), format)
     opened = open_source(source)
     region_model, image_processor = load_region_model(model)
@@ -111,17 +111,17 @@ def extract(
     made_with = {"region_model_name": model, "labels": labels}
     with stopped_politely(partial(photos_kept, store_path), say=process_index == 0):
         written = extract_regions(opened, region_model, prepare, store_path, **made_with, **share, **options)
-    seconds = time.perf_counter() - start
-    wait_for_everyone()
-    if process_index > 0:
-        return "", 0
-    errors, errors_path = join_error_logs(store_path, num_processes)
-    if not (store_path / "store.json").is_file():
-        found = f"none of its {errors:,} photos could be read, see {errors_path}" if errors else "holds no photos"
-        raise PhotoError(f"{source}: {found}")
-    store = RegionFeatureStore.open(store_path)
-    if format != "store":
-        write_tsv(store, Path(output), format.removeprefix("tsv-"), labels)
+        seconds = time.perf_counter() - start
+        wait_for_everyone()
+        if process_index > 0:
+            return "", 0
+        errors, errors_path = join_error_logs(store_path, num_processes)
+        if not (store_path / "store.json").is_file():
+            found = f"none of its {errors:,} photos could be read, see {errors_path}" if errors else "holds no photos"
+            raise PhotoError(f"{source}: {found}")
+        store = RegionFeatureStore.open(store_path)
+        if format != "store":
+            write_tsv(store, Path(output), format.removeprefix("tsv-"), labels)
     speed = (
         f"{written:,} in {seconds:.1f} s by this process, {written / seconds:.2f} a second" if written else "none new"
     )

@@ -20,6 +20,7 @@ from modeling_mengzi_oscar.cli import main
 
 pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
 pytest.importorskip("mcp", reason='MCP needs gradio[mcp]: pip install -e ".[space]"')
+import httpx
 from engine import Engine
 from functions import Functions
 from gradio_client import handle_file
@@ -71,6 +72,12 @@ def printed(*command) -> list:
 
 def answered(url, endpoint, *inputs):  # noqa: F811
     return json.loads(raw(url, endpoint, {"data": inputs}).rpartition("data: ")[2])[0]
+
+
+def uploaded(url, photos):  # noqa: F811
+    """(name, path on the server) of each: what programs and agents do with a photo of megabytes."""
+    for name, path in photos.items():
+        yield name, httpx.post(f"{url}/gradio_api/upload", files={"files": (name, path.read_bytes())}).json()[0]
 
 
 def in_the_address(path) -> str:
@@ -153,7 +160,7 @@ def test_functions_of_the_demo(engine, photos, expected):
 
 
 def test_http(url, photos, expected):  # noqa: F811
-    for name, photo in ((name, {"url": in_the_address(path)}) for name, path in photos.items()):
+    for name, photo in ((name, {"path": path}) for name, path in uploaded(url, photos)):
         captions = answered(url, "/caption", photo), answered(url, "/caption", photo, None, None, 0, False, "detailed")
         matches, answers = answered(url, "/match", photo, SENTENCES), answered(url, "/ask", photo, QUESTION)
         same(expected, name, *captions, matches["matches"], answers["answers"])
@@ -171,8 +178,8 @@ def test_gradio_client(client, photos, expected):  # noqa: F811
 
 def test_mcp(url, photos, expected):  # noqa: F811
     calls = []
-    for path in photos.values():
-        photo = {"photo": in_the_address(path)}
+    for _, path in uploaded(url, photos):
+        photo = {"photo": f"{url}/gradio_api/file={path}"}
         calls += [("caption", photo), ("caption", photo | {"style": "detailed"})]
         calls += [("match", photo | {"sentences": SENTENCES}), ("ask", photo | {"question": QUESTION})]
     _, answers = ask_tools(url, *calls)
