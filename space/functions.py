@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 import views
-from engine import QUESTIONS
+from engine import QUESTIONS, whole
 from uploads import MAX_PHOTOS, open_upload, photos_in, read_photo, uploaded
 from words import UserError
 
@@ -67,20 +67,23 @@ class Functions:
             raise UserError("no_sentence")
         return self.engine.match(open_upload(photo), sentences)
 
-    def rank(self, sentence: str, photos: list[str] = None, with_samples: bool = False) -> dict:
+    def rank(self, sentence: str, photos: list[str] = None, with_samples: bool = False, top: int = 10) -> dict:
         """How probable it is that each photo is what a Chinese sentence says.
 
         Args:
             sentence: what to look for.
             photos: up to 200 photos, each as for caption. Without any, the sample photos of the demo.
             with_samples: also the sample photos.
+            top: how many of the likeliest are returned, 1 to 200.
 
         Returns:
             {"matches": [{"photo" (its name), "index", "probability"}], likeliest first, "errors": [{"photo", "index",
             "error"}] of photos that cannot be read, "seconds"}.
         """
+        top = whole("top", top, 1, MAX_PHOTOS)
         result = self.engine.rank(text(sentence, "no_sentence"), self.gallery(photos, with_samples))
-        return result | {"errors": [row | {"error": row["error"].message} for row in result["errors"]]}
+        errors = [row | {"error": row["error"].message} for row in result["errors"]]
+        return result | {"matches": result["matches"][:top], "errors": errors}
 
     def ask(self, photo: str, question: str) -> dict:
         """The five likeliest answers to a Chinese question about a photo.

@@ -104,6 +104,8 @@ def extract(
     if process_index == 0:
         store_path.mkdir(parents=True, exist_ok=True)
         clear_leftovers(store_path, "lock.*", LEFTOVERS, store_path)
+        if is_store(store_path) and "original_size" not in RegionFeatureStore.open(store_path).fields:
+            raise ValueError(f"{store_path} was not made by extract, its rows have other fields: use another folder")
         keep_settings(store_path, {"flip": flip, "precision": precision})
     wait_for_everyone()
     share = {"process_index": process_index, "num_processes": num_processes}

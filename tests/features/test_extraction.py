@@ -567,6 +567,10 @@ def test_a_store_becomes_oscars_files_without_a_look(layout, photos, vinvl, tmp_
         [line] = capsys.readouterr().err.splitlines()
         assert message in line
     assert run(photos, store.parent, vinvl, *format) == 0  # goes on where it ended
+    with RegionFeatureStore.writer(tmp_path / "others") as writer:
+        writer.add("a", {"region_features": np.ones((1, 4), "f4")})
+    assert run(photos, tmp_path / "others", vinvl) == 2
+    assert "was not made by extract" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("at", [2, 3, 5])

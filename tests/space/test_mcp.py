@@ -71,17 +71,19 @@ def test_every_tool_answers(url, uploaded):  # noqa: F811
         *[("caption", {"photo": one}) for one in (photo, *uploaded)],
         ("match", {"photo": photo, "sentences": ["一只狗在草地上跑", "猫"]}),
         ("rank", {"sentence": "一只狗", "photos": [photo, *uploaded, data_address(noise(seed=1))]}),
-        ("rank", {"sentence": "一只狗"}),
+        ("rank", {"sentence": "一只狗", "photos": [data_address(noise(8, 8))] * 60}),
+        ("rank", {"sentence": "一只狗", "top": 5}),
         ("ask", {"photo": photo, "question": "有只狗？"}),
         ("batch", {"files": [photo, *uploaded]}),
     )
     assert all(len(answer.content) == 1 and len(answer.content[0].text) < 2000 for answer in answers)
-    *captions, match, rank, samples, ask, batch = map(read, answers)
+    *captions, match, rank, many, samples, ask, batch = map(read, answers)
     assert len({one["caption"] for one in captions}) == 1
-    assert len(captions[0]["captions"]) == 5
+    assert len(captions[0]["captions"]) == 3  # as the checkpoint says
     assert {one["text"] for one in match["matches"]} == {"一只狗在草地上跑", "猫"}
     assert sorted(one["photo"] for one in rank["matches"]) == ["a.png", "a.png", "photo 1", "photo 4"]
-    assert len(samples["matches"]) > 3
+    assert len(many["matches"]) == 10
+    assert len(samples["matches"]) == 5
     assert len(ask["answers"]) == 5
     assert [row["caption"] for row in batch["rows"]] == [captions[0]["caption"]] * 3
 
