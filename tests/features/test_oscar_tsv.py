@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,8 +137,7 @@ def test_golden_files_go_in_and_come_out(tmp_path, case, features, labels, layou
         assert [item["class"] for item in (record["objects"] if layout == "retrieval" else record)] == tags[row[0]]
 
 
-@pytest.mark.parametrize("layout", ["caption", "retrieval"])
-@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.parametrize(("layout", "num_proc"), [("caption", 1), ("retrieval", 2)])
 def test_regions_survive_the_round_trip(tmp_path, layout, num_proc):
     features, labels = write_files(tmp_path, range(9), layout)
     options = {"images_per_shard": 2, "num_proc": num_proc, "language": "en"}  # names stay as they are
@@ -309,21 +309,22 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
     assert len(RegionFeatureStore.open(tmp_path / "store")) == 3
 
 
-def test_a_script_without_a_guard_imports_in_processes(tmp_path):
-    """As it stands on the page, by standard input: nothing of it runs twice, and nobody looks for its file."""
-    features, labels = write_files(tmp_path, range(7), "caption")
-    script = f"""
-print("started")
-from modeling_mengzi_oscar import import_tsv
-import_tsv({str(features)!r}, "store", label_tsv={str(labels)!r}, num_proc=2)
-"""
+def test_the_pages_script_runs_as_it_stands(tmp_path):
+    """By standard input, without `if __name__ == "__main__"`: nothing of it runs twice, nobody looks for its file."""
+    page = (REPOSITORY / "docs" / "feature_row.md").read_text("utf-8")
+    [script] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "num_proc=4" in block]
+    for name, path in zip(("feature", "label"), write_files(tmp_path, range(9), "caption"), strict=True):
+        path.rename(tmp_path / f"train.{name}.tsv")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(
         [sys.executable, "-"], input=script, cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("started") == 1
-    assert len(RegionFeatureStore.open(tmp_path / "store")) == 7
+    assert result.stdout.count("rows imported") == 1
+    assert sorted(path.name for path in (tmp_path / "stores" / "train").glob("*-*")) == [
+        f"0000{part}-000000.safetensors" for part in range(4)
+    ]
+    assert len(list(read_as_oscar(tmp_path / "out" / "train.feature.tsv"))) == 9
 
 
 def test_an_import_that_is_asked_to_end_keeps_its_rows(tmp_path, monkeypatch, capsys):
