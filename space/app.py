@@ -20,7 +20,7 @@ from limits import MAX_QUEUE, Limits, ShortLines, limit_connections
 from page import THEME, PageHead
 from uploads import MAX_BYTES, MAX_PHOTOS, refuse_links
 from views import views as view
-from words import UserError, i18n
+from words import cannot, i18n
 
 from modeling_mengzi_oscar.checkpoint_folder import CheckpointError
 from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
@@ -181,9 +181,9 @@ def slider(name, low, high, value, step):
 
 
 def missing(engine, task):
-    """Says so where the checkpoint has no head for the task."""
+    """Says so where the checkpoint was not trained for the task."""
     if task not in engine.tasks:
-        html(view.error(UserError("no_head", task=task)))
+        html(view.error(cannot(task)))
 
 
 def return_freed_memory() -> None:

@@ -7,7 +7,7 @@ from contextvars import copy_context
 
 import jieba
 import torch
-from words import UserError
+from words import UserError, cannot
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
@@ -96,21 +96,27 @@ class Engine:
         self.model = model
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = MengziOscarPipeline.from_pretrained(model, device=device)
-        self.styles = list(self.pipeline.processor.styles or [])
-        captioner = self.pipeline.captioner
-        beams = captioner.generation_setting("num_beams", None, captioner.open_settings(None, {}))
-        self.num_beams = min(beams or 1, MAX_BEAMS)
-        self.lengths = {style: self.pipeline.caption_length(style) for style in (None, *self.styles)}
-        self.max_length = min(self.pipeline.longest_caption, max(MAX_LENGTH, *self.lengths.values()))
+        self.styles, self.num_beams, self.lengths, self.max_length = [], MAX_BEAMS, {None: MAX_LENGTH}, MAX_LENGTH
         self.tasks = ["caption"] + [task for task in ("match", "ask") if has_head(model, task)]
         for task in self.tasks[1:]:
             self.pipeline._head(task)  # a damaged one is told before anybody asks
+        if "caption" in self.tasks:
+            self.read_caption_settings()
         self.thread = ModelThread()
         self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
         self.run_match, self.run_ask = GPU(self.pipeline.match), GPU(self.pipeline.ask)
         self.caption_together = Together(self.run_captions, self.thread)
         jieba.setLogLevel("ERROR")
         jieba.initialize()
+
+    def read_caption_settings(self):
+        """What the checkpoint says of its captions, and what may be asked of it."""
+        captioner = self.pipeline.captioner
+        self.styles = list(self.pipeline.processor.styles or [])
+        beams = captioner.generation_setting("num_beams", None, captioner.open_settings(None, {}))
+        self.num_beams = min(beams or 1, MAX_BEAMS)
+        self.lengths = {style: self.pipeline.caption_length(style) for style in (None, *self.styles)}
+        self.max_length = min(self.pipeline.longest_caption, max(MAX_LENGTH, *self.lengths.values()))
 
     def caption(self, photo, num_beams=None, max_length=None, temperature=0.0, style=None) -> dict:
         """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word.
@@ -236,7 +242,7 @@ class Engine:
 
     def need(self, task):
         if task not in self.tasks:
-            raise UserError("no_head", task=task)
+            raise cannot(task)
 
 
 def simplify(result, photo, drawn) -> dict:

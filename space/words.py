@@ -161,6 +161,10 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     ),
     "not_text": ("文字里有不完整的字符。", "The text holds half a character (a lone surrogate). Mend it first."),
     "not_yes_or_no": ("{name} 要是 true 或 false。", "{name} must be true or false."),
+    "no_captions": (
+        "这个模型不写句子，只做匹配或问答。换一个会写的模型：MODEL_ID=…",
+        "This checkpoint writes no captions, it only matches or answers. Name one that does: MODEL_ID=…",
+    ),
     "no_head": (
         "这个模型没有学过这个任务（没有 {task}/）。换一个学过的模型：MODEL_ID=…",
         "This checkpoint was not trained to do this (it has no {task}/ head). Name one that was: MODEL_ID=…",
@@ -212,6 +216,11 @@ class UserError(gr.Error):
         self.key, self.values = key, values
         chinese, english = (text.format(**values) for text in WORDS[key])
         super().__init__(f"{english} / {chinese}", print_exception=False)
+
+
+def cannot(task: str) -> UserError:
+    """What is said where a checkpoint was not trained for a task."""
+    return UserError("no_captions") if task == "caption" else UserError("no_head", task=task)
 
 
 def say(key: str, **values) -> Markup:
