@@ -146,6 +146,27 @@
     else if ("share" in button.dataset) share(text(), card);
   });
 
+  // Gradio takes only what the browser calls an image, and drops the rest with words of its own or without any. Many
+  // systems know no HEIC: whatever is given is sent, and the server, which looks inside, says what it thinks of it.
+  const AREAS = "#photo, #photos, #files";
+  function asImages(files) {
+    const box = new DataTransfer();
+    for (const file of files)
+      box.items.add(file.type.startsWith("image/") ? file : new File([file], file.name, { type: "image/*" }));
+    return box.files;
+  }
+  document.addEventListener("change", ({ target }) => {
+    if (target.matches?.("input[type=file]") && target.closest(AREAS)) target.files = asImages(target.files);
+  }, true);
+  document.addEventListener("drop", (event) => {
+    const input = event.target.closest?.(AREAS)?.querySelector("input[type=file]"), files = event.dataTransfer?.files;
+    if (!input || !files?.length || [...files].every((file) => file.type.startsWith("image/"))) return;
+    event.preventDefault();
+    event.stopPropagation();
+    input.files = files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  }, true);
+
   // What was given as a photo and is none: the message beside it says so, the browser's broken picture adds nothing.
   document.addEventListener("error", (event) => {
     if (event.target.matches?.("#photo img")) event.target.style.visibility = "hidden";

@@ -309,6 +309,7 @@ def _in_processes(job):
     """
     path = os.pathsep.join(filter(None, (str(PACKAGE_PARENT), os.environ.get("PYTHONPATH"))))
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": os.environ | {"PYTHONPATH": path}}
+    options["start_new_session"] = True  # Ctrl-C is ours; they are asked below
     processes = [subprocess.Popen([sys.executable, "-c", PART], **options) for _ in range(job.parts)]
 
     def result_of(part):

@@ -388,6 +388,34 @@ def test_mistakes_are_told(visit, photo, tmp_path):
     page.locator("#photo img").wait_for()
 
 
+GIVEN = """([how, area, name, content]) => {
+    const box = new DataTransfer(), input = document.querySelector(`${area} input[type=file]`);
+    box.items.add(new File([Uint8Array.from(content)], name, { type: "" }));
+    if (how === "chosen") input.files = box.files;
+    const told = { bubbles: true, cancelable: true };
+    if (how === "chosen") input.dispatchEvent(new Event("change", told));
+    else input.closest("button").dispatchEvent(new DragEvent("drop", { dataTransfer: box, ...told }));
+}"""
+
+
+@pytest.mark.parametrize("how", ["chosen", "dropped"])
+def test_files_of_no_kind_that_the_system_knows(visit, how):
+    """As HEIC is in most browsers: read by its content, or refused in our words; gradio would drop it in silence."""
+    page, content = visit(), io.BytesIO()
+    Image.effect_noise((64, 48), 60).convert("RGB").save(content, "JPEG")
+    page.evaluate(GIVEN, [how, "#photo", "IMG_7.HEIC", list(content.getvalue())])
+    page.wait_for_selector(".card.caption")
+    page.reload()
+    page.wait_for_selector("#photo input[type=file]", state="attached")
+    page.evaluate(GIVEN, [how, "#photo", "IMG_8.HEIC", list(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))])
+    expect(page.locator("#caption .error")).to_have_text(re.compile("照片文件已损坏|HEIC"))
+    tab(page, "批量")
+    page.evaluate(GIVEN, [how, "#files", "notes.docx", list(b"no photo")])
+    page.wait_for_selector("#files .file-preview")
+    page.click("#batch-button")
+    expect(page.locator("#table .bad")).to_contain_text("不是能读的照片")
+
+
 @pytest.mark.parametrize(
     ("locale", "names"),
     [
