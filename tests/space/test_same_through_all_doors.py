@@ -1,4 +1,4 @@
-"""One photo, one checkpoint, every way in: the same words, and the same numbers to the four digits that the demo gives.
+"""One photo, one checkpoint, every way in: the same words, and the same numbers to three digits.
 
 The checkpoint says its own number of beams and length of captions, which nobody who calls it repeats.
 """
@@ -17,6 +17,7 @@ from test_pipeline import with_heads  # noqa: F401  (a fixture)
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.photos import open_photo
 
 pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
 pytest.importorskip("mcp", reason='MCP needs gradio[mcp]: pip install -e ".[space]"')
@@ -28,7 +29,7 @@ from test_mcp import ask_tools, read
 from test_space import client, noise, raw, url  # noqa: F401  (fixtures)
 
 SENTENCES, QUESTION = ["一只狗在草地上跑", "两个人坐着"], "有只狗？"
-CLOSE = {"abs": 1e-4}  # the demo rounds to four digits; a photo may have shared its forward with others
+CLOSE = {"abs": 1e-3}  # the demo rounds to four digits; a photo may share its forward with others, in 16 bits too
 PHOTOS = ("phone.jpg", "sticker.png", "large.jpg")
 
 
@@ -116,7 +117,7 @@ def test_the_photos_and_the_styles_differ(expected):
         assert short["caption"] != detailed["caption"]
         assert len(short["captions"]) == 3
     scores = np.array([[short["score"], match[0]["probability"]] for short, _, match, _ in expected.values()])
-    assert (np.ptp(scores, axis=0) > 10 * CLOSE["abs"]).all()
+    assert (np.ptp(scores, axis=0) > 3 * CLOSE["abs"]).all()
 
 
 def test_command_line(folder, photos, expected):
@@ -161,6 +162,10 @@ def test_functions_of_the_demo(engine, photos, expected):
             functions.match(photo, SENTENCES)["matches"],
             functions.ask(photo, QUESTION)["answers"],
         )
+        long = functions.caption(photo, details=True)
+        assert long["size"] == list(open_photo(photos[name]).size), name  # not of a photo that was shrunk on the way
+        boxes = [[one["box"] for one in result["regions"]] for result in (long, expected[name][0])]
+        np.testing.assert_allclose(*boxes, atol=0.06)  # a tenth of a pixel is what it says
     rows = functions.batch(list(map(in_the_address, photos.values())))["rows"]
     for name, row in zip(photos, rows, strict=True):
         same(expected, name, row, expected[name][1])
