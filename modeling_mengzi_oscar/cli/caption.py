@@ -20,9 +20,7 @@ def add_arguments(parser):
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF")
     parser.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
     add_model(parser)
-    parser.add_argument(
-        "--num-beams", type=whole(1, MAX_BEAMS), help="sentences considered (default the checkpoint's)"
-    )
+    parser.add_argument("--num-beams", type=whole(1, MAX_BEAMS), help="sentences considered (default the checkpoint's)")
     parser.add_argument(
         "--max-length", type=whole(2, MAX_TOKENS), help="tokens, with start and end (default the checkpoint's)"
     )
