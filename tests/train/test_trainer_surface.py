@@ -265,6 +265,9 @@ def test_the_scores_begin_before_training_and_the_last_lines_say_how_it_ended(tm
     assert over[0].startswith(f"there is nothing left to train: {tmp_path / 'checkpoint-6'} is the end of this run")
     assert all(lines[-1].startswith("use it: python train/caption.py --do_predict") for lines in told)
     assert f"--model_name_or_path {best}" in over[-1]
+    card = (best / "README.md").read_text()
+    assert "started from: start (worth 9 before training)" in card
+    assert "; weights of step 6" in card
 
 
 def test_a_run_of_epochs_that_is_over_trains_no_more(tmp_path, capsys):

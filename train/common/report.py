@@ -126,8 +126,11 @@ def run_card(task, config, options, training, state, scores) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "datasets"))
     weights = f"averaged weights (decay {options.ema_decay})" if options.ema_decay else "weights"
     step = f"step {state.global_step}" if state.global_step else "the start: no evaluation after it was better"
+    metric = f"eval_{training.metric_for_best_model.removeprefix('eval_')}"
+    start = next((entry[metric] for entry in state.log_history if not entry["step"] and metric in entry), None)
+    before = "" if start is None else f" ({metric.removeprefix('eval_')} {start:.4g} before training)"
     notes = [
-        f"started from: {escaped(Path(options.model_name_or_path).name)}",
+        f"started from: {escaped(Path(options.model_name_or_path).name)}{before}",
         f"data: {escaped(options.dataset)}; {weights} of {step}",
         "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()),
         f"versions: {versions}",
