@@ -99,7 +99,7 @@ class CaptionArguments(RunArguments):
     )
     max_seq_a_length: int | None = flag(
         "Maximum length in tokens of a training sentence with [CLS] and [SEP]; longer ones are cut. If not given, what "
-        "99 % of the training sentences fit in.",
+        "99 of 100 training sentences fit in.",
         default=None,
     )
     machine_captions: bool = flag(
@@ -129,7 +129,7 @@ class CaptionArguments(RunArguments):
     )
     max_gen_length: int | None = flag(
         "Maximum length in tokens of a generated caption with [CLS] and [SEP], noted in what is saved. If not given, "
-        "what 99 % of the training sentences fit in; with --do_predict what the checkpoint says.",
+        "what 99 of 100 training sentences fit in; with --do_predict what the checkpoint says.",
         default=None,
     )
     style: str | None = flag(
