@@ -33,6 +33,7 @@ from common.arguments import (
     told_in_one_line,
     within_positions,
 )
+from common.caption_lengths import set_lengths, set_search
 from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
 from common.from_pixels import with_region_model
 from common.self_critical import SelfCriticalCollator, SelfCriticalTrainer
@@ -96,8 +97,10 @@ class CaptionArguments(RunArguments):
         "captioner keeps its own.",
         default=70,
     )
-    max_seq_a_length: int = flag(
-        "Maximum length in tokens of a sentence with [CLS] and [SEP]; longer ones are cut.", default=40
+    max_seq_a_length: int | None = flag(
+        "Maximum length in tokens of a training sentence with [CLS] and [SEP]; longer ones are cut. If not given, what "
+        "99 of 100 training sentences fit in.",
+        default=None,
     )
     machine_captions: bool = flag(
         "Also learn from one machine translation per photo and epoch, which begins with [MT] instead of [CLS]. Needs a "
@@ -120,8 +123,15 @@ class CaptionArguments(RunArguments):
         default="char",
         choices=["char", "jieba"],
     )
-    num_beams: int = flag("Number of beams when captions are generated; 1: greedy search.", default=5)
-    max_gen_length: int = flag("Maximum length in tokens of a generated caption with [CLS] and [SEP].", default=20)
+    num_beams: int | None = flag(
+        "Number of beams when captions are generated; 1: greedy search. If not given, as the checkpoint says.",
+        default=None,
+    )
+    max_gen_length: int | None = flag(
+        "Maximum length in tokens of a generated caption with [CLS] and [SEP], noted in what is saved. If not given, "
+        "what 99 of 100 training sentences fit in; with --do_predict what the checkpoint says.",
+        default=None,
+    )
     style: str | None = flag(
         "Style of the generated captions, of a checkpoint that knows several (the mini: short, detailed). If not "
         "given, captions begin with [CLS].",
@@ -151,11 +161,7 @@ def main(arguments=None):
         num_regions = model.num_regions
 
     # 2. What cannot be used is said, or left out
-    settings = {
-        "processor": processor,
-        "max_length": within_positions(options, "max_seq_a_length", captioner.config),
-        "seed": training.seed,
-    }
+    settings = {"processor": processor, "seed": training.seed}
     if from_pixels:
         settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
         judged = {"photo": partial(check_photo, image_processor=image_processor)}
@@ -171,6 +177,10 @@ def main(arguments=None):
         judged |= {"columns": columns, "texts": "captions", "scorable": True}
     splits = usable_splits(splits, needed, options, training, **judged)
     dense = DenseCaptionCollator(processor, num_regions)
+    if not training.do_predict:
+        set_lengths(options, captioner, processor, split_of(splits, "train"))
+        settings["max_length"] = options.max_seq_a_length
+    set_search(options, captioner, processor)
 
     # 3. Captions only
     if training.do_predict:
@@ -230,7 +240,8 @@ def load_captioner(options, training):
             within_positions(options, "max_seq_length", captioner.config),
         )
         processor.max_tags = None if options.add_od_labels else 0
-        captioner.generation_config = published_generation_config(captioner.config, options.max_gen_length)
+    if captioner.generation_config.max_length is captioner.generation_config.max_new_tokens is None:
+        captioner.generation_config = published_generation_config(captioner.config)
     return captioner, processor
 
 

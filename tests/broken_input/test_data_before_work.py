@@ -103,7 +103,7 @@ def test_own_photos_with_features(own_photos, tiny_checkpoint, tmp_path, capsys)
     assert "left out: g of samples.png (PhotoError" in told  # what is only looked at
     listed = (tmp_path / "run" / "unusable_rows.tsv").read_text(encoding="utf-8").splitlines()
     assert [row.split("\t")[:2] for row in listed[1:]] == [["train", "5"], ["train", "3"], ["train", "4"]]
-    assert (tmp_path / "run" / "checkpoint-1" / "weight_average.safetensors").is_file()
+    assert (tmp_path / "run" / "checkpoint-1" / "no_weight_average").is_file()
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
     with Image.open(tmp_path / "run" / "samples.png") as image:
         assert image.width > 100

@@ -148,7 +148,7 @@ def test_folders_of_other_names_are_somebodys_own(tmp_path):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     torch.manual_seed(0)
-    make_trainer(folder, max_steps=4).run()
+    make_trainer(folder, decay=0.9, max_steps=4).run()
     return folder
 
 

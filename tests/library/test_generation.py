@@ -1,9 +1,11 @@
 """Decoding: the fast way (prefix encoded once, cached) against the slow one, padded against alone."""
 
+import json
 import warnings
 
 import pytest
 import torch
+import transformers
 from conftest import tiny_captioner, tiny_config
 from transformers import GenerationConfig
 
@@ -316,3 +318,11 @@ def test_traced_masks_are_not_baked_in():
         traced = torch.jit.trace(lambda i, m: model(i, m, return_dict=False)[0], (ids, mask))
     padded = torch.tensor([[1, 1, 1, 0]])
     torch.testing.assert_close(traced(ids, padded), model(ids, padded).last_hidden_state)
+
+
+def test_what_was_trained_with_is_no_generation_setting(tmp_path):
+    """transformers reads a generation config out of a config that has no file of it."""
+    tiny_captioner(label_smoothing=0.1, drop_worst_ratio=0.2).save_pretrained(tmp_path)
+    tokens = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    said = json.loads((tmp_path / "generation_config.json").read_text())
+    assert said == tokens | {"transformers_version": transformers.__version__}

@@ -275,7 +275,7 @@ def test_the_published_recipe_from_a_text_bert(bert, corpus, tmp_path):
     assert ours["cls.predictions.decoder.weight"].data_ptr() == model.get_input_embeddings().weight.data_ptr()
     processor = MengziOscarProcessor.from_pretrained(tmp_path / "run" / "best")
     assert (processor.layout, processor.max_length, processor.max_regions) == ("pair", 35, 50)
-    [entry] = [e for e in history(tmp_path / "run", 3) if "eval_loss" in e]
+    [_, entry] = [e for e in history(tmp_path / "run", 3) if "eval_loss" in e]
     assert {"eval_loss", "eval_masked_accuracy", "eval_contrast_accuracy"} <= entry.keys()
     assert (tmp_path / "run" / "samples.md").read_text(encoding="utf-8").count("* **") == 1
     # what came out is what another run starts from

@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers
 from common import trainer
-from common.arguments import RunArguments
+from common.arguments import RunArguments, parse_arguments
 from common.checkpoints import whole_checkpoints
 from common.collators import LikeLengths, SeededRows
 from common.self_critical import SelfCriticalTrainer
-from common.trainer import OscarTrainer
+from common.trainer import OscarTrainer, steps_of
 from common.weight_averaging import WeightAverage
 from conftest import REPOSITORY, newest_checkpoint, tiny_captioner
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -28,6 +28,7 @@ HOOKS |= {"save_model"}
 EVENTS = {
     "WeightAverage": {"on_train_begin", "on_step_end"},
     "WholeCheckpoints": {"on_step_end", "on_epoch_end", "on_save"},
+    "EarlyStoppingCallback": {"on_train_begin"},
     "EpochOfDraws": {"on_train_begin", "on_epoch_begin"},
     "FreedMemory": {"on_step_end"},
 }
@@ -55,7 +56,7 @@ def collate(items):
     return batch
 
 
-def make_trainer(folder, patience=9, best_metric="loss", evaluate_task=None, **settings):
+def make_trainer(folder, patience=9, best_metric="loss", evaluate_task=None, decay=0.0, **settings):
     settings = {
         "max_steps": 6,
         "save_steps": 2,
@@ -69,7 +70,9 @@ def make_trainer(folder, patience=9, best_metric="loss", evaluate_task=None, **s
     return OscarTrainer(
         model=tiny_captioner(),
         args=args,
-        options=RunArguments(model_name_or_path="start", dataset="sentences", early_stopping_patience=patience),
+        options=RunArguments(
+            model_name_or_path="start", dataset="sentences", early_stopping_patience=patience, ema_decay=decay
+        ),
         task="caption",
         best_metric=best_metric,
         evaluate_task=evaluate_task,
@@ -235,3 +238,83 @@ def test_copies_of_checkpoints_are_somebodys_own(tmp_path):
     for name in ("checkpoint-4-kept", "checkpoint-best", "checkpoint-2-copy-9"):
         shutil.copytree(tmp_path / "checkpoint-4", tmp_path / name)
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+def rows_of(folder):
+    """Steps of scores.md, first to last."""
+    return [line.split("|")[1].strip() for line in (folder / "scores.md").read_text().splitlines()[2:]]
+
+
+def test_the_scores_begin_before_training_and_the_last_lines_say_how_it_ended(tmp_path, capsys):
+    """Once, also when a run goes on; that nothing was better than the start is said, and what is left to do."""
+    worths = iter([9.0, 1.0, 2.0, 10.0])
+    settings = {"eval_on_start": True, "eval_steps": 2, "best_metric": "worth"}
+    told = []
+    for steps in (4, 6, 6):
+        trainer = make_trainer(tmp_path, evaluate_task=lambda model: ({"worth": next(worths)}, []), **settings)
+        trainer.args.max_steps = steps
+        trainer.run()
+        told.append(capsys.readouterr().err.splitlines())
+        assert rows_of(tmp_path) == ["0 (before training)", *"246"[: steps // 2]]
+    best = tmp_path / "best"
+    never_better, better, over = told
+    assert never_better[-2].startswith("training made nothing better: worth 9 before it, at best 2 at step 4, epoch 1.")
+    assert f"{best} holds the weights of the start" in never_better[-2]
+    assert f"goes on from {tmp_path / 'checkpoint-4'}" in better
+    assert better[-2] == over[-2] == f"{best}: the best weights, worth 9 before training, 10 at step 6, epoch 1.5"
+    assert over[0].startswith(f"there is nothing left to train: {tmp_path / 'checkpoint-6'} is the end of this run")
+    assert all(lines[-1].startswith("use it: python train/caption.py --do_predict") for lines in told)
+    assert f"--model_name_or_path {best}" in over[-1]
+    card = (best / "README.md").read_text()
+    assert "started from: start (worth 9 before training)" in card
+    assert "; weights of step 6" in card
+
+
+def test_a_run_of_epochs_that_is_over_trains_no_more(tmp_path, capsys):
+    for _ in range(2):
+        trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=1, eval_strategy="epoch")
+        trainer.run()
+    assert "there is nothing left to train" in capsys.readouterr().err
+    assert trainer.state.global_step == 4
+
+
+def test_what_a_run_does_not_say(tmp_path, caplog):
+    """transformers', of best weights that are not loaded at the end, reads like a failure."""
+    make_trainer(tmp_path, patience=2, max_steps=2, eval_steps=2).run()
+    assert "best model" not in caplog.text
+
+
+@pytest.mark.parametrize(("given", "logged"), [([], [1, 2, 3, 4, 5, 6]), (["--logging_steps=3"], [3, 6])])
+def test_short_runs_show_their_loss(tmp_path, given, logged):
+    arguments = ["--output_dir", str(tmp_path), "--use_cpu", "--eval_strategy", "steps", *given]
+    [args] = parse_arguments(TrainingArguments, description="", arguments=arguments)
+    assert (args.eval_on_start, args.save_total_limit) == (True, 2)
+    trainer = make_trainer(tmp_path, logging_steps=args.logging_steps, eval_steps=args.eval_steps)
+    assert trainer.args.eval_steps == (3 if given else 2)  # transformers takes --logging_steps; else where it is saved
+    trainer.run()
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == logged
+
+
+def test_steps_of_a_run():
+    for settings, steps in (({"max_steps": 7}, 7), ({"num_train_epochs": 1.5}, 8), ({}, 15)):
+        args = TrainingArguments("x", use_cpu=True, per_device_train_batch_size=2, **settings)
+        assert steps_of(args, 9) == steps
+    args = TrainingArguments("x", use_cpu=True, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    assert steps_of(args, 9) == 6
+
+
+def test_checkpoints_hold_what_is_gone_on_from_and_no_more(tmp_path):
+    """An average where there is one; neither region model nor code; a run may begin to average later."""
+    folder = tmp_path / "came from" / "region_model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    for decay, steps, has in ((0.0, 2, "no_weight_average"), (0.5, 4, "weight_average.safetensors")):
+        trainer = make_trainer(tmp_path / "run", decay=decay, max_steps=steps)
+        config = trainer.model.config
+        config.region_model, config.auto_map, config.name_or_path = "region_model", {}, str(folder.parent)
+        trainer.run()
+        assert config.region_model == "region_model"
+        files = {file.name for file in (tmp_path / "run" / f"checkpoint-{steps}").iterdir()}
+        assert files & {"no_weight_average", "weight_average.safetensors"} == {has}
+        assert not files & {"region_model", "modeling_mengzi_oscar.py"}
+    assert [folder.name for folder in whole_checkpoints(tmp_path / "run")] == ["checkpoint-2", "checkpoint-4"]

@@ -23,7 +23,7 @@ from modeling_mengzi_oscar.features.extraction import label_texts
 from modeling_mengzi_oscar.loading import CheckpointError, load_model, load_processor, load_region_model
 
 from .recipes import recipe_flags
-from .report import say
+from .report import LOGS, say
 
 DATASET_HELP = (
     f"Data set: a builder ({', '.join(NAMES)}; needs --data_dir), a folder of Parquet files that "
@@ -104,6 +104,10 @@ RANGES = {name: (least, None) for least, names in COUNTS.items() for name in nam
 RANGES |= dict.fromkeys(("drop_out", "ema_decay", "corruption", "mask_prob", "tag_dropout", "foreign_regions"), (0, 1))
 RANGES |= dict.fromkeys(("label_smoothing", "drop_worst_ratio", "adam_beta1", "adam_beta2"), (0, 1))
 RANGES |= {"texta_false_prob": (0, 0.5), "seed": (0, 2**32 - 1)}
+
+
+# Where `TrainingArguments` would leave a run without a line of its loss, without its beginning, or a full disk.
+DEFAULTS = {"logging_steps": LOGS, "eval_on_start": True, "save_total_limit": 2}
 
 
 class Refused(SystemExit):
@@ -192,6 +196,7 @@ def read_flags(parser, dataclass_types, arguments):
     only_recipe.add_argument("--recipe", type=Path, nargs="?", const=None)
     arguments = sys.argv[1:] if arguments is None else arguments
     recipe, given = only_recipe.parse_known_args(arguments)[0].recipe, {}
+    parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in parser.flags})
     if recipe is not None:
         if not recipe.exists():
             parser.error(f"{recipe}: no such recipe")

@@ -16,13 +16,14 @@ from modeling_mengzi_oscar.checksums import check_bytes
 from modeling_mengzi_oscar.files import state_checksum
 
 from .report import say
-from .weight_averaging import FILE, WeightAverage
+from .weight_averaging import FILE, WITHOUT, WeightAverage
 
 STATE, WEIGHTS, OPTIMIZER, SCHEDULER = "trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"
 
 
 class WholeCheckpoints(TrainerCallback):
-    """Last of all the averaged weights are written, which makes a checkpoint count; older ones are deleted after that.
+    """Last of all the averaged weights are written, or that there are none, which makes a checkpoint count; older ones
+    are deleted after that.
 
     `Trainer` would delete them when the first process is done, while another still writes what resuming needs.
 
@@ -58,11 +59,11 @@ def step_of(checkpoint) -> int:
 
 
 def whole_checkpoints(output_dir) -> list[Path]:
-    """By step, the newest last. One without averaged weights was interrupted while it was written.
+    """By step, the newest last. One that lacks what is written last was interrupted.
 
     Folders of other names, like a copy `checkpoint-4-kept`, are somebody's own.
     """
-    folders = (file.parent for file in Path(output_dir).glob(f"checkpoint-*/{FILE}"))
+    folders = {file.parent for last in (FILE, WITHOUT) for file in Path(output_dir).glob(f"checkpoint-*/{last}")}
     return sorted((folder for folder in folders if re.fullmatch(r"checkpoint-(0|[1-9]\d*)", folder.name)), key=step_of)
 
 
@@ -95,7 +96,9 @@ def sound_checkpoint(output_dir, model, resumable=True) -> str | None:
 
 def damage_of(folder, model, resumable) -> str | None:
     """What is wrong with a checkpoint, beginning with the file; None: nothing that can be seen."""
-    checks = {STATE: check_state, FILE: lambda file: check_tensors(file, dict(model.named_parameters()))}
+    checks = {STATE: check_state}
+    if not (folder / WITHOUT).exists():
+        checks[FILE] = lambda file: check_tensors(file, dict(model.named_parameters()))
     if resumable:
         checks[WEIGHTS] = lambda file: check_tensors(file, model.state_dict(), all_of=True)
         random_states = [file.name for file in folder.glob("rng_state*.pth")] or ["rng_state.pth"]

@@ -2,6 +2,7 @@
 
 import html
 import json
+import shlex
 import sys
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,6 +17,8 @@ from modeling_mengzi_oscar.hub.model_card import escaped, model_card
 from modeling_mengzi_oscar.photos import open_photo
 
 SAMPLES = 10
+LOGS = 0.02  # --logging_steps where it is not given, of the steps of a run: fifty lines of training loss
+RAREST_LOG = 500  # steps
 PHOTO_WIDTH, TEXT_SIZE, LINE = 420, 22, 30
 CARD_SETTINGS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "num_train_epochs"),
@@ -67,7 +70,7 @@ def draw_curves(log_history, metric, path):
 
 
 def write_score_table(log_history, path):
-    """One row per evaluation, Markdown."""
+    """One row per evaluation, Markdown; the first, of step 0, is the one before training."""
     rows = [entry for entry in log_history if "eval_loss" in entry]
     ignored = {"eval_runtime", "eval_samples_per_second"}
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval_"))
@@ -76,7 +79,8 @@ def write_score_table(log_history, path):
     lines += ["|" + "--:|" * (len(names) + 2)]
     for row in rows:
         values = [f"{row[name]:.4g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in names]
-        lines.append(f"| {row['step']} | {row['epoch']:.2f} | " + " | ".join(values) + " |")
+        step = row["step"] or "0 (before training)"
+        lines.append(f"| {step} | {row['epoch']:.2f} | " + " | ".join(values) + " |")
     write_beside(path, "\n".join(lines) + "\n")
 
 
@@ -120,15 +124,55 @@ def run_card(task, config, options, training, state, scores) -> str:
     settings = {name: getattr(training, name) for name in CARD_SETTINGS}
     settings = {name: value for name, value in settings.items() if value not in (None, False, -1)}
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "datasets"))
+    weights = f"averaged weights (decay {options.ema_decay})" if options.ema_decay else "weights"
+    step = f"step {state.global_step}" if state.global_step else "the start: no evaluation after it was better"
+    metric = f"eval_{training.metric_for_best_model.removeprefix('eval_')}"
+    start = next((entry[metric] for entry in state.log_history if not entry["step"] and metric in entry), None)
+    before = "" if start is None else f" ({metric.removeprefix('eval_')} {start:.4g} before training)"
     notes = [
-        f"started from: {escaped(Path(options.model_name_or_path).name)}",
-        f"data: {escaped(options.dataset)}; averaged weights (decay {options.ema_decay}) of step {state.global_step}",
+        f"started from: {escaped(Path(options.model_name_or_path).name)}{before}",
+        f"data: {escaped(options.dataset)}; {weights} of {step}",
         "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()),
         f"versions: {versions}",
     ]
     evaluated_on = {"dataset": Path(options.dataset).name, "split": "validation"}
     name = Path(training.output_dir).resolve().name
     return model_card(task, config, name, scores=evaluated_on | numbers, license="other", notes=notes)
+
+
+def outcome(history, metric, greater_is_better, folder) -> str:
+    """One line: how good the best evaluation is, beside the one before training, and where its weights are."""
+    name, sign = f"eval_{metric}", 1 if greater_is_better else -1
+    known = [entry for entry in history if isinstance(entry.get(name), int | float)]
+    before = next((entry for entry in known if not entry["step"]), None)
+    trained = [entry for entry in known if entry["step"]]
+    if not trained:
+        return f"{folder}: the weights of this run; no evaluation gave {metric}"
+    best = max(trained, key=lambda entry: sign * entry[name])
+    after = f"{best[name]:.4g} at step {best['step']}, epoch {best['epoch']:.3g}"
+    if before is None:
+        return f"{folder}: the best weights, {metric} {after}"
+    if sign * best[name] > sign * before[name]:
+        return f"{folder}: the best weights, {metric} {before[name]:.4g} before training, {after}"
+    return (
+        f"training made nothing better: {metric} {before[name]:.4g} before it, at best {after}. {folder} holds the "
+        "weights of the start; a smaller --learning_rate, fewer epochs or more data may help"
+    )
+
+
+def how_to_use(task, config, options, training, folder) -> str:
+    """The command that runs what a training has left in `folder`."""
+    if task == "caption" and config.region_model:
+        return f"mengzi-oscar caption photo.jpg --model {shlex.quote(str(folder))}"
+    if task == "pretrain":
+        return f"python train/caption.py --do_train --model_name_or_path {shlex.quote(str(folder))} --help"
+    output = Path(training.output_dir).with_name(f"{Path(training.output_dir).name}-test")
+    words = ["python", f"train/{task}.py", "--do_predict", "--model_name_or_path", folder, "--dataset", options.dataset]
+    for name in ("dataset_config", "data_dir"):
+        if getattr(options, name) is not None:
+            words += [f"--{name}", getattr(options, name)]
+    words += ["--features", *options.features, *["--add_od_labels"] * options.add_od_labels, "--output_dir", output]
+    return shlex.join(map(str, words))
 
 
 def write_beside(path, text):

@@ -21,20 +21,32 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from modeling_mengzi_oscar.files import HINT
 from modeling_mengzi_oscar.hub import push
 
 from .checkpoints import WholeCheckpoints, sound_checkpoint, step_of
 from .collators import LikeLengths
-from .report import draw_curves, left_out_if_it_fails, run_card, save_samples, write_score_table
+from .report import (
+    LOGS,
+    RAREST_LOG,
+    draw_curves,
+    how_to_use,
+    left_out_if_it_fails,
+    outcome,
+    run_card,
+    save_samples,
+    say,
+    write_score_table,
+)
 from .weight_averaging import WeightAverage
 
 
@@ -85,6 +97,10 @@ class OscarTrainer(Trainer):
         self.samples = []
         callbacks = [*callbacks, self.average, WholeCheckpoints(self.average, limit), EpochOfDraws(), FreedMemory()]
         recompute_without_reentering(args)
+        if args.eval_steps == LOGS:  # not given, so transformers took that of --logging_steps
+            args.eval_steps = args.save_steps
+        if args.logging_steps < 1:
+            args.logging_steps = min(math.ceil(args.logging_steps * steps_of(args, len(train_dataset))), RAREST_LOG)
         if options.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
         super().__init__(args=args, train_dataset=train_dataset, callbacks=callbacks, **kwargs)
@@ -96,12 +112,18 @@ class OscarTrainer(Trainer):
         checkpoint = sound_checkpoint(self.args.output_dir, self.model, resumable=not parts)
         self.last_log = time.monotonic(), step_of(checkpoint) if checkpoint else 0
         if checkpoint and self.is_over(checkpoint):  # Trainer would take one more step before it looks
+            say(
+                f"there is nothing left to train: {checkpoint} is the end of this run. More steps take a larger "
+                "--num_train_epochs or --max_steps, a new run another --output_dir"
+            )
             self.state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
             weights = load_file(Path(checkpoint) / "model.safetensors")
             self.model.load_state_dict(weights, strict=False)  # a file has tied weights once
             self.average.load(checkpoint, self.args.device)
         else:
             self.args.eval_on_start = self.args.eval_on_start and not checkpoint
+            if checkpoint:
+                say(f"goes on from {checkpoint}")
             with naming_what_is_not_written(self.args.output_dir):
                 self.train(resume_from_checkpoint=checkpoint)
         last = self.state.global_step
@@ -110,11 +132,15 @@ class OscarTrainer(Trainer):
         if self.push_at_the_end and self.args.should_save:
             name = self.args.hub_model_id or Path(self.args.output_dir).name
             print(push(self.best_folder, name, private=bool(self.args.hub_private_repo)))
+        say(outcome(self.state.log_history, self.best_name, self.args.greater_is_better, self.best_folder))
+        say(f"use it: {how_to_use(self.task, self.model.config, self.options, self.args, self.best_folder)}")
 
     def is_over(self, checkpoint) -> bool:
         """Whether a run that is started again has nothing left to train: all steps taken, or stopped early."""
         state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
         if 0 < self.args.max_steps <= state.global_step:
+            return True
+        if self.args.max_steps <= 0 and state.epoch > self.args.num_train_epochs - 1e-6:
             return True
         stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
         patience = self.options.early_stopping_patience
@@ -249,9 +275,20 @@ class OscarTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, *args, **kwargs):
-        """Overridden because Trainer would note a checkpoint as the best, and miss it later: best/ is kept apart."""
-        self.state.best_global_step = None
-        super().save_model(*args, **kwargs)
+        """Overridden because Trainer would note a checkpoint as the best, and miss it later: best/ is kept apart.
+
+        And because a model takes its region model and code along, which nothing goes on from.
+        """
+        self.state.best_global_step, config = None, self.model.config
+        names = ("region_model", "auto_map")
+        said = {name: getattr(config, name) for name in names if hasattr(config, name)}
+        for name in said:
+            setattr(config, name, None)
+        try:
+            super().save_model(*args, **kwargs)
+        finally:
+            for name, value in said.items():
+                setattr(config, name, value)
 
 
 @contextmanager
@@ -279,6 +316,21 @@ def recompute_without_reentering(args):
         setattr(args, f"{name}_kwargs", {"use_reentrant": False} | kwargs)
     if wanted and args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True
+
+
+def steps_of(args, rows) -> int:
+    """Optimiser steps of a run over so many rows."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(rows / (args.train_batch_size * args.world_size))
+    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+
+
+class EarlyStoppingCallback(transformers.EarlyStoppingCallback):
+    """Without transformers' warning that the best weights will not be loaded: they are in best/."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        pass  # what it asserts, `arguments.check_together` and `OscarTrainer` have seen to
 
 
 class EpochOfDraws(TrainerCallback):
