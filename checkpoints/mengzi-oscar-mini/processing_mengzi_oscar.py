@@ -32,6 +32,7 @@ FIELDS = {
     "max_length": whole(4, 1_000_000),
     "max_regions": whole(1, 1_000_000),
     "max_tags": optional(whole(0, 1_000_000)),
+    "tag_language": optional(one_of("zh", "en")),
     "styles": optional(mapping(word, word)),
 }
 
@@ -44,6 +45,7 @@ class MengziOscarProcessor(ProcessorMixin):
         tag_position_offset: position of the first tag in the caption layout.
         max_length: text and tags together, in tokens. max_regions: best regions kept per image.
         max_tags: tag words kept per image; 0 = the checkpoint was trained without tags.
+        tag_language: of the tags of the training, "zh" or "en"; None: not known.
         styles: for captioners that write in several: {style: the token that begins a caption of it}.
     """
 
@@ -56,6 +58,7 @@ class MengziOscarProcessor(ProcessorMixin):
         max_regions=50,
         max_tags=None,
         styles=None,
+        tag_language=None,
         **kwargs,
     ):
         self.layout = layout
@@ -64,6 +67,7 @@ class MengziOscarProcessor(ProcessorMixin):
         self.max_regions = max_regions
         self.max_tags = max_tags
         self.styles = styles
+        self.tag_language = tag_language
         check_fields(vars(self), FIELDS)
         super().__init__(tokenizer, **kwargs)
 
