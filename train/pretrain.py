@@ -36,7 +36,6 @@ from common.usable_rows import usable_splits
 from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForPreTraining, RegionFeatureStore
-from modeling_mengzi_oscar.convert.oscar import OriginalFolder, is_plain_bert
 from modeling_mengzi_oscar.hub import save_checkpoint
 
 
@@ -177,7 +176,7 @@ def load_model(start, options, training, feature_dim):
     settings = settings_of(options, "img_layer_norm_eps", "use_img_layernorm")
     settings["num_contrast_classes"] = contrast_classes(options.texta_false_prob, options.use_b)
     new = ["cls.seq_relationship."]
-    if isinstance(start, OriginalFolder) and is_plain_bert(start.weights()):
+    if "img_feature_dim" not in start.json("config.json"):  # a text BERT
         settings["img_feature_dim"] = feature_dim
     model = model_from(
         MengziOscarForPreTraining,

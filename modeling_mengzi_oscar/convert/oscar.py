@@ -6,6 +6,7 @@ safetensors, config, code, tokenizer, processor and generation config, model car
 silently (LayerNorm.gamma, a text BERT as a start, a relation head of another size) is done here and said.
 """
 
+import copy
 import inspect
 import re
 from functools import cached_property
@@ -152,19 +153,18 @@ class OriginalFolder(CheckpointFolder):
     """
 
     def config(self, config_class) -> MengziOscarConfig:
-        return make_config(self.json("config.json"), self.weights(), make_tokenizer(None, self), self)
+        return copy.deepcopy(self.original_config)
 
     @cached_property
-    def state(self) -> dict[str, torch.Tensor]:
-        return with_todays_names(super().weights(), self.name)
+    def original_config(self) -> MengziOscarConfig:
+        return make_config(self.json("config.json"), self.weights(), make_tokenizer(None, self), self)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return dict(self.state)
+        return with_todays_names(super().weights(), self.name)
 
     def processor(self, task) -> MengziOscarProcessor:
         """With layout, lengths and tags of a task."""
-        config = self.config(MengziOscarConfig)
-        return MengziOscarProcessor(make_tokenizer(None, self), **processor_settings(task, config))
+        return MengziOscarProcessor(make_tokenizer(None, self), **processor_settings(task, self.original_config))
 
 
 def checkpoint_to_start_from(name) -> CheckpointFolder:
