@@ -27,7 +27,7 @@ Configurations and their layout. Photos are in train2014/ and val2014/ (also bel
 """
 
 import os
-from glob import glob
+import re
 
 import datasets
 
@@ -215,8 +215,10 @@ def _find_karpathy(data_dir):
 
 
 def _find_oscar(data_dir):
-    files, others = {}, sorted(glob("test_*.yaml", root_dir=data_dir))
-    for split, name in [*_YAML.items(), *((name.removesuffix(".yaml"), name) for name in others)]:
+    there = sorted(os.listdir(data_dir)) if os.path.isdir(data_dir) else []
+    others = {name.removesuffix(".yaml"): name for name in there if re.fullmatch(r"test_\w+\.yaml", name)}
+    files = {}
+    for split, name in [*_YAML.items(), *others.items()]:
         if path := find(data_dir, name):
             files[f"{split}.yaml"] = path
             settings = read_yaml(path)

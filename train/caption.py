@@ -21,6 +21,7 @@ from common.arguments import (
     PUBLISHED,
     RunArguments,
     attention_of,
+    check_width,
     checkpoint_of,
     flag,
     load_splits,
@@ -172,6 +173,7 @@ def main(arguments=None):
         settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
         judged = {"photo": partial(check_photo, image_processor=image_processor)}
     else:
+        check_width(start, captioner.config, stores)
         settings |= {"stores": stores, "labels": tag_texts(options, training, processor, stores[0])}
         judged = {"stores": stores}
     if not training.do_predict:

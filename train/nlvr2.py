@@ -18,6 +18,7 @@ from common.arguments import (
     DATASET_HELP,
     PUBLISHED,
     RunArguments,
+    check_width,
     checkpoint_of,
     flag,
     load_splits,
@@ -125,6 +126,7 @@ def main(arguments=None):
         settings |= {"num_choice": 2, "num_labels": 2, "loss_type": "xe", "ignore_mismatched_sizes": True}
     start, trained = checkpoint_of(options), training.do_predict
     model = model_from(MengziOscarForVisualReasoning, start, trained=trained, dtype="float32", **settings)
+    check_width(start, model.config, [store])
     processor = processor_from("nlvr2", start, options, model.config)
     processor.max_tags = 0 if options.add_od_labels is False else None  # the rows bring them
     collator = PhotoPairCollator(processor)

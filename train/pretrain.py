@@ -17,6 +17,7 @@ from common.arguments import (
     PUBLISHED,
     RunArguments,
     attention_of,
+    check_width,
     checkpoint_of,
     flag,
     load_splits,
@@ -103,6 +104,7 @@ def main(arguments=None):
     # 2. Model: what the checkpoint lacks (all of the image, in a text BERT) begins at random
     start = checkpoint_of(options)
     model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
+    check_width(start, model.config, stores.values())
     processor = processor_from("pretrain", start, options, model.config)
     processor.max_tags = None if options.use_b else 0
     if labels is not None:
@@ -186,11 +188,6 @@ def load_model(start, options, training, feature_dim):
         attn_implementation=attention_of(training),
         **settings,
     )
-    if model.config.img_feature_dim != feature_dim:
-        found = model.config.img_feature_dim
-        raise SystemExit(
-            f"{start.name} does not fit: it has features {found} wide, --features has rows of {feature_dim}"
-        )
     return model
 
 

@@ -21,6 +21,7 @@ import torch
 from common.arguments import (
     PUBLISHED,
     RunArguments,
+    check_width,
     checkpoint_of,
     flag,
     load_splits,
@@ -125,6 +126,7 @@ def main(arguments=None):
         attn_implementation="sdpa",
         **settings_of(options, "num_hidden_layers", "regions_read_text"),
     )
+    check_width(start, matcher.config, stores)
     processor = processor_from("retrieval", start, options, matcher.config)
     settings["labels"] = tag_texts(options, training, processor, stores[0])
 

@@ -213,6 +213,26 @@ def test_what_is_missing_is_said_before_the_model_is_loaded(work, tmp_path, caps
         assert lacking in capsys.readouterr().err
 
 
+def test_features_of_another_region_model_are_refused(work, tmp_path, capsys):
+    with RegionFeatureStore.writer(tmp_path / "wide") as writer:
+        for image_id in "abcd":
+            writer.add(image_id, {"region_features": np.zeros((1, 23), np.float32)})
+    for task in WRITTEN:
+        folder = original(tmp_path / task, task)
+        with pytest.raises(SystemExit):
+            run(
+                task,
+                work,
+                tmp_path / "out",
+                "--do_predict",
+                model_name_or_path=folder,
+                features=tmp_path / "wide",
+                test_split="test",
+            )
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "wide" in line]
+        assert f"{task}.py: {folder} does not fit: it has features 22 wide, --features has rows of 23" in line
+
+
 def test_the_command_line_says_how_an_original_captions_photos(work, tmp_path, capsys):
     folder, photo = original(tmp_path / "original", "caption"), tmp_path / "photo.png"
     Image.new("RGB", (40, 30)).save(photo)

@@ -418,6 +418,19 @@ def open_stores(options) -> list[RegionFeatureStore]:
     return [RegionFeatureStore.open(path) for path in options.features]
 
 
+def check_width(start, config, stores):
+    """
+    Raises:
+        SystemExit: a store has features of another region model than the checkpoint learnt from.
+    """
+    for store in stores:
+        if store.feature_dim != config.img_feature_dim:
+            raise SystemExit(
+                f"{start.name} does not fit: it has features {config.img_feature_dim} wide, --features has rows of "
+                f"{store.feature_dim} ({store.path})"
+            )
+
+
 def tag_texts(options, training, processor, store) -> list[str] | None:
     """The words of a store's tag or class ids where this run reads tags, else None. The processor is told which.
 

@@ -18,6 +18,7 @@ from .arguments import (
     PUBLISHED,
     RunArguments,
     attention_of,
+    check_width,
     checkpoint_of,
     flag,
     load_splits,
@@ -98,6 +99,7 @@ def run(task, options, training, score, submission_row):
     # 2. Model
     start = checkpoint_of(options)
     model = load_trained(start, answers) if training.do_predict else begin(start, options, training, answers)
+    check_width(start, model.config, stores)
     processor = processor_from(task, start, options, model.config)
     labels = tag_texts(options, training, processor, store)
     if labels is not None and options.max_tags is not None:
