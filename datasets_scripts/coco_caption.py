@@ -22,10 +22,12 @@ Configurations and their layout. Photos are in train2014/ and val2014/ (also bel
             "annotations": [{"image_id": 42, "id": 7, "caption": ".."}]}; the splits are those of the files
 "karpathy"  dataset_coco.json: train (with restval) 113,287, validation 5,000, test 5,000
 "oscar"     train.yaml val.yaml test.yaml, each naming caption: a JSON list of {"image_id", "id", "caption"}, and label:
-            a TSV of `image id TAB [{"class": ..}, ..]`, whose rows say which images there are
+            a TSV of `image id TAB [{"class": ..}, ..]`, whose rows say which images there are; further test sets in
+            test_NAME.yaml: the split "test_NAME"
 """
 
 import os
+import re
 
 import datasets
 
@@ -168,8 +170,7 @@ class CocoCaption(SplitsBuilder):
     def oscar(self, photos):
         return {
             split: self.caption_rows(self.read_oscar(split), photos)
-            for split in map(str, _YAML)
-            if f"{split}.label" in self.files
+            for split in [name.removesuffix(".label") for name in self.files if name.endswith(".label")]
         }
 
     def read_oscar(self, split):
@@ -214,8 +215,10 @@ def _find_karpathy(data_dir):
 
 
 def _find_oscar(data_dir):
+    there = sorted(os.listdir(data_dir)) if os.path.isdir(data_dir) else []
+    others = {name.removesuffix(".yaml"): name for name in there if re.fullmatch(r"test_\w+\.yaml", name)}
     files = {}
-    for split, name in _YAML.items():
+    for split, name in [*_YAML.items(), *others.items()]:
         if path := find(data_dir, name):
             files[f"{split}.yaml"] = path
             settings = read_yaml(path)

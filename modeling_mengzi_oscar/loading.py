@@ -323,6 +323,11 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
         return folder
     if not said.get("region_model"):
         model_type = shown(said.get("model_type"))
+        if said.get("model_type") in (None, "bert"):
+            raise CheckpointError(
+                f"{folder.name}: an original checkpoint, which names no region model: mengzi-oscar convert "
+                f"{folder.name} OUTPUT --region-model FOLDER_OR_ID@REVISION makes one of it that sees photos"
+            )
         raise CheckpointError(
             f"{folder.said('config.json')}: no region model there, and its config names none (model_type {model_type})"
         )

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from common.arguments import (
+    PUBLISHED,
     RunArguments,
     attention_of,
+    check_width,
+    checkpoint_of,
     flag,
     load_splits,
     model_from,
@@ -31,7 +34,6 @@ from common.arguments import (
     splits_needed,
     tag_texts,
     told_in_one_line,
-    within_positions,
 )
 from common.caption_lengths import set_lengths, set_search
 from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
@@ -39,7 +41,7 @@ from common.from_pixels import with_region_model
 from common.self_critical import SelfCriticalCollator, SelfCriticalTrainer
 from common.tag_sentences import TagSentenceArguments, rows_with_tag_sentences
 from common.trainer import OscarTrainer
-from common.usable_rows import check_photo, usable_splits
+from common.usable_rows import check_columns, check_photo, usable_splits
 from common.write_captions import SCORES, best_metric, evaluate_captions, predict
 from transformers import TrainingArguments
 
@@ -92,10 +94,8 @@ class CaptionArguments(RunArguments):
     )
     mask_prob: float = flag("masked: fraction of a sentence's tokens that are predicted, at least one.", default=0.15)
     max_masked_tokens: int = flag("masked: maximum number of predicted tokens per sentence.", default=3)
-    max_seq_length: int = flag(
-        "Maximum length in tokens of sentence and tags together. Only for a checkpoint that is not a captioner yet; a "
-        "captioner keeps its own.",
-        default=70,
+    max_seq_length: int | None = flag(
+        f"Maximum length in tokens of sentence and tags together. {PUBLISHED}", default=None
     )
     max_seq_a_length: int | None = flag(
         "Maximum length in tokens of a training sentence with [CLS] and [SEP]; longer ones are cut. If not given, what "
@@ -138,6 +138,11 @@ class CaptionArguments(RunArguments):
         default=None,
     )
     int8: bool = flag("--do_predict: matrix products in 8 bits. On CPUs only.", default=False)
+    protocol: str | None = flag(
+        "Scores of an official evaluator beside ours: aic-icc, of the AI Challenger 2017 (docs/metrics.md).",
+        default=None,
+        choices=["aic-icc"],
+    )
     references: str = flag(
         "--do_predict: column of the data set that holds the reference sentences.", default="captions"
     )
@@ -151,12 +156,19 @@ def main(arguments=None):
 
     # 1. Data and model
     splits = load_splits(options, *(needed := splits_needed(options, training)))
-    captioner, processor = load_captioner(options, training)
-    model, region_model, image_processor, num_regions = captioner, None, None, None
-    if captioner.config.region_model:
-        region_model, image_processor = load_region_model(options.model_name_or_path)
+    if training.do_predict:  # captions are written without references, too, unless one asked for others
+        columns = ("image_id",) if options.references == "captions" else ("image_id", options.references)
+    else:
+        columns = ("image_id", "captions", *(["machine"] if options.machine_captions else []))
+    check_columns(splits, needed, columns)
     from_pixels = options.tune_region_model is not None or not options.features
+    stores = [] if from_pixels else open_stores(options)
+    start = checkpoint_of(options)
+    captioner, processor = load_captioner(start, options, training)
+    model, region_model, image_processor, num_regions = captioner, None, None, None
     if from_pixels:
+        if captioner.config.region_model:
+            region_model, image_processor = load_region_model(options.model_name_or_path)
         model = with_region_model(captioner, region_model, options, training).to(training.device)
         num_regions = model.num_regions
 
@@ -166,15 +178,12 @@ def main(arguments=None):
         settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
         judged = {"photo": partial(check_photo, image_processor=image_processor)}
     else:
-        settings["stores"] = open_stores(options)
-        judged = {"stores": settings["stores"]}
-        if options.add_od_labels:
-            settings["labels"] = tag_texts(options, settings["stores"][0])
-    if training.do_predict:  # captions are written without references, too, unless one asked for others
-        judged["columns"] = ("image_id",) if options.references == "captions" else ("image_id", options.references)
-    else:
-        columns = ("image_id", "captions", *(["machine"] if options.machine_captions else []))
-        judged |= {"columns": columns, "texts": "captions", "scorable": True}
+        check_width(start, captioner.config, stores)
+        settings |= {"stores": stores, "labels": tag_texts(options, training, processor, stores[0])}
+        judged = {"stores": stores}
+    if not training.do_predict:
+        judged |= {"texts": "captions", "scorable": True}
+    judged["columns"] = columns
     splits = usable_splits(splits, needed, options, training, **judged)
     dense = DenseCaptionCollator(processor, num_regions)
     if not training.do_predict:
@@ -202,6 +211,7 @@ def main(arguments=None):
         trainer_settings = {"processor": processor, "references": references, "segment": options.sc_segment}
 
     # 5. Train; captions of the validation photos decide which weights are the best
+    tuned = () if options.tune_region_model is None else (region_model, image_processor)
     if from_pixels:
         trainer_settings["optimizers"] = (model.optimizer(training, options.region_model_learning_rate), None)
     trainer_class(
@@ -215,34 +225,25 @@ def main(arguments=None):
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         evaluate_task=lambda model: evaluate_captions(model, photos, dense, training, options),
-        save=lambda folder, card: save_checkpoint(
-            folder, captioner, processor, region_model, image_processor, card=card
-        ),
+        save=lambda folder, card: save_checkpoint(folder, captioner, processor, *tuned, card=card, start=start),
         **trainer_settings,
     ).run()
 
 
-def load_captioner(options, training):
+def load_captioner(start, options, training):
     """Captioner and processor; published settings that were given replace the checkpoint's."""
     names = ("tie_weights", "freeze_embedding", "label_smoothing", "drop_worst_ratio", "drop_worst_after")
     captioner = model_from(
         MengziOscarForImageCaptioning,
-        options.model_name_or_path,
+        start,
+        trained=training.do_predict,
         dtype="float32",
         attn_implementation=attention_of(training),
         **settings_of(options, *names),
     )
-    processor = processor_from(options.model_name_or_path)
-    processor.max_regions = options.max_img_seq_length
-    if processor.layout != "caption":  # only pre-trained so far
-        processor.layout, processor.max_length = (
-            "caption",
-            within_positions(options, "max_seq_length", captioner.config),
-        )
-        processor.max_tags = None if options.add_od_labels else 0
     if captioner.generation_config.max_length is captioner.generation_config.max_new_tokens is None:
         captioner.generation_config = published_generation_config(captioner.config)
-    return captioner, processor
+    return captioner, processor_from("caption", start, options, captioner.config)
 
 
 def training_rows(split, settings, options, tag_sentences):

@@ -28,10 +28,6 @@ class GqaArguments(QuestionArguments):
         default="xe",
         choices=["bce", "kl", "xe"],
     )
-    max_seq_length: int = flag("Maximum length in tokens of question and tags together.", default=165)
-    max_img_seq_length: int = flag(
-        "Maximum number of regions per image; the first, most confident ones stay.", default=45
-    )
 
 
 def score(given, rows, answers):

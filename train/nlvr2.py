@@ -16,7 +16,10 @@ import torch
 from accelerate import PartialState
 from common.arguments import (
     DATASET_HELP,
+    PUBLISHED,
     RunArguments,
+    check_width,
+    checkpoint_of,
     flag,
     load_splits,
     model_from,
@@ -26,7 +29,6 @@ from common.arguments import (
     settings_of,
     splits_needed,
     told_in_one_line,
-    within_positions,
 )
 from common.collators import PairCollator
 from common.report import say, write_rows, write_scores
@@ -51,11 +53,8 @@ class ReasoningArguments(RunArguments):
     cls_hidden_scale: int = flag(
         "--classifier mlp: width of its hidden layer, as a multiple of the hidden size.", default=3
     )
-    max_seq_length: int = flag(
-        "Maximum length in tokens of the sentence and the tags of one photo together.", default=55
-    )
-    max_img_seq_length: int = flag(
-        "Maximum number of regions per photo; the first, most confident ones stay.", default=40
+    max_seq_length: int | None = flag(
+        f"Maximum length in tokens of the sentence and the tags of one photo together. {PUBLISHED}", default=None
     )
 
 
@@ -125,14 +124,11 @@ def main(arguments=None):
     settings = settings_of(options, *(() if training.do_predict else ("classifier", "cls_hidden_scale")))
     if not training.do_predict:
         settings |= {"num_choice": 2, "num_labels": 2, "loss_type": "xe", "ignore_mismatched_sizes": True}
-    model = model_from(MengziOscarForVisualReasoning, options.model_name_or_path, dtype="float32", **settings)
-    processor = processor_from(options.model_name_or_path)
-    processor.layout, processor.max_tags, processor.max_length = (
-        "pair",
-        None,
-        within_positions(options, "max_seq_length", model.config),
-    )
-    processor.max_regions = options.max_img_seq_length
+    start, trained = checkpoint_of(options), training.do_predict
+    model = model_from(MengziOscarForVisualReasoning, start, trained=trained, dtype="float32", **settings)
+    check_width(start, model.config, [store])
+    processor = processor_from("nlvr2", start, options, model.config)
+    processor.max_tags = 0 if options.add_od_labels is False else None  # the rows bring them
     collator = PhotoPairCollator(processor)
 
     # 3. Judge only
@@ -144,8 +140,9 @@ def main(arguments=None):
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(folder / "predictions.jsonl", predictions)
             (folder / "scores.json").unlink(missing_ok=True)  # of other predictions
-            if any(label in (0, 1) for label in rows.rows["label"][: len(predictions)]):
-                write_scores(folder, {"split": options.test_split, "accuracy": accuracy(predictions, rows)})
+            if labelled := sum(label in (0, 1) for label in rows.rows["label"][: len(predictions)]):
+                results = {"split": options.test_split, "sentences": labelled}
+                write_scores(folder, results | {"accuracy": accuracy(predictions, rows)})
             else:
                 say(f"no scores: no sentence of {options.test_split} has a label")
         return
@@ -171,7 +168,7 @@ def main(arguments=None):
         train_dataset=PhotoPairRows(splits["train"], store),
         eval_dataset=validation,
         evaluate_task=evaluate_sentences,
-        save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task="nlvr2"),
+        save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task="nlvr2", start=start),
     ).run()
 
 

@@ -10,22 +10,24 @@ pre-training corpus or any builder of captions or questions. Run again with the 
 last checkpoint. The best validation is kept as <output_dir>/best, which the other scripts fine-tune.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from common.arguments import (
+    PUBLISHED,
     RunArguments,
     attention_of,
+    check_width,
+    checkpoint_of,
     flag,
     load_splits,
     model_from,
+    note_language,
     parse_arguments,
     processor_from,
     settings_of,
-    tag_texts,
+    tag_words_of,
     told_in_one_line,
-    within_positions,
 )
 from common.collators import tag_words
 from common.pretraining_data import PretrainingCollator, PretrainingRows, contrast_classes, hold_out, one_row_per_text
@@ -35,10 +37,7 @@ from common.usable_rows import usable_splits
 from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForPreTraining, RegionFeatureStore
-from modeling_mengzi_oscar.checkpoint_folder import CheckpointError, CheckpointFolder
-from modeling_mengzi_oscar.convert.oscar import convert
 from modeling_mengzi_oscar.hub import save_checkpoint
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
 
 @dataclass
@@ -75,7 +74,7 @@ class PretrainingArguments(RunArguments):
     mask_loss_for_unmatched: bool = flag(
         "Mask and predict tokens of tags of another image, too. false: they are left as they are.", default=True
     )
-    max_seq_length: int = flag("Maximum length in tokens of text and tags together.", default=35)
+    max_seq_length: int | None = flag(f"Maximum length in tokens of text and tags together. {PUBLISHED}", default=None)
     use_img_layernorm: bool | None = flag(
         "Apply LayerNorm to the region embeddings. If not given, as in the checkpoint.", default=None
     )
@@ -98,23 +97,18 @@ def main(arguments=None):
             raise SystemExit(f"--train_batch_size {options.train_batch_size} is no multiple of {processes} shares")
         training.per_device_train_batch_size = options.train_batch_size // processes
 
-    # 1. Model: what the checkpoint lacks (all of the image, in a text BERT) begins at random
+    # 1. Data: a row per caption or question
     stores = named_stores(options.features)
-    try:
-        start = starting_folder(options, training)
-    except CheckpointError as error:
-        raise SystemExit(f"--model_name_or_path {error}") from None
-    model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
-    processor = processor_from(start)
-    processor.layout, processor.max_tags = "pair", None if options.use_b else 0
-    processor.max_length = within_positions(options, "max_seq_length", model.config)
-    processor.max_regions = options.max_img_seq_length
-    region_model = image_processor = None
-    if model.config.region_model:
-        region_model, image_processor = load_region_model(start)
+    datasets, labels = pretraining_rows(options, stores, training)
 
-    # 2. Data: a row per caption or question
-    datasets = pretraining_rows(options, stores, region_model, training)
+    # 2. Model: what the checkpoint lacks (all of the image, in a text BERT) begins at random
+    start = checkpoint_of(options)
+    model = load_model(start, options, training, next(iter(stores.values())).feature_dim)
+    check_width(start, model.config, stores.values())
+    processor = processor_from("pretrain", start, options, model.config)
+    processor.max_tags = None if options.use_b else 0
+    if labels is not None:
+        note_language(processor, labels, stores[None])
     collator = PretrainingCollator(processor, options.mask_loss_for_unmatched)
 
     # 3. Train
@@ -129,9 +123,7 @@ def main(arguments=None):
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
         evaluate_task=lambda model: evaluate_pretraining(model, datasets["validation"], collator, training),
-        save=lambda folder, card: save_checkpoint(
-            folder, model, processor, region_model, image_processor, card=card, task="pretrain"
-        ),
+        save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task="pretrain", start=start),
     ).run()
 
 
@@ -145,8 +137,8 @@ def named_stores(features) -> dict:
     return {name: RegionFeatureStore.open(path) for name, path in pairs}
 
 
-def pretraining_rows(options, stores, region_model, training) -> dict:
-    """{split: `PretrainingRows`} to train and to validate on, without what cannot be used.
+def pretraining_rows(options, stores, training) -> tuple[dict, list[str] | None]:
+    """{split: `PretrainingRows`} to train and to validate on, without what cannot be used; the words of a store's tags.
 
     Raises:
         SystemExit: there shall be tags, and nothing names any.
@@ -163,8 +155,9 @@ def pretraining_rows(options, stores, region_model, training) -> dict:
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(splits["train"], options.validation_images, training.seed)
     store, labels = stores.get(None), None
-    if options.use_b and store is not None and (store.labels is not None or region_model is not None):
-        labels = tag_texts(options, store)
+    if options.use_b and store is not None:
+        with suppress(ValueError):  # the rows may bring tags
+            labels = tag_words_of(store, options.model_name_or_path)
 
     def tags(image_id):
         return tag_words(store[image_id], labels) if labels else []
@@ -176,21 +169,8 @@ def pretraining_rows(options, stores, region_model, training) -> dict:
     texts["validation"] = texts["validation"].select(range(min(count, options.max_eval_rows or count)))
     names = ("texta_false_prob", "textb_sample_mode", "use_b")
     mismatches = {name: getattr(options, name) for name in names}
-    return {split: PretrainingRows(rows, stores, **mismatches, seed=training.seed) for split, rows in texts.items()}
-
-
-def starting_folder(options, training):
-    """A text BERT is converted once, to <output_dir>/start; anything else is where it is."""
-    config = CheckpointFolder(options.model_name_or_path).json("config.json")
-    if config.get("model_type", "bert") != "bert" or "img_feature_dim" in config:
-        return options.model_name_or_path
-    folder = Path(training.output_dir) / "start"
-    with training.main_process_first(local=False, desc="the text BERT becomes a checkpoint of ours"):
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with torch.random.fork_rng(devices=[]):  # one process draws here; all shall draw the same new parts later
-                convert(options.model_name_or_path, folder, task="pretrain", allow_missing=True)
-    return folder
+    rows_of = {split: PretrainingRows(rows, stores, **mismatches, seed=training.seed) for split, rows in texts.items()}
+    return rows_of, labels
 
 
 def load_model(start, options, training, feature_dim):
@@ -198,9 +178,8 @@ def load_model(start, options, training, feature_dim):
     settings = settings_of(options, "img_layer_norm_eps", "use_img_layernorm")
     settings["num_contrast_classes"] = contrast_classes(options.texta_false_prob, options.use_b)
     new = ["cls.seq_relationship."]
-    if Path(training.output_dir) / "start" == start:
+    if "img_feature_dim" not in start.json("config.json"):  # a text BERT
         settings["img_feature_dim"] = feature_dim
-        new += ["bert.img_embedding."]
     model = model_from(
         MengziOscarForPreTraining,
         start,
@@ -209,9 +188,6 @@ def load_model(start, options, training, feature_dim):
         attn_implementation=attention_of(training),
         **settings,
     )
-    if model.config.img_feature_dim != feature_dim:
-        found = model.config.img_feature_dim
-        raise SystemExit(f"{start} does not fit: it has features {found} wide, --features has rows of {feature_dim}")
     return model
 
 

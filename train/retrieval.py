@@ -19,7 +19,10 @@ from dataclasses import dataclass
 
 import torch
 from common.arguments import (
+    PUBLISHED,
     RunArguments,
+    check_width,
+    checkpoint_of,
     flag,
     load_splits,
     model_from,
@@ -31,7 +34,6 @@ from common.arguments import (
     splits_needed,
     tag_texts,
     told_in_one_line,
-    within_positions,
 )
 from common.matching_rows import (
     ImageRows,
@@ -59,7 +61,9 @@ class RetrievalArguments(RunArguments):
         default="pairs",
         choices=["pairs", "contrast"],
     )
-    max_seq_length: int = flag("Maximum length in tokens of sentence and tags together.", default=70)
+    max_seq_length: int | None = flag(
+        f"Maximum length in tokens of sentence and tags together. {PUBLISHED}", default=None
+    )
     num_captions_per_img_train: int = flag("Number of sentences per training image, the first ones; 0: all.", default=5)
     num_captions_per_img_val: int = flag(
         "Number of sentences per evaluated image, the first ones; where the data set lists candidates for each image, "
@@ -106,26 +110,25 @@ def main(arguments=None):
     needed = splits_needed(options, training, validation=validation)
     for name in needed:
         split_of(splits, name)
-    settings = {"stores": open_stores(options), "seed": training.seed}
-    if options.add_od_labels:
-        settings["labels"] = tag_texts(options, settings["stores"][0])
-    judged = {"columns": ("image_id", "captions"), "stores": settings["stores"], "texts": "captions"}
+    settings = {"stores": (stores := open_stores(options)), "seed": training.seed}
+    judged = {"columns": ("image_id", "captions"), "stores": stores, "texts": "captions"}
     splits = usable_splits(
         splits, needed, options, training, **judged, train=(2, "a wrong pair is drawn from another image")
     )
 
     # 2. Model
+    start = checkpoint_of(options)
     matcher = model_from(
         MengziOscarForImageTextRetrieval,
-        options.model_name_or_path,
+        start,
+        trained=training.do_predict,
         dtype="float32",
         attn_implementation="sdpa",
         **settings_of(options, "num_hidden_layers", "regions_read_text"),
     )
-    processor = processor_from(options.model_name_or_path)
-    processor.layout, processor.max_length = "pair", within_positions(options, "max_seq_length", matcher.config)
-    processor.max_tags = None if options.add_od_labels else 0
-    processor.max_regions = options.max_img_seq_length
+    check_width(start, matcher.config, stores)
+    processor = processor_from("retrieval", start, options, matcher.config)
+    settings["labels"] = tag_texts(options, training, processor, stores[0])
 
     # 3. Scores only
     if training.do_predict:
@@ -165,7 +168,7 @@ def main(arguments=None):
         train_dataset=rows_class(splits["train"], **train_settings, **negatives, training=True),
         eval_dataset=rows_class(validation, **train_settings),
         evaluate_task=lambda _: evaluate_recall(engine, images, candidates, paths),
-        save=lambda folder, card: save_checkpoint(folder, matcher, processor, card=card, task="retrieval"),
+        save=lambda folder, card: save_checkpoint(folder, matcher, processor, card=card, task="retrieval", start=start),
     ).run()
 
 

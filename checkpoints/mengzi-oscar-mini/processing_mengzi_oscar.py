@@ -32,6 +32,7 @@ FIELDS = {
     "max_length": whole(4, 1_000_000),
     "max_regions": whole(1, 1_000_000),
     "max_tags": optional(whole(0, 1_000_000)),
+    "tag_language": optional(one_of("zh", "en")),
     "styles": optional(mapping(word, word)),
     "style_lengths": optional(mapping(word, whole(2, 1_000_000))),
 }
@@ -45,6 +46,7 @@ class MengziOscarProcessor(ProcessorMixin):
         tag_position_offset: position of the first tag in the caption layout.
         max_length: text and tags together, in tokens. max_regions: best regions kept per image.
         max_tags: tag words kept per image; 0 = the checkpoint was trained without tags.
+        tag_language: of the tags of the training, "zh" or "en"; None: not known.
         styles: for captioners that write in several: {style: the token that begins a caption of it}.
         style_lengths: {style: tokens of a caption of it at the most, with start and end}, of those that have another
             length than generation_config.json says.
@@ -60,6 +62,7 @@ class MengziOscarProcessor(ProcessorMixin):
         max_tags=None,
         styles=None,
         style_lengths=None,
+        tag_language=None,
         **kwargs,
     ):
         self.layout = layout
@@ -69,6 +72,7 @@ class MengziOscarProcessor(ProcessorMixin):
         self.max_tags = max_tags
         self.styles = styles
         self.style_lengths = style_lengths
+        self.tag_language = tag_language
         check_fields(vars(self), FIELDS)
         super().__init__(tokenizer, **kwargs)
 

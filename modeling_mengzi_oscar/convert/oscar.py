@@ -6,8 +6,10 @@ safetensors, config, code, tokenizer, processor and generation config, model car
 silently (LayerNorm.gamma, a text BERT as a start, a relation head of another size) is done here and said.
 """
 
+import copy
 import inspect
 import re
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -48,13 +50,13 @@ HEADS = {
     "gqa": modeling.MengziOscarForVisualQuestionAnswering,
     "nlvr2": modeling.MengziOscarForVisualReasoning,
 }
-PROCESSOR_SETTINGS = {  # lengths of the published commands, where they say any, else of the original's scripts
+PROCESSOR_SETTINGS = {  # of the published commands of Mengzi-Oscar, else of Oscar's; all of them feed tags
     "pretrain": {"layout": "pair", "max_length": 35, "max_regions": 50},
     "caption": {"layout": "caption", "max_length": 70, "max_regions": 50},
     "retrieval": {"layout": "pair", "max_length": 70, "max_regions": 70},
     "vqa": {"layout": "pair", "max_length": 128, "max_regions": 50},
-    "gqa": {"layout": "pair", "max_length": 128, "max_regions": 50},
-    "nlvr2": {"layout": "pair", "max_length": 128, "max_regions": 50},
+    "gqa": {"layout": "pair", "max_length": 165, "max_regions": 45},
+    "nlvr2": {"layout": "pair", "max_length": 55, "max_regions": 40},
 }
 CONFIG_FIELDS = {*inspect.signature(MengziOscarConfig).parameters, "num_labels", "id2label", "label2id"} - {"kwargs"}
 OF_THE_IMAGE = ("bert.img_embedding.", "bert.LayerNorm.", "cls.seq_relationship.")  # what no text BERT has
@@ -128,9 +130,7 @@ def convert(
     card = model_card(task, config, output.name, base_model, datasets, scores, notes=[origin, *notes])
     with written_beside(output, ".partial") as partial:
         model.save_pretrained(partial)
-        settings = dict(PROCESSOR_SETTINGS[task])
-        settings["max_length"] = min(settings["max_length"], config.max_position_embeddings)
-        MengziOscarProcessor(tokenizer, **settings).save_pretrained(partial)
+        MengziOscarProcessor(tokenizer, **processor_settings(task, config)).save_pretrained(partial)
         save_vocabulary(tokenizer, partial / "vocab.txt")
         if config.region_model == REGION_MODEL_FOLDER:
             (partial / REGION_MODEL_FOLDER).mkdir()
@@ -138,6 +138,44 @@ def convert(
             copy_files(folder_of_region_model(region_model), names, partial / REGION_MODEL_FOLDER)
         assemble(partial, card)
     return task, notes
+
+
+def processor_settings(task, config) -> dict:
+    """Layout and lengths with which a task was published, within the positions that the model has."""
+    settings = PROCESSOR_SETTINGS[task]
+    return settings | {"max_length": min(settings["max_length"], config.max_position_embeddings)}
+
+
+class OriginalFolder(CheckpointFolder):
+    """An original checkpoint, read as what `convert` makes of it, without writing that: for a training to start from.
+
+    What it lacks or has left over is for whoever loads it to judge.
+    """
+
+    def config(self, config_class) -> MengziOscarConfig:
+        return copy.deepcopy(self.original_config)
+
+    @cached_property
+    def original_config(self) -> MengziOscarConfig:
+        return make_config(self.json("config.json"), self.weights(), make_tokenizer(None, self), self)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return with_todays_names(super().weights(), self.name)
+
+    def processor(self, task) -> MengziOscarProcessor:
+        """With layout, lengths and tags of a task."""
+        return MengziOscarProcessor(make_tokenizer(None, self), **processor_settings(task, self.original_config))
+
+
+def checkpoint_to_start_from(name) -> CheckpointFolder:
+    """A checkpoint of ours, or an original one as an `OriginalFolder`.
+
+    Raises:
+        CheckpointError: no such folder, and not from the Hub either.
+    """
+    folder = CheckpointFolder(name)
+    is_ours = folder.json("config.json").get("model_type") not in (None, "bert")
+    return folder if is_ours else OriginalFolder(name)
 
 
 def convert_detector(source, output, labelmap, labels=None) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -20,10 +20,17 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ..checkpoint_folder import CheckpointError, CheckpointFolder, one_line, read_json, shown
+from ..checkpoint_folder import CHECKPOINT_FILES, CheckpointError, CheckpointFolder, one_line, read_json, shown
 from ..configuration_mengzi_oscar import PINNED
 from ..files import state_checksum
-from ..loading import check_size, generation_config, load_processor, load_region_processor, region_model_classes
+from ..loading import (
+    check_size,
+    generation_config,
+    load_processor,
+    load_region_processor,
+    region_model_classes,
+    region_model_folder,
+)
 from .model_card import model_card
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -75,23 +82,77 @@ OF_WHO_LOADS = ("attn_implementation", "_attn_implementation", "quantization_con
 
 
 def save_checkpoint(
-    folder, model, processor, region_model=None, image_processor=None, dtype=torch.float16, card=None, task="caption"
+    folder,
+    model,
+    processor,
+    region_model=None,
+    image_processor=None,
+    dtype=torch.float16,
+    card=None,
+    task="caption",
+    start=None,
 ):
     """Writes everything that `MengziOscarPipeline.from_pretrained` reads; replaces an older folder when it is whole.
 
     The weights are stored in `dtype`, the models passed in stay as they are. `card` is the text of README.md; without
     it there is one from `model_card`. Without a region model the config keeps naming the one it names.
+
+    Args:
+        start: folder of the checkpoint that a training began with. A region model that is passed was trained, and is
+            stored in the dtype that it had. Where none is passed, that of `start` comes along as it is, and with a
+            captioner its heads `match/` and `ask/`, which read the same regions.
     """
     folder = Path(folder)
     with written_beside(folder, ".tmp") as temporary:
         if region_model is not None:
+            stored = dtype if start is None else stored_dtype(region_model_folder(**same_files(start)))
             model.config.region_model = REGION_MODEL_FOLDER
-            save_in_dtype(region_model, temporary / REGION_MODEL_FOLDER, dtype)
+            save_in_dtype(region_model, temporary / REGION_MODEL_FOLDER, stored)
             image_processor.save_pretrained(temporary / REGION_MODEL_FOLDER)
+        elif start is not None:
+            for name in [model.config.region_model, *(("match", "ask") if task == "caption" else ())]:
+                if (part := subfolder_of(start, name)) is not None:
+                    take_along(part, temporary / name)
         save_in_dtype(model, temporary, dtype)
         processor.save_pretrained(temporary)
         save_vocabulary(processor.tokenizer, temporary / "vocab.txt")
         assemble(temporary, card or model_card(task, model.config, folder.name))
+
+
+def same_files(checkpoint: CheckpointFolder) -> dict:
+    """How to name a checkpoint again, whatever a repo of the Hub has become since."""
+    is_here = Path(checkpoint.checkpoint).is_dir()
+    name = checkpoint.checkpoint if is_here else checkpoint.checkpoint.partition("@")[0]
+    return {"name": name, "revision": checkpoint.commit}
+
+
+def subfolder_of(checkpoint: CheckpointFolder, name: str | None) -> CheckpointFolder | None:
+    """A model in a subfolder of a checkpoint; None where there is none, or `name` is that of a repo."""
+    if not name or PINNED.fullmatch(name):
+        return None
+    folder = CheckpointFolder(**same_files(checkpoint), subfolder=name)
+    return folder if folder.file("config.json") is not None else None
+
+
+def stored_dtype(folder: CheckpointFolder) -> torch.dtype:
+    """Of the weights of a model."""
+    return next(tensor.dtype for tensor in folder.weights().values() if tensor.is_floating_point())
+
+
+def take_along(folder: CheckpointFolder, target: Path) -> None:
+    """The files of a model, as they are. Weights stay one file with two names where the disk can have that, so that
+    none are copied; nothing here writes into a file of weights, new ones take the name of the old.
+    """
+    target.mkdir()
+    for path in sorted(folder.path.iterdir()):
+        if not any(map(path.match, CHECKPOINT_FILES)):
+            continue
+        file = folder.file(path.name)
+        if file.suffix == ".safetensors":
+            with suppress(OSError):  # another disk, or one without links
+                os.link(file.resolve(), target / file.name)
+                continue
+        shutil.copyfile(file, target / file.name)
 
 
 @contextmanager
@@ -110,7 +171,8 @@ def written_beside(folder, ending):
         temporary.mkdir(parents=True)
         yield temporary
         for weights in temporary.rglob("*.safetensors"):
-            state_checksum(weights)
+            if weights.stat().st_nlink == 1:  # others came along from a checkpoint, as they are
+                state_checksum(weights)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except Exception as error:
@@ -334,7 +396,8 @@ def own_files(folder: Path) -> list[Path]:
 
     Raises:
         CheckpointError: a link, hard or symbolic, a hidden file, or something that is no file: nothing that lies
-            elsewhere, or that nobody sees, is sent.
+            elsewhere, or that nobody sees, is sent. Weights of a subfolder may be a hard link (`take_along`): they are
+            sent only if they are those of the model that the subfolder's config describes.
     """
     files = []
     for place, subfolders, names in os.walk(folder):  # follows no links
@@ -350,7 +413,7 @@ def own_files(folder: Path) -> list[Path]:
                 continue
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{folder}: {relative} is no file; remove it")
-            if status.st_nlink > 1:
+            if status.st_nlink > 1 and not (len(relative.parts) == 2 and path.suffix == ".safetensors"):
                 raise CheckpointError(
                     f"{folder}: {relative} is one file with another name elsewhere (a hard link); put a copy there"
                 )

@@ -232,6 +232,16 @@ def test_coco_layout_of_the_original_code(tmp_path):
     assert [len(captions) for captions in rows["captions"]] == [2, 2, 1, 2]
 
 
+def test_another_test_set_without_captions(data):
+    """The published inference names one by its file: test_ch.yaml."""
+    folder = data("coco_caption-oscar")
+    (folder / "test_ch.yaml").write_text("label: test.label.tsv\n", encoding="utf-8")
+    splits = build("coco_caption-oscar", folder)
+    assert splits["test_ch"]["image_id"][:] == splits["test"]["image_id"][:]
+    assert not any(splits["test_ch"]["captions"])
+    assert any(splits["test"]["captions"])
+
+
 def test_the_whole_extension_of_coco_cn(tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copy(shared_path("data/coco-cn_ext.icap2020.txt"), tmp_path / "data")

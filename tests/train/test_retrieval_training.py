@@ -210,6 +210,7 @@ def test_contrast_equals_pair_by_pair(tokenizer, regions_read_text, tags):
 def test_contrast_learns_and_predict_writes(work, tmp_path):
     steps = {"max_steps": 100, "per_device_train_batch_size": 8, "learning_rate": 3e-3, "save_steps": 60}
     steps |= {"lr_scheduler_type": "constant", "regions_read_text": "false", "logging_steps": 20}
+    steps["add_od_labels"] = "false"
     run(work, tmp_path / "run", "--do_train", objective="contrast", **steps)
     card = (tmp_path / "run" / "best" / "README.md").read_text(encoding="utf-8")
     assert "image_to_text_r1" in card

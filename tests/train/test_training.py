@@ -16,7 +16,7 @@ import start_mini
 import torch
 from builders import build
 from caption import CaptionArguments
-from common.arguments import RunArguments, load_splits, open_stores, parse_arguments, tag_texts
+from common.arguments import load_splits, open_stores, parse_arguments, tag_words_of
 from common.tag_sentences import TagSentenceArguments
 from common.weight_averaging import WeightAverage
 from conftest import COLOURS, REPOSITORY, newest_checkpoint, tiny_captioner
@@ -259,19 +259,20 @@ def test_what_is_missing_is_said(data_dir, start, tmp_path):
 
 
 def test_tags_have_the_words_of_the_store_or_of_the_region_model(tiny_checkpoint, tmp_path):
-    stores = {}
-    for name, labels in {"says": ["", "马"], "silent": None}.items():
+    stores, classes = {}, torch.ones(1, dtype=torch.long).numpy()
+    for name, labels in {"says": ["", "马"], "silent": None, "without": ["", "马"]}.items():
         with RegionFeatureStore.writer(tmp_path / name, labels=labels) as writer:
-            writer.add("1", {"region_features": torch.zeros(1, 22).numpy()})
+            tags = {} if name == "without" else {"class_ids": classes}
+            writer.add("1", {"region_features": torch.zeros(1, 22).numpy()} | tags)
         stores[name] = RegionFeatureStore.open(tmp_path / name)
-    options = RunArguments(model_name_or_path=str(tiny_checkpoint), dataset="x")
-    assert tag_texts(options, stores["says"]) == ["", "马"]
-    assert tag_texts(options, stores["silent"]) == ["", "狗", "猫", "草地"]
+    assert tag_words_of(stores["says"], str(tiny_checkpoint)) == ["", "马"]
+    assert tag_words_of(stores["silent"], str(tiny_checkpoint)) == ["", "狗", "猫", "草地"]
     tiny_captioner().save_pretrained(tmp_path / "alone")
-    options.model_name_or_path = str(tmp_path / "alone")
-    assert tag_texts(options, stores["says"]) == ["", "马"]
-    with pytest.raises(SystemExit, match="silent does not name its tags, nor does --model_name_or_path .*names none"):
-        tag_texts(options, stores["silent"])
+    assert tag_words_of(stores["says"], tmp_path / "alone") == ["", "马"]
+    with pytest.raises(ValueError, match="silent does not name its tags, nor does --model_name_or_path .*names none"):
+        tag_words_of(stores["silent"], tmp_path / "alone")
+    with pytest.raises(ValueError, match="without holds no tags"):
+        tag_words_of(stores["without"], tiny_checkpoint)
 
 
 def test_arguments_seed():

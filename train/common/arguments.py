@@ -19,8 +19,16 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from datasets_scripts.prepare import NAMES, builder_class
 from modeling_mengzi_oscar import RegionFeatureStore
+from modeling_mengzi_oscar.checkpoint_folder import CheckpointError, CheckpointFolder
+from modeling_mengzi_oscar.convert.oscar import (
+    HEADS,
+    OriginalFolder,
+    checkpoint_to_start_from,
+    may_miss,
+    processor_settings,
+)
 from modeling_mengzi_oscar.features.extraction import label_texts
-from modeling_mengzi_oscar.loading import CheckpointError, load_model, load_processor, load_region_model
+from modeling_mengzi_oscar.loading import load_model, load_processor, load_region_model
 
 from .recipes import recipe_flags
 from .report import LOGS, say
@@ -29,6 +37,9 @@ DATASET_HELP = (
     f"Data set: a builder ({', '.join(NAMES)}; needs --data_dir), a folder of Parquet files that "
     "`python -m datasets_scripts.prepare` wrote, or a Hub id."
 )
+
+
+PUBLISHED = "If not given, as the checkpoint was trained for this task, else as published (docs/conversion.md)."
 
 
 def flag(help, *, choices=None, **default):
@@ -57,11 +68,14 @@ class RunArguments:
         "sample.",
         default_factory=list,
     )
-    add_od_labels: bool = flag(
-        "Feed tags to the model: the names of the objects in an image, as the feature store holds them.", default=False
+    add_od_labels: bool | None = flag(
+        "Feed tags to the model: the names of the objects in an image, as the feature store holds them. If not given, "
+        "as the checkpoint was trained (an original one: with tags).",
+        default=None,
     )
-    max_img_seq_length: int = flag(
-        "Maximum number of regions per image; the first, most confident ones stay.", default=50
+    max_img_seq_length: int | None = flag(
+        f"Maximum number of regions per image; the first, most confident ones stay. {PUBLISHED}",
+        default=None,
     )
     drop_out: float | None = flag(
         "Dropout probability of the hidden states. If not given, the checkpoint's.", default=None
@@ -255,35 +269,80 @@ def settings_of(options, *names) -> dict:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def model_from(kind, name, *, new=(), **settings):
-    """A model to train; what its checkpoint has not begins at random.
+def checkpoint_of(options) -> CheckpointFolder:
+    """--model_name_or_path: a checkpoint of ours, or an original one, read as `convert` reads it.
+
+    Raises:
+        SystemExit: one line: nothing to load.
+    """
+    try:
+        return checkpoint_to_start_from(options.model_name_or_path)
+    except CheckpointError as error:
+        raise SystemExit(f"--model_name_or_path {error}") from None
+
+
+def model_from(kind, folder, *, trained=False, new=(), **settings):
+    """A model to train; what its checkpoint has not of the heads begins at random.
 
     Args:
+        folder: of `checkpoint_of`.
+        trained: it is not trained any more, so that nothing may be missing.
         new: beginnings of the names of parameters that may have another shape there: they begin at random.
         **settings: as `load_model` takes them.
 
     Raises:
-        SystemExit: one line: nothing to load, damaged, or a parameter of another shape.
+        SystemExit: one line: nothing to load, damaged, or parameters that are missing, left over or of another shape.
     """
     try:
-        model, report = load_model(kind, name, **settings)
+        model, report = load_model(kind, folder, **settings)
     except CheckpointError as error:
         raise SystemExit(f"--model_name_or_path {error}") from None
     wrong = sorted(key for key, *_ in report["mismatched_keys"] if not key.startswith(tuple(new)))
     if wrong:
-        raise SystemExit(f"--model_name_or_path {name}: {wrong[0]} has another shape than this run needs")
+        raise SystemExit(f"--model_name_or_path {folder.name}: {wrong[0]} has another shape than this run needs")
+    left = sorted(
+        key for key in report["unexpected_keys"] if key.startswith(("bert.img_embedding.", "bert.LayerNorm."))
+    )
+    if left:
+        hint = "; config.json lacks use_img_layernorm" if "bert.LayerNorm.weight" in left else ""
+        raise SystemExit(f"--model_name_or_path {folder.name}: its weights have {left[0]}, the model has not{hint}")
+    missing, of_text = sorted(report["missing_keys"]), "bert.img_embedding.weight" in report["missing_keys"]
+    if lacking := [key for key in missing if trained or not may_miss(key, of_text, allow_missing=True)]:
+        raise SystemExit(
+            f"--model_name_or_path {folder.name}: has no {lacking[0]}"
+            + (f", of {len(lacking)} weights that it lacks" if len(lacking) > 1 else "")
+            + (f": it was never trained as {kind.__name__}; name a checkpoint that was" if trained else "")
+        )
     return model
 
 
-def processor_from(name):
-    """
+def processor_from(task, folder, options, config):
+    """The processor of a checkpoint as this run uses it, and as what the run saves will use it.
+
+    Layout and lengths are the checkpoint's where it was trained for this task, else those of the published commands;
+    tags the checkpoint's. A flag that was given wins.
+
+    Args:
+        task: a key of `HEADS`. folder: of `checkpoint_of`. config: of the model.
+
     Raises:
         SystemExit: one line: nothing to load, or damaged.
     """
     try:
-        return load_processor(name)
+        if isinstance(folder, OriginalFolder):
+            processor = folder.processor(task)
+        else:
+            processor = load_processor(folder.checkpoint)
+            if folder.json("config.json").get("architectures") != [HEADS[task].__name__]:
+                for name, value in processor_settings(task, config).items():
+                    setattr(processor, name, value)
     except CheckpointError as error:
         raise SystemExit(f"--model_name_or_path {error}") from None
+    if options.max_img_seq_length is not None:
+        processor.max_regions = options.max_img_seq_length
+    if getattr(options, "max_seq_length", None) is not None:
+        processor.max_length = within_positions(options, "max_seq_length", config)
+    return processor
 
 
 def within_positions(options, flag, config) -> int:
@@ -364,18 +423,70 @@ def open_stores(options) -> list[RegionFeatureStore]:
     return [RegionFeatureStore.open(path) for path in options.features]
 
 
-def tag_texts(options, store) -> list[str]:
-    """The words of a store's tag or class ids, in Chinese; where it does not say them those of the checkpoint's region
-    model.
+def check_width(start, config, stores):
+    """
+    Raises:
+        SystemExit: a store has features of another region model than the checkpoint learnt from.
+    """
+    for store in stores:
+        if store.feature_dim != config.img_feature_dim:
+            raise SystemExit(
+                f"{start.name} does not fit: it has features {config.img_feature_dim} wide, --features has rows of "
+                f"{store.feature_dim} ({store.path})"
+            )
+
+
+def tag_texts(options, training, processor, store) -> list[str] | None:
+    """The words of a store's tag or class ids where this run reads tags, else None. The processor is told which.
+
+    It reads them as the checkpoint was trained; --add_od_labels that says another thing wins. A store without tags is
+    said.
 
     Raises:
-        SystemExit: neither knows.
+        SystemExit: --add_od_labels asked for tags that are not known.
     """
+    trained_with = processor.max_tags != 0
+    wanted = trained_with if options.add_od_labels is None else options.add_od_labels
+    if training.do_predict and wanted != trained_with:
+        say(f"--add_od_labels {str(wanted).lower()}: the checkpoint was trained {'without' if wanted else 'with'} tags")
+    if wanted:
+        try:
+            labels = tag_words_of(store, options.model_name_or_path)
+        except ValueError as error:
+            if options.add_od_labels:
+                raise SystemExit(f"{error}: --add_od_labels false goes without") from None
+            say(f"{error}: this run goes without" + ", the checkpoint learnt with tags" * training.do_predict)
+        else:
+            processor.max_tags = processor.max_tags or None
+            note_language(processor, labels, store)
+            return labels
+    processor.max_tags = 0
+    return None
+
+
+def tag_words_of(store, checkpoint) -> list[str]:
+    """The words of a store's tag or class ids; where it does not say them those, in Chinese, of the region model that
+    the checkpoint names.
+
+    Raises:
+        ValueError: there are no tags, or nobody names them.
+    """
+    if not {"tag_ids", "class_ids"} & {*store.fields}:
+        raise ValueError(f"{store.path} holds no tags")
     if store.labels is not None:
         return store.labels
     try:
-        return label_texts(load_region_model(options.model_name_or_path)[0], "zh")
+        return label_texts(load_region_model(checkpoint)[0], "zh")
     except ValueError as error:
-        raise SystemExit(
-            f"{store.path} does not name its tags, nor does --model_name_or_path ({error}): go without tags"
-        ) from None
+        raise ValueError(f"{store.path} does not name its tags, nor does --model_name_or_path ({error})") from None
+
+
+def note_language(processor, labels, store):
+    """Tags are read in one language: what is saved says which, and other words than it learnt are said."""
+    words = [word for word in labels if word]
+    language = "zh" if sum(not word.isascii() for word in words) * 2 > len(words) else "en"
+    if processor.tag_language not in (None, language):
+        names = {"zh": "Chinese", "en": "English"}
+        learnt = names[processor.tag_language]
+        say(f"{store.path}: its tags are {names[language]}; the checkpoint learnt {learnt} ones (docs/feature_row.md)")
+    processor.tag_language = language

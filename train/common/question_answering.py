@@ -10,12 +10,16 @@ import torch
 from accelerate import PartialState
 
 from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering
+from modeling_mengzi_oscar.convert.oscar import OriginalFolder
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.loading import CheckpointError, load_checked
 
 from .arguments import (
+    PUBLISHED,
     RunArguments,
     attention_of,
+    check_width,
+    checkpoint_of,
     flag,
     load_splits,
     model_from,
@@ -25,7 +29,6 @@ from .arguments import (
     split_of,
     splits_needed,
     tag_texts,
-    within_positions,
 )
 from .collators import PairCollator, PairRows
 from .report import say, write_scores
@@ -48,10 +51,12 @@ class QuestionArguments(RunArguments):
     cls_hidden_scale: int = flag(
         "--classifier mlp: width of its hidden layer, as a multiple of the hidden size.", default=3
     )
-    max_seq_length: int = flag("Maximum length in tokens of question and tags together.", default=128)
+    max_seq_length: int | None = flag(
+        f"Maximum length in tokens of question and tags together. {PUBLISHED}", default=None
+    )
     max_tags: int | None = flag(
-        "--add_od_labels: maximum number of tag words per image. If not given, as many as --max_seq_length leaves room "
-        "for.",
+        "Maximum number of tag words per image. If not given, as the checkpoint was trained, or as many as "
+        "--max_seq_length leaves room for.",
         default=None,
     )
     train_split: str = flag("Split to train on; VQA also has trainval.", default="train")
@@ -80,7 +85,6 @@ def run(task, options, training, score, submission_row):
     for name in needed:
         split_of(splits, name)
     store, *augmented = stores = open_stores(options)
-    labels = tag_texts(options, store) if options.add_od_labels else None
     columns = ("image_id", "question", "labels")
     splits = usable_splits(splits, needed, options, training, columns=columns, stores=stores, texts="question")
     answers = answers_of(splits[needed[0]], options)
@@ -92,11 +96,20 @@ def run(task, options, training, score, submission_row):
         settings = {"labels": labels, "targets": targets, "augmented": augmented, "seed": training.seed}
         return PairRows(splits[split], store, **settings)
 
-    # 2. Answers only
+    # 2. Model
+    start = checkpoint_of(options)
+    model = load_trained(start, answers) if training.do_predict else begin(start, options, training, answers)
+    check_width(start, model.config, stores)
+    processor = processor_from(task, start, options, model.config)
+    labels = tag_texts(options, training, processor, store)
+    if labels is not None and options.max_tags is not None:
+        processor.max_tags = options.max_tags
+    collator = PairCollator(processor)
+
+    # 3. Answers only
     if training.do_predict:
-        model, processor = load_trained(options, training)
-        questions = PairRows(splits[options.test_split], store, labels=labels)
-        predictions = answer_questions(model, questions, PairCollator(processor), training, options)
+        model, questions = model.to(training.device), PairRows(splits[options.test_split], store, labels=labels)
+        predictions = answer_questions(model, questions, collator, training, options)
         if PartialState().is_main_process:
             folder = Path(training.output_dir)
             write_answers(folder, predictions, submission_row)
@@ -114,12 +127,9 @@ def run(task, options, training, score, submission_row):
                 write_scores(folder, results)
         return
 
-    # 3. Model
-    model, processor = start(options, training, answers)
-    collator = PairCollator(processor)
+    # 4. Evaluation: the answers to the validation questions
     validation = labelled_rows("validation")
 
-    # 4. Evaluation: the answers to the validation questions
     def evaluate_answers(model):
         predictions = answer_questions(model, validation, collator, training, options)
         rows = validation.rows.select(range(len(predictions)))
@@ -139,7 +149,7 @@ def run(task, options, training, score, submission_row):
         train_dataset=labelled_rows(options.train_split, augmented),
         eval_dataset=validation,
         evaluate_task=evaluate_answers,
-        save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task=task),
+        save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task=task, start=start),
     ).run()
 
 
@@ -155,36 +165,35 @@ def answers_of(rows, options) -> list[str]:
     return names
 
 
-def start(options, training, answers):
+def begin(start, options, training, answers):
     """A model that begins from a checkpoint of any task, with a fresh head for these answers unless it has theirs."""
-    model = model_from(
+    return model_from(
         MengziOscarForVisualQuestionAnswering,
-        options.model_name_or_path,
+        start,
         dtype="float32",
         attn_implementation=attention_of(training),
-        id2label=dict(enumerate(answers)),
-        label2id={answer: number for number, answer in enumerate(answers)},
         new=("classifier.",),
+        **names_of(answers),
         **settings_of(options, "loss_type", "classifier", "cls_hidden_scale", "num_hidden_layers"),
     )
-    processor = processor_from(options.model_name_or_path)
-    processor.layout, processor.max_regions = "pair", options.max_img_seq_length
-    processor.max_length = within_positions(options, "max_seq_length", model.config)
-    processor.max_tags = options.max_tags if options.add_od_labels else 0  # asked with tags only if it learnt with them
-    return model, processor
 
 
-def load_trained(options, training):
-    """The model to answer with, and its processor as it was trained.
+def load_trained(start, answers):
+    """The model to answer with. An original checkpoint numbers its answers as the data do.
 
     Raises:
-        SystemExit: it was never trained to answer.
+        SystemExit: it was never trained to answer, or an original one knows other answers.
     """
+    names = names_of(answers) if isinstance(start, OriginalFolder) else {}
     try:
-        model = load_checked(MengziOscarForVisualQuestionAnswering, options.model_name_or_path, dtype="float32")
+        return load_checked(MengziOscarForVisualQuestionAnswering, start, dtype="float32", **names)
     except CheckpointError as error:
         raise SystemExit(f"--model_name_or_path {error}") from None
-    return model.to(training.device), processor_from(options.model_name_or_path)
+
+
+def names_of(answers) -> dict:
+    """What a config says of the answers."""
+    return {"id2label": dict(enumerate(answers)), "label2id": {answer: i for i, answer in enumerate(answers)}}
 
 
 def targets_of(row, num_answers, loss_type) -> torch.Tensor:

@@ -46,10 +46,9 @@ def usable_splits(
     """
     file = Path(training.output_dir) / FILE
     problems, kept, lost = {}, dict(splits), {}  # split -> kind -> {row: what it is}
+    check_columns(splits, names, columns)
     for name in names:
         rows = splits[name]
-        if lacking := [column for column in columns if column not in rows.column_names]:
-            raise SystemExit(f"--dataset has no column {lacking[0]}: split {name} has {', '.join(rows.column_names)}")
         answered = "labels" in columns and not training.do_predict
         problems[name] = look_at(rows, stores, texts, scorable, answered, photo, training)
         kept[name], lost[name] = without(rows, problems[name], texts)
@@ -75,6 +74,17 @@ def usable_splits(
         if len(kept[name]) < least:
             raise SystemExit(f"--dataset: split {name} has {len(kept[name])} usable rows, {least} are needed: {why}")
     return kept
+
+
+def check_columns(splits, names, columns):
+    """
+    Raises:
+        SystemExit: one of the splits `names` has no column of one of these names.
+    """
+    for name in names:
+        if lacking := [column for column in columns if column not in splits[name].column_names]:
+            there = ", ".join(splits[name].column_names)
+            raise SystemExit(f"--dataset has no column {lacking[0]}: split {name} has {there}")
 
 
 def look_at(rows, stores, texts, scorable, answered, photo, training) -> dict[str, dict[int, str]]:

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from metrics.caption_zh.scores import caption_scores
+from metrics.caption_zh.segmentation import aic_icc_segment
 from modeling_mengzi_oscar.features.extraction import batches_of_one_size
 
 from .collators import CONTEXT
@@ -14,7 +15,10 @@ from .report import left_out_if_it_fails, say, write_rows, write_scores
 from .trainer import in_order, share_of
 from .usable_rows import has_words
 
-SCORES = ("char_cider_d", "char_bleu_4", "char_rouge_l", "word_cider_d", "word_bleu_4", "word_rouge_l", "distinct")
+METRICS = ("cider_d", "bleu_4", "bleu_3", "bleu_2", "bleu_1", "rouge_l", "meteor_exact")
+SEEN_IN_TRAINING = ("cider_d", "bleu_4", "rouge_l")  # of these; beside them what chooses the best
+LEVELS = ("char", "word", "aic_icc")
+SCORES = (*(f"{level}_{metric}" for level in LEVELS for metric in METRICS), "distinct")
 
 
 @torch.inference_mode()
@@ -71,10 +75,17 @@ def batches(rows, share, size):
             yield tuple(zip(*batch, strict=True))
 
 
-def score(predictions, references):
-    """Character and word level scores, punctuation dropped on both sides, and how many captions differ.
+def score(predictions, references, protocol=None) -> dict:
+    """Scores of characters and words, punctuation dropped on both sides, and how many captions differ; beside them what
+    they mean nothing without.
 
     Photos without a reference that has a word are left out, which is said.
+
+    Args:
+        protocol: "aic-icc": those of the AI Challenger's evaluator, too (docs/metrics.md), under `aic_icc_...`.
+
+    Raises:
+        ValueError: the protocol refuses a caption; names its row.
     """
     references = [[text for text in row or () if text and has_words(text)] for row in references]
     pairs = [(row["caption"], texts) for row, texts in zip(predictions, references, strict=True) if texts]
@@ -84,12 +95,19 @@ def score(predictions, references):
         say("no scores: there is nothing to compare the captions with")
         return {}
     captions, references = zip(*pairs, strict=True)
-    scores = {"distinct": len({row["caption"] for row in predictions})}
+    scores = {"images": len(pairs), "distinct": len({row["caption"] for row in predictions})}
     for level, segment in (("char", "char"), ("word", "jieba")):
         with left_out_if_it_fails(f"scores of {level}s"):
-            result = caption_scores(captions, references, segment=segment, metrics=("bleu", "rouge_l", "cider_d"))
-            scores |= {f"{level}_{name}": result[name] for name in ("bleu_4", "rouge_l", "cider_d")}
+            scores |= scores_of(level, captions, references, segment=segment)
+    if protocol is not None:
+        segmented = [[aic_icc_segment(text) for text in row] for row in references]
+        scores |= scores_of("aic_icc", captions, segmented, protocol=protocol)
     return scores
+
+
+def scores_of(level, captions, references, **how) -> dict:
+    result = caption_scores(captions, references, metrics=("bleu", "rouge_l", "meteor_exact", "cider_d"), **how)
+    return {f"{level}_{name}": result[name] for name in (*METRICS, "tokenizer", "punctuation")}
 
 
 def best_metric(photos) -> str:
@@ -105,12 +123,13 @@ def predict(model, rows, split, collator, training, options):
     predictions = write_captions(model, rows, collator, training, options)
     if PartialState().is_main_process:
         references = split[options.references] if options.references in split.column_names else [[]] * len(rows)
-        results = {"split": options.test_split, "references": options.references, "punctuation": "dropped"}
+        results = {"dataset": Path(options.dataset).name, "split": options.test_split, "references": options.references}
+        results["protocol"] = options.protocol
         folder = Path(training.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(folder / "captions.jsonl", predictions)
         (folder / "scores.json").unlink(missing_ok=True)  # of other captions
-        if scores := score(predictions, references[: len(predictions)]):
+        if scores := score(predictions, references[: len(predictions)], options.protocol):
             write_scores(folder, results | scores)
 
 
@@ -121,4 +140,9 @@ def evaluate_captions(model, rows, collator, training, options):
         {"image_id": row["image_id"], "image": path, "lines": [row["caption"], *references[:1]]}
         for row, path, references in zip(predictions, rows.paths, rows.references, strict=False)
     ]
-    return score(predictions, rows.references[: len(predictions)]), samples
+    scores = {}
+    with left_out_if_it_fails("scores"):
+        scores = score(predictions, rows.references[: len(predictions)], options.protocol)
+    wanted = {f"{level}_{metric}" for level in LEVELS for metric in SEEN_IN_TRAINING}
+    wanted |= {"distinct", str(training.metric_for_best_model).removeprefix("eval_")}
+    return {name: value for name, value in scores.items() if name in wanted}, samples

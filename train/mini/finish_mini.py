@@ -10,9 +10,14 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+
 from modeling_mengzi_oscar import MengziOscarConfig
+from modeling_mengzi_oscar.files import state_checksum
 from modeling_mengzi_oscar.hub import assemble, check_repo
 from modeling_mengzi_oscar.hub.model_card import model_card
+from modeling_mengzi_oscar.hub.repo import save_in_dtype
+from modeling_mengzi_oscar.loading import load_region_model
 
 NOTES = """
 4.3 M parameters of captioner, 4.9 M of backbone (EfficientNet-Lite2, 7 × 7 grid cells as regions), float16; 5.0 M of
@@ -55,6 +60,9 @@ def main(arguments=None):
     notes = [" ".join(note.split()) for note in NOTES.split("\n\n")]
     card = model_card("caption", config, "mengzi-oscar-mini", scores=scores, license="other", notes=notes)
     shutil.copytree(options.model, options.output, dirs_exist_ok=True)
+    regions = Path(options.output) / "region_model"
+    save_in_dtype(load_region_model(regions)[0], regions, torch.float16)  # trainings keep float32
+    state_checksum(regions / "model.safetensors")
     assemble(options.output, card)
     size = sum((Path(options.output) / name).stat().st_size for name in check_repo(options.output))
     print(f"{options.output}: {size / 1e6:.1f} MB")
