@@ -11,7 +11,7 @@ from words import UserError
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
-from modeling_mengzi_oscar.loading import has_head
+from modeling_mengzi_oscar.loading import tasks_of
 
 try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs
     from spaces import GPU
@@ -97,8 +97,8 @@ class Engine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = MengziOscarPipeline.from_pretrained(model, device=device)
         self.styles = list(self.pipeline.processor.styles or [])
-        self.tasks = ["caption"] + [task for task in ("match", "ask") if has_head(model, task)]
-        for task in self.tasks[1:]:
+        self.tasks = tasks_of(model)  # of a checkpoint that is a head: without captions
+        for task in {*self.tasks} - {"caption"}:
             self.pipeline._head(task)  # a damaged one is told before anybody asks
         self.thread = ModelThread()
         self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
@@ -109,6 +109,7 @@ class Engine:
 
     def caption(self, photo, num_beams=5, max_length=20, temperature=0.0, style=None) -> dict:
         """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word."""
+        self.need("caption")
         settings = {
             "num_beams": whole("num_beams", num_beams, 1, MAX_BEAMS),
             "max_length": whole("max_length", max_length, 5, MAX_LENGTH),
@@ -182,6 +183,7 @@ class Engine:
 
         A row is {"file", "caption", "score", "photo"} or {"file", "error"}.
         """
+        self.need("caption")
         for start in range(0, len(photos), MAX_BATCH):
             rows = []
             for name, read in photos[start : start + MAX_BATCH]:
@@ -210,10 +212,10 @@ class Engine:
 
     def describe(self) -> dict:
         """The checkpoint, its region model, its tasks and sizes."""
-        captioner, regions = self.pipeline.captioner, self.pipeline.region_model
+        model, regions = self.pipeline.model, self.pipeline.region_model
         millions = {
-            name: round(sum(p.numel() for p in model.parameters()) / 1e6, 1)
-            for name, model in {"captioner": captioner, "regions": regions}.items()
+            name: round(sum(p.numel() for p in part.parameters()) / 1e6, 1)
+            for name, part in {"captioner": model, "regions": regions}.items()
         }
         return {
             "model": "mengzi-oscar-mini" if self.model == str(BUNDLED) else self.model,
@@ -222,7 +224,7 @@ class Engine:
             "region_model": regions.config.model_type,
             "region_config": regions.config,
             "millions_of_parameters": millions,
-            "device": str(captioner.device),
+            "device": str(model.device),
         }
 
     def need(self, task):

@@ -17,7 +17,8 @@ EXAMPLES = """examples:
   mengzi-oscar ask photo.jpg 有几个人？
   mengzi-oscar match photo.jpg 两个人在骑马 一只猫
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
-  mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
+  mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/ --region-model vinvl/
+  mengzi-oscar convert Langboat/mengzi-oscar-base-retrieval converted/match
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
   mengzi-oscar environment
 """
