@@ -162,8 +162,8 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "not_text": ("文字里有不完整的字符。", "The text holds half a character (a lone surrogate). Mend it first."),
     "not_yes_or_no": ("{name} 要是 true 或 false。", "{name} must be true or false."),
     "no_head": (
-        "这个模型没有学过这个任务（没有 {task}/）。换一个学过的模型：MODEL_ID=…",
-        "This checkpoint was not trained to do this (it has no {task}/ head). Name one that was: MODEL_ID=…",
+        "这个模型没有学过这个任务（{task}）。换一个学过的模型：MODEL_ID=…",
+        "This checkpoint was not trained to do this ({task}). Name one that was: MODEL_ID=…",
     ),
     "no_links": (
         "请上传文件本身，不要给网址。",

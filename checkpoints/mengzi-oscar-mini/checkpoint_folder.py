@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from .checksums import check_bytes
@@ -206,8 +206,10 @@ def download(name: str, revision: str | None, subfolder: str) -> Path:
             snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=bool(no_answer))
         )
     except Exception as error:  # no such name, no connection, no right, ...
+        if isinstance(error, LocalEntryNotFoundError):  # a paragraph about what this says in a few words
+            error = no_answer or error.__cause__ or error
         raise CheckpointError(
-            f"{name}: no such folder here, and as a Hub id it cannot be loaded: {one_line(no_answer or error)}"
+            f"{name}: no such folder here, and as a Hub id it cannot be loaded: {one_line(error)}"
         ) from None
 
 

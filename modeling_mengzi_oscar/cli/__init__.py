@@ -24,8 +24,8 @@ EXAMPLES = """examples:
 """
 COMMANDS = {  # name -> its file, and what it does
     "caption": (caption, "write a caption for each photo"),
-    "ask": (ask, "answer a question about a photo (checkpoints with an ask/ head)"),
-    "match": (match, "does a text belong to a photo? (checkpoints with a match/ head)"),
+    "ask": (ask, "answer a question about a photo (checkpoints that answer, or have an ask/ head)"),
+    "match": (match, "does a text belong to a photo? (checkpoints that match, or have a match/ head)"),
     "extract": (extract, "region features of many photos"),
     "convert": (convert, "an original checkpoint into a folder that is a Hub repo"),
     "push": (push, "a checkpoint folder to the Hub, after checks"),

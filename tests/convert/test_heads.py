@@ -229,7 +229,6 @@ def other_width(alone, tmp_path):
         (other_regions, "match", "was trained with another region model"),
         (other_width, "match", "reads features 30 wide"),
         (lambda alone, _: alone / "match", "ask", "match: name that"),
-        (lambda alone, _: alone / "match", "matching", "match: name that"),
         (lambda alone, _: alone / "nlvr2", "match", "is no head for photos"),
     ],
 )
