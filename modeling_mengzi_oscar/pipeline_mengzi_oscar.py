@@ -363,9 +363,9 @@ def head_in_subfolder(name, task, revision, region_model, dtype):
         CheckpointError: the checkpoint has no such head, or it does not fit.
     """
     if not has_head(name, task, revision):
+        put = f", or put one into it: mengzi-oscar convert HEAD {name}/{task}" if os.path.isdir(name) else ""
         raise CheckpointError(
-            f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was, or put such a "
-            f"head into it: mengzi-oscar convert HEAD {name}/{task}"
+            f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was{put}"
         )
     model = load_checked(TASK_HEADS[task], name, revision, task, dtype=dtype)
     check_width(region_model, model.config)
