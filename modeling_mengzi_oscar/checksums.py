@@ -1,11 +1,15 @@
-"""Checksums that stand in the files that they are of: `"crc32"`, with zeros in its place while it is computed.
+"""What safetensors files lack by themselves: a checksum, and the access that other files have.
+
+Checksums stand in the files that they are of: `"crc32"`, with zeros in its place while it is computed.
 
 JSON files of ours and the metadata of safetensors files may begin with one. safetensors has none of its own: without
 it a flipped bit of a weight is another weight.
 """
 
 import re
+import shutil
 import zlib
+from pathlib import Path
 
 CHECKSUM = re.compile(rb'"crc32": ?"([^"]*)"')
 NO_CHECKSUM = "00000000"
@@ -39,3 +43,11 @@ def check_bytes(path) -> None:
         first = file.read(FIRST_BYTES)
     if stated != found and (stated or re.search(rb'{"[^"]{5}": ?"[0-9a-f]{8}"', first)):  # or its name is damaged
         raise ValueError("its bytes do not have the checksum that it states; copy it again")
+
+
+def share_weights(folder) -> None:
+    """safetensors writes files that only their owner may read; here they get the mode of config.json beside them."""
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        for path in folder.glob("*.safetensors"):
+            shutil.copymode(folder / "config.json", path)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig
 
 from .fields import (
     COMMON,
@@ -30,10 +30,11 @@ from .fields import (
     whole,
     word,
 )
-from .modeling_regions import RegionModelOutput, as_pictures, box_geometry
+from .modeling_regions import RegionModel, RegionModelOutput, as_pictures, box_geometry
 from .photos import to_rgb
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .checksums import share_weights  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
 try:  # not where a model is built: `from_pretrained` does that on no device and with torch's initialisers replaced
@@ -257,7 +258,7 @@ class ClassBranch(nn.Module):
         return logits.float().softmax(dim=-1)
 
 
-class GridRegionModel(PreTrainedModel):
+class GridRegionModel(RegionModel):
     """Pixels -> one region per grid cell, row by row from the top left, and tags of the whole image."""
 
     config: GridRegionConfig

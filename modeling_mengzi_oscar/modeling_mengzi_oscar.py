@@ -31,6 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
+from .checksums import share_weights
 from .configuration_mengzi_oscar import MengziOscarConfig
 from .generation_mengzi_oscar import MaskQueryGenerationMixin
 
@@ -319,6 +320,7 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         finally:
             self.config.region_model = named
+        share_weights(save_directory)
 
     def as_asked(self, output: ModelOutput, return_dict: bool | None):
         """A tuple for `return_dict=False`, in the call or in the config."""

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 
 from .configuration_vinvl import VinVLConfig
-from .modeling_regions import RegionModelOutput, box_geometry
+from .modeling_regions import RegionModel, RegionModelOutput, box_geometry
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .checksums import share_weights  # noqa: F401
     from .fields import Rule  # noqa: F401
     from .photos import PhotoError  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
@@ -501,7 +501,7 @@ class VinVLAttributeHead(nn.Module):
         return ids * (scores > 0), scores
 
 
-class VinVLModel(PreTrainedModel):
+class VinVLModel(RegionModel):
     """Images to regions: boxes, labels, attributes and 2,054-d feature rows.
 
     Runs in the dtype of its weights; boxes, scores and features are always float32, and every part casts what it gets

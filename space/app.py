@@ -52,8 +52,9 @@ def build(engine: Engine) -> gr.Blocks:
                 )
                 if samples():
                     gr.Examples([[str(path)] for path, _ in samples().values()], photo, label=i18n("samples"))
-            with gr.Column(scale=7, min_width=300), gr.Tabs(elem_id="tabs"):
+            with gr.Column(scale=7, min_width=300), gr.Tabs(selected=engine.tasks[0], elem_id="tabs"):
                 with gr.Tab(i18n("caption"), id="caption") as caption_tab:
+                    missing(engine, "caption")
                     caption = html(view.empty("caption_empty", {}), elem_id="caption", min_height=240)
                     with gr.Accordion(i18n("settings"), open=False):
                         beams = slider("num_beams", 1, MAX_BEAMS, engine.num_beams, 1)
@@ -106,6 +107,7 @@ def build(engine: Engine) -> gr.Blocks:
                     ask = gr.Button(i18n("ask_button"), variant="primary", elem_id="ask-button")
                     answers = html(view.empty("ask_empty", {}), elem_id="answers", min_height=180)
                 with gr.Tab(i18n("batch"), id="batch") as batch_tab:
+                    missing(engine, "caption")
                     files = gr.File(
                         file_count="multiple",
                         file_types=["image", *SUFFIXES, ".zip"],

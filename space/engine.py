@@ -11,7 +11,7 @@ from words import UserError, cannot
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
-from modeling_mengzi_oscar.loading import has_head
+from modeling_mengzi_oscar.loading import tasks_of
 
 try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs
     from spaces import GPU
@@ -97,8 +97,8 @@ class Engine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = MengziOscarPipeline.from_pretrained(model, device=device)
         self.styles, self.num_beams, self.lengths, self.max_length = [], MAX_BEAMS, {None: MAX_LENGTH}, MAX_LENGTH
-        self.tasks = ["caption"] + [task for task in ("match", "ask") if has_head(model, task)]
-        for task in self.tasks[1:]:
+        self.tasks = tasks_of(model)  # of a checkpoint that is a head: without captions
+        for task in {*self.tasks} - {"caption"}:
             self.pipeline._head(task)  # a damaged one is told before anybody asks
         if "caption" in self.tasks:
             self.read_caption_settings()
@@ -123,6 +123,7 @@ class Engine:
 
         Beams and length are the checkpoint's where they are None.
         """
+        self.need("caption")
         if style is not None and style not in self.styles:
             raise UserError("no_style", known=", ".join(self.styles) or "—")
         length, beams = self.lengths[style], self.num_beams
@@ -197,6 +198,7 @@ class Engine:
 
         A row is {"file", "caption", "score", "photo"} or {"file", "error"}.
         """
+        self.need("caption")
         for start in range(0, len(photos), MAX_BATCH):
             rows = []
             for name, read in photos[start : start + MAX_BATCH]:
@@ -225,10 +227,10 @@ class Engine:
 
     def describe(self) -> dict:
         """The checkpoint, its region model, its tasks and sizes."""
-        captioner, regions = self.pipeline.captioner, self.pipeline.region_model
+        model, regions = self.pipeline.model, self.pipeline.region_model
         millions = {
-            name: round(sum(p.numel() for p in model.parameters()) / 1e6, 1)
-            for name, model in {"captioner": captioner, "regions": regions}.items()
+            name: round(sum(p.numel() for p in part.parameters()) / 1e6, 1)
+            for name, part in {"captioner": model, "regions": regions}.items()
         }
         return {
             "model": "mengzi-oscar-mini" if self.model == str(BUNDLED) else self.model,
@@ -237,7 +239,7 @@ class Engine:
             "region_model": regions.config.model_type,
             "region_config": regions.config,
             "millions_of_parameters": millions,
-            "device": str(captioner.device),
+            "device": str(model.device),
         }
 
     def need(self, task):

@@ -166,8 +166,8 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "This checkpoint writes no captions, it only matches or answers. Name one that does: MODEL_ID=…",
     ),
     "no_head": (
-        "这个模型没有学过这个任务（没有 {task}/）。换一个学过的模型：MODEL_ID=…",
-        "This checkpoint was not trained to do this (it has no {task}/ head). Name one that was: MODEL_ID=…",
+        "这个模型没有学过这个任务（{task}）。换一个学过的模型：MODEL_ID=…",
+        "This checkpoint was not trained to do this ({task}). Name one that was: MODEL_ID=…",
     ),
     "no_links": (
         "请上传文件本身，不要给网址。",

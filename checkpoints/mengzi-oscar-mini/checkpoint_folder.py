@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from .checksums import check_bytes
@@ -37,6 +38,8 @@ OF_TENSORS = re.compile(  # what a pickle of a state dict calls; torch lets more
     r"collections OrderedDict|torch(\.storage)? \w*Storage|torch (Size|device|[a-z]+\d+)"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_TIMEOUT = 10  # seconds
 ATTENTION = (None, "eager", "sdpa")  # what a file may ask for; other attention comes from whoever loads
 
 
@@ -195,12 +198,30 @@ def refuse_a_training(folder: Path) -> None:
 def download(name: str, revision: str | None, subfolder: str) -> Path:
     """The files of a checkpoint, from the Hub or its cache."""
     patterns = ["/".join(filter(None, (subfolder, file))) for file in CHECKPOINT_FILES]
+    no_answer = None
+    if COMMIT.fullmatch(revision or ""):  # of such a one the list of files is asked for, six times over 23 seconds
+        no_answer = ask_once(name, revision)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=bool(no_answer))
+        )
     except Exception as error:  # no such name, no connection, no right, ...
+        if isinstance(error, LocalEntryNotFoundError):  # a paragraph about what this says in a few words
+            error = no_answer or error.__cause__ or error
         raise CheckpointError(
             f"{name}: no such folder here, and as a Hub id it cannot be loaded: {one_line(error)}"
         ) from None
+
+
+def ask_once(name: str, revision: str) -> Exception | None:
+    """Why the Hub gives no answer about a repo, None where it gives one, whichever that is."""
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        return None
+    except Exception as error:
+        return error
+    return None
 
 
 def read_json(path, said=None) -> dict:

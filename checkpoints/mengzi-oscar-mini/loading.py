@@ -4,6 +4,7 @@ No library reads a checkpoint's JSON files, no code that it holds or names runs,
 before a model is built.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,16 @@ TOKENIZERS = (  # a BERT tokenizer, or whatever a BERT's tokenizer.json says, as
     *("TokenizersBackend", "PreTrainedTokenizerFast"),
 )
 WITH_PROCESSOR = {"AutoProcessor": "processing_mengzi_oscar.MengziOscarProcessor"}  # transformers writes it there too
+TASKS = {  # class of a checkpoint's root -> what it does with a photo
+    "MengziOscarForImageCaptioning": "caption",
+    "MengziOscarForImageTextRetrieval": "match",
+    "MengziOscarForVisualQuestionAnswering": "ask",
+}
+WITHOUT_TASK = {  # class of a root that does nothing with a single photo -> what it is, and what loads it
+    "MengziOscarForVisualReasoning": "judges a sentence about two photos: load it with AutoModelForMultipleChoice",
+    "MengziOscarForPreTraining": "is pre-trained for no task yet: fine-tune it first (docs/recipes.md)",
+}
+KINDS = {"caption": "a captioner", "match": "a match head", "ask": "a head that answers questions"}
 SPECIAL_TOKENS = ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
 TOKEN = either(
     word,
@@ -166,7 +177,7 @@ def load_processor(name, revision=None, subfolder="") -> MengziOscarProcessor:
     Raises:
         CheckpointError: a file is missing or damaged, a field may not be, or the tokenizer is not one of ours.
     """
-    folder = CheckpointFolder(name, revision, subfolder)
+    folder = as_folder(name, revision, subfolder)
     config = folder.config(MengziOscarConfig)
     original = folder.json("config.json").get("model_type") != MengziOscarConfig.model_type  # they have no such file
     said = folder.json("processor_config.json", {} if original else None)
@@ -328,6 +339,11 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
                 f"{folder.name}: an original checkpoint, which names no region model: mengzi-oscar convert "
                 f"{folder.name} OUTPUT --region-model FOLDER_OR_ID@REVISION makes one of it that sees photos"
             )
+        if said.get("model_type") == MengziOscarConfig.model_type:
+            raise CheckpointError(
+                f"{folder.said('config.json')}: names no region model, so it reads features only: for photos convert "
+                "the original with --region-model"
+            )
         raise CheckpointError(
             f"{folder.said('config.json')}: no region model there, and its config names none (model_type {model_type})"
         )
@@ -338,6 +354,9 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
     else:
         subfolder, named = named, CheckpointFolder(name, revision, named)
         if named.file("config.json") is None:
+            beside = Path(name).resolve().parent
+            if Path(name).is_dir() and (beside / subfolder / "config.json").is_file():
+                raise CheckpointError(f"{name}: is a part of the checkpoint {beside}: name that one")
             raise CheckpointError(
                 f"{folder.name}: its config names the region model {subfolder}/, which is not there: copy that folder "
                 "from the checkpoint that this one came from, or save that with MengziOscarPipeline.save_pretrained"
@@ -383,6 +402,36 @@ def check_width(region_model, config) -> None:
             f"{config.name_or_path}: config.json says img_feature_dim {config.img_feature_dim}, but the regions of its "
             f"region model are {width} wide"
         )
+
+
+def task_of_root(name, revision=None) -> str:
+    """What the model at the root of a checkpoint does with a photo: "caption", "match" or "ask".
+
+    Raises:
+        CheckpointError: nothing, or there is no checkpoint of ours.
+    """
+    folder = CheckpointFolder(name, revision)
+    said = folder.json("config.json")
+    architectures = said.get("architectures")
+    root = architectures[0] if listed(word).holds(architectures) and len(architectures) == 1 else None
+    if root in WITHOUT_TASK:
+        raise CheckpointError(f"{name}: {WITHOUT_TASK[root]}")
+    if said.get("model_type") in (None, "bert") and root not in TASKS:
+        raise CheckpointError(
+            f"{name}: is an original checkpoint; for photos convert it first: mengzi-oscar convert {name} OUTPUT "
+            "--region-model ID@REV"
+        )
+    return TASKS.get(root, "caption")  # another class is told when its weights do not fit
+
+
+def tasks_of(name, revision=None) -> list[str]:
+    """What a checkpoint does with a photo: its root's task first, then those of its subfolders.
+
+    Raises:
+        CheckpointError: as `task_of_root`.
+    """
+    root = task_of_root(name, revision)
+    return [root, *(task for task in ("match", "ask") if task != root and has_head(name, task, revision))]
 
 
 def has_head(name, task, revision=None) -> bool:

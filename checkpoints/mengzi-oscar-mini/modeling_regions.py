@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .checksums import share_weights
 from .photos import array_to_image, check_size
 from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
 
@@ -32,6 +34,15 @@ class RegionModelOutput(ModelOutput):
     tag_ids: torch.LongTensor | None = None  # (B, L), tags of the whole image, 0 = none
     tag_scores: torch.FloatTensor | None = None  # (B, L), falling
     proposals: torch.FloatTensor | None = None  # (B, P, 4), pixels of the resized image; on request
+
+
+class RegionModel(PreTrainedModel):
+    """What region models have in common beside their output."""
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers, with weights that whoever may read config.json may read too."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        share_weights(save_directory)
 
 
 def box_geometry(boxes: torch.Tensor, original_sizes: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Photo -> caption, answer or match, with everything in between: opens the photo, finds regions and tags, writes.
 
-One folder (or Hub repo) holds the captioner at its root, further tasks in subfolders (`ask/`, `match/`), and names its
-region model, so that a photo can never meet the wrong features.
+One folder (or Hub repo) holds a captioner, a match head or a head that answers at its root, further tasks in subfolders
+(`ask/`, `match/`), and names its region model, so that a photo can never meet the wrong features.
 """
 
 import os
@@ -20,7 +20,17 @@ from transformers import GenerationConfig, GenerationMixin, Pipeline
 
 from .checkpoint_folder import CheckpointError, check_weights
 from .generation_mengzi_oscar import check_whole
-from .loading import check_together, check_width, has_head, load_checked, load_processor, load_region_model
+from .loading import (
+    KINDS,
+    TASKS,
+    check_together,
+    check_width,
+    has_head,
+    load_checked,
+    load_processor,
+    load_region_model,
+    task_of_root,
+)
 from .matching import Matcher
 from .modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
@@ -44,7 +54,13 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
+CAPTIONER = MengziOscarForImageCaptioning
 TASK_HEADS = {"ask": MengziOscarForVisualQuestionAnswering, "match": MengziOscarForImageTextRetrieval}
+METHODS = {  # name of transformers' pipeline -> what it calls, and what that cannot do without beside photos
+    "mengzi-oscar-captioning": ("caption", None),
+    "mengzi-oscar-matching": ("match", "texts"),
+    "mengzi-oscar-answering": ("ask", "question"),
+}
 REGION_MODEL = "region_model"  # the subfolder of it
 
 
@@ -52,22 +68,43 @@ class MengziOscarPipeline:
     """Captions, answers and matches for photos; `MengziOscarPipeline.from_pretrained("checkpoints/mengzi-oscar-mini")`.
 
     Args:
+        model: captioner, match head or head that answers: the root of a checkpoint. processor: its own.
         load_head: a function from "ask" or "match" to the model and processor of that task, called when it is first
-            asked for; None where there is only the captioner.
+            asked for; None where there is only the root.
     """
 
-    def __init__(self, captioner, processor, region_model, image_processor, load_head=None):
-        self.captioner, self.processor = captioner.eval(), processor
+    def __init__(self, model, processor, region_model, image_processor, load_head=None):
+        self.model, self.processor = model.eval(), processor
         self.region_model, self.image_processor = region_model.eval(), image_processor
-        self._load_head, self._heads = load_head, {}
+        self.task = TASKS.get(type(model).__name__, "caption")
+        self._load_head = load_head
+        self._heads = {} if self.task == "caption" else {self.task: (self.model, processor)}
+
+    @property
+    def captioner(self):
+        """The model that writes captions.
+
+        Raises:
+            CheckpointError: the checkpoint is a head for another task; which, and what to name.
+        """
+        if self.task != "caption":
+            raise CheckpointError(
+                f"{self.model.config.name_or_path}: is {KINDS[self.task]} and writes no captions: "
+                f"use {self.task}, or name a captioner"
+            )
+        return self.model
+
+    @captioner.setter
+    def captioner(self, model):
+        self.model = model
 
     @classmethod
     def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32", int8=False):
         """
         Args:
             name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
-            device, dtype: where and in what type the captioner runs; checkpoints stored in float16 run in float32
-                unless asked otherwise. The region model stays in float32.
+            device, dtype: where and in what type the model and its heads run; checkpoints stored in float16 run in
+                float32 unless asked otherwise. The region model stays in float32.
             int8: captioner and heads multiply in 8 bits (`quantize`): on CPUs faster, captions nearly the same.
 
         Raises:
@@ -80,40 +117,36 @@ class MengziOscarPipeline:
             model = model.to(device)
             return quantize(model) if int8 else model
 
-        captioner = prepared(load_checked(MengziOscarForImageCaptioning, name, revision=revision, dtype=dtype))
+        root = TASK_HEADS.get(task_of_root(name, revision), CAPTIONER)
+        root = prepared(load_checked(root, name, revision=revision, dtype=dtype))
         processor = load_processor(name, revision)
         region_model, image_processor = load_region_model(name, revision=revision)
-        check_width(region_model, captioner.config)
+        check_width(region_model, root.config)
 
         def load_head(task):
-            if not has_head(name, task, revision):
-                raise CheckpointError(
-                    f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was"
-                )
-            model = prepared(load_checked(TASK_HEADS[task], name, revision, task, dtype=dtype))
-            check_width(region_model, model.config)
-            return model.eval(), load_processor(name, revision, task)
+            model, head_processor = head_in_subfolder(name, task, revision, region_model, dtype)
+            return prepared(model), head_processor
 
-        return cls(captioner, processor, region_model.to(device), image_processor, load_head)
+        return cls(root, processor, region_model.to(device), image_processor, load_head)
 
     def save_pretrained(self, folder) -> None:
-        """Writes everything that `from_pretrained` reads: captioner, processor, region model, heads.
+        """Writes everything that `from_pretrained` reads: model, processor, region model, heads.
 
         Raises:
             ValueError: weights in 8 bits, which are made anew whenever a checkpoint is loaded.
         """
-        if is_int8(self.captioner):
+        if is_int8(self.model):
             raise ValueError("weights in 8 bits are not saved: load the checkpoint without int8, and save that")
-        folder, config = Path(folder), self.captioner.config
+        folder, config = Path(folder), self.model.config
         for part in (self.region_model, self.image_processor):
             part.save_pretrained(folder / REGION_MODEL)
         named, config.region_model = config.region_model, REGION_MODEL
         try:
-            self.captioner.save_pretrained(folder)
+            self.model.save_pretrained(folder)
         finally:
             config.region_model = named
         self.processor.save_pretrained(folder)
-        for task in TASK_HEADS:
+        for task in TASK_HEADS.keys() - {self.task}:
             try:
                 head, processor = self._head(task)
             except CheckpointError:  # not every checkpoint has it
@@ -272,6 +305,7 @@ class MengziOscarPipeline:
         Raises:
             ValueError
         """
+        captioner = self.captioner
         self.processor.begin(style, 0)
         generation = {name: value for name, value in generation.items() if value is not None}  # as nobody said it
         if (config := generation.pop("generation_config", None)) is not None:  # what it says, as arguments
@@ -287,8 +321,8 @@ class MengziOscarPipeline:
         generation["return_dict_in_generate"] = False
         if not {"max_length", "max_new_tokens"} & generation.keys():
             generation["max_length"] = self.caption_length(style)
-        settings = self.captioner.open_settings(None, generation) | generation
-        self.captioner.check_settings(settings, tags=self.processor.tag_room)
+        settings = captioner.open_settings(None, generation) | generation
+        captioner.check_settings(settings, tags=self.processor.tag_room)
         return generation
 
     @torch.inference_mode()
@@ -329,6 +363,22 @@ class MengziOscarPipeline:
             "tokens": self.processor.tokenizer.convert_ids_to_tokens(ids[1:end]),
             "region_weights": region_weights[: end - 1, :regions].tolist(),
         }
+
+
+def head_in_subfolder(name, task, revision, region_model, dtype):
+    """Model and processor of "ask" or "match".
+
+    Raises:
+        CheckpointError: the checkpoint has no such head, or it does not fit.
+    """
+    if not has_head(name, task, revision):
+        put = f", or put one into it: mengzi-oscar convert HEAD {name}/{task}" if os.path.isdir(name) else ""
+        raise CheckpointError(
+            f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was{put}"
+        )
+    model = load_checked(TASK_HEADS[task], name, revision, task, dtype=dtype)
+    check_width(region_model, model.config)
+    return model.eval(), load_processor(name, revision, task)
 
 
 @dataclass
@@ -380,11 +430,13 @@ def describe_regions(region_model, output) -> list[list[dict]]:
     return [[{"box": box} for box in boxes[mask].tolist()] for boxes, mask in zip(output.boxes, masks, strict=True)]
 
 
-class MengziOscarCaptioningPipeline(Pipeline):
+class MengziOscarPhotoPipeline(Pipeline):
     """`pipeline("mengzi-oscar-captioning", model=..., trust_remote_code=True)`: the pipeline above, as transformers'.
 
-    Photos in, dicts out, generation arguments in between. A checkpoint stored in float16 runs in float32 on a CPU
-    unless a dtype is asked for. `int8=True` multiplies in 8 bits there.
+    Photos in, what `MengziOscarPipeline` makes of them out. Also "mengzi-oscar-matching", called with `texts=`, and
+    "mengzi-oscar-answering", called with `question=`: by the root of the repo or a head in a subfolder of it. A
+    checkpoint stored in float16 runs in float32 on a CPU unless a dtype is asked for. `int8=True` multiplies in 8 bits
+    there.
     """
 
     _load_processor = True
@@ -396,26 +448,42 @@ class MengziOscarCaptioningPipeline(Pipeline):
         check_together(processor, model.config)
         if self.device.type == "cpu" and dtype in (None, "auto"):
             self.model.float()
+        dtype = self.model.dtype
         if int8:
             quantize(self.model)
         # The code of a Hub repo is imported as transformers_modules.<user>.<repo>.<commit>.<file>; nothing else tells
         # the revision that the user asked for.
         revision = re.search(r"\.([0-9a-f]{40})\.", __name__)
-        region_model, image_processor = load_region_model(
-            model.config.name_or_path, revision=revision[1] if revision else None
-        )
+        name, revision = model.config.name_or_path, revision[1] if revision else None
+        region_model, image_processor = load_region_model(name, revision=revision)
         check_width(region_model, model.config)
-        self.captioning = MengziOscarPipeline(self.model, processor, region_model.to(self.device), image_processor)
+
+        def load_head(task):
+            head, head_processor = head_in_subfolder(name, task, revision, region_model, dtype)
+            return quantize(head) if int8 else head.to(self.device), head_processor
+
+        self.photos = MengziOscarPipeline(
+            self.model, processor, region_model.to(self.device), image_processor, load_head
+        )
+        self.method, self.asked = METHODS.get(self.task, METHODS["mengzi-oscar-captioning"])
+        if self.method == "caption":
+            self.photos.captioner  # noqa: B018  (says that it is none)
+        else:
+            self.photos._head(self.method)
 
     def __call__(self, photos, **options):
-        """One photo -> a dict; a list, tuple, column -> a list; a generator or torch's data set -> an iterator.
+        """One photo -> one result; a list, tuple, column -> a list; a generator or torch's data set -> an iterator.
 
         Args:
-            options: `batch_size`, `num_workers`, and what `MengziOscarPipeline.caption` takes.
+            options: `batch_size`, `num_workers`, and what the method of `MengziOscarPipeline` takes: `texts` or
+                `question` where texts are matched or a question is answered.
 
         Raises:
             PhotoError: the one photo cannot be read; among several {"error": the line} stands in its place.
+            ValueError: no `texts`, no `question`, or settings that cannot work.
         """
+        if self.asked and options.get(self.asked) is None:
+            raise ValueError(f"{self.task}: {self.asked} is missing: call it with (photo, {self.asked}=...)")
         if not is_one_photo(photos) and not isinstance(photos, (GeneratorType, Dataset)):
             photos = list(photos)
             if not photos:
@@ -430,17 +498,19 @@ class MengziOscarCaptioningPipeline(Pipeline):
         super().save_pretrained(save_directory, **options)
         self.processor.save_pretrained(save_directory)
 
-    def _sanitize_parameters(self, **generation):
-        return {}, generation, {}
+    def _sanitize_parameters(self, **options):
+        return {}, options, {}
 
     def preprocess(self, photo):
         return {"photo": open_or_error(photo, "the photo")}
 
-    def _forward(self, inputs, **generation):
+    def _forward(self, inputs, **options):
         photos = inputs["photo"]  # a list of them where transformers made a batch
         opened = photos if isinstance(photos, list) else [photos]
-        captioned = self.captioning.caption(opened, batch_size=len(opened), **generation)
-        return {"result": captioned if isinstance(photos, list) else captioned[0]}
+        if self.method == "caption":
+            options["batch_size"] = len(opened)
+        results = getattr(self.photos, self.method)(opened, **options)
+        return {"result": results if isinstance(photos, list) else results[0]}
 
     def postprocess(self, output):
         return output["result"]

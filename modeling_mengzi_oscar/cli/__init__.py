@@ -19,14 +19,15 @@ EXAMPLES = """examples:
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
   mengzi-oscar extract stores/photos --format tsv-caption --output oscar/photos
   mengzi-oscar import-tsv train.feature.tsv train.label.tsv --output stores/train
-  mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
+  mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/ --region-model vinvl/
+  mengzi-oscar convert Langboat/mengzi-oscar-base-retrieval converted/match
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
   mengzi-oscar environment
 """
 COMMANDS = {  # name -> its file, and what it does
     "caption": (caption, "write a caption for each photo"),
-    "ask": (ask, "answer a question about a photo (checkpoints with an ask/ head)"),
-    "match": (match, "does a text belong to a photo? (checkpoints with a match/ head)"),
+    "ask": (ask, "answer a question about a photo (checkpoints that answer, or have an ask/ head)"),
+    "match": (match, "does a text belong to a photo? (checkpoints that match, or have a match/ head)"),
     "extract": (extract, "region features of many photos"),
     "import-tsv": (import_tsv, "a feature TSV (Oscar's, bottom-up-attention's, LXMERT's) into a store"),
     "convert": (convert, "an original checkpoint into a folder that is a Hub repo"),

@@ -8,7 +8,7 @@ TASKS = ("caption", "retrieval", "vqa", "gqa", "nlvr2", "pretrain")
 def add_arguments(parser):
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder, .bin or Hub id (@REVISION); .pth of the VinVL detector")
-    add("output", metavar="OUTPUT", help="new folder")
+    add("output", metavar="OUTPUT", help="new folder; DIR/match or DIR/ask: a head of the checkpoint in DIR")
     add("--task", default="auto", choices=["auto", *TASKS], help="default: found from the weights")
     add("--region-model", metavar="ID@REV", help="region model of the training: Hub id or folder")
     add("--answers", metavar="FILE", help="answers of VQA or GQA: ans2label, JSON or pickle")

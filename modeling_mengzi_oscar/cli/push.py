@@ -10,6 +10,11 @@ def add_arguments(parser):
     parser.add_argument("repo_id", metavar="REPO_ID")
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--create-pr", action="store_true", help="a pull request instead of a commit")
+    parser.add_argument(
+        "--assemble",
+        action="store_true",
+        help="first write into DIR what a Hub repo has beside the weights: code, auto_map, pipelines, a card if none",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check, and list what would be sent")
 
 
@@ -18,6 +23,8 @@ def run(options) -> int:
     from .. import hub
 
     try:
+        if options.assemble:
+            hub.assemble(options.folder)
         if not options.dry_run:
             print(hub.push(options.folder, options.repo_id, options.private, options.create_pr))
             return 0

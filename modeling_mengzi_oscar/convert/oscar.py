@@ -4,6 +4,8 @@ Parameter names do not change, so `from_pretrained` reads original folders too; 
 key and shape must fit, the task is found from the keys, pickles are read as tensors only, and the result is complete:
 safetensors, config, code, tokenizer, processor and generation config, model card. What the original's loaders accept
 silently (LayerNorm.gamma, a text BERT as a start, a relation head of another size) is done here and said.
+
+An output inside the folder of a checkpoint (`both/match`, `both/ask`) is a head of that checkpoint: heads.py.
 """
 
 import copy
@@ -27,19 +29,23 @@ from ..checkpoint_folder import (
 from ..configuration_mengzi_oscar import PINNED, MengziOscarConfig
 from ..fields import check_fields, flag
 from ..generation_mengzi_oscar import published_generation_config
-from ..hub.model_card import model_card
+from ..hub.model_card import head_section, model_card
 from ..hub.repo import (
     REGION_MODEL_FOLDER,
     assemble,
+    card_task,
     copy_files,
+    describe_head,
     folder_of_region_model,
     region_model_config,
     save_vocabulary,
+    task_of,
     written_beside,
 )
-from ..loading import check_size
+from ..loading import check_size, generation_config, load_processor
 from ..processing_mengzi_oscar import MengziOscarProcessor
 from . import vinvl
+from .heads import check_fits, checkpoint_around
 from .label_maps import read_answers
 
 HEADS = {
@@ -81,7 +87,8 @@ def convert(
     Args:
         source: folder with config.json and pytorch_model.bin (or model.safetensors), one of these files with the
             config beside it, or a Hub id, "name/repo" or "name/repo@revision".
-        output: folder to create; it must not exist or be empty.
+        output: folder to create; it must not exist or be empty. `match` or `ask` in the folder of a checkpoint: the
+            source is a head, original, converted or trained, and becomes one of that checkpoint.
         task: a key of `HEADS`, or "auto": found from the keys and the config's `loss_type`.
         region_model: "name/repo@revision", or the folder of one, which is copied into the output.
         answers: file of VQA's or GQA's answers: JSON or pickle of {answer: id}, or of a list of answers.
@@ -100,8 +107,10 @@ def convert(
         raise CheckpointError(f"{output}: is not an empty folder; give another output, or remove it first")
     folder, state = read_source(source)
     raw_config = folder.json("config.json")
+    ours = raw_config.get("model_type") == MengziOscarConfig.model_type and folder.file("processor_config.json")
     with folder.reading("config.json"):
-        task = find_task(state, raw_config) if task == "auto" else task
+        if task == "auto":
+            task = card_task(raw_config) if ours and task_of(raw_config) else find_task(state, raw_config)
     tokenizer = make_tokenizer(vocab, folder)
     config = make_config(raw_config, state, tokenizer, folder)
     if answers:
@@ -109,7 +118,10 @@ def convert(
         if len(names) != config.num_labels:
             raise CheckpointError(f"{answers}: holds {len(names)}, but the model has {config.num_labels} answers")
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
-    if region_model:
+    root = checkpoint_around(output)
+    if root:
+        config.region_model = check_fits(root, output, task, config, folder, region_model)
+    elif region_model:
         config.region_model = check_region_model(region_model, config.img_feature_dim)
     elif config.region_model and not PINNED.fullmatch(config.region_model):
         raise CheckpointError(
@@ -122,21 +134,32 @@ def convert(
     state, notes = fit(state, model, source, allow_missing)
     model.load_state_dict(state, strict=False)
     model.tie_weights()
+    if ours:  # as it was stored
+        model.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
     if task == "caption":
-        model.generation_config = published_generation_config(config)
+        with folder.reading("generation_config.json"):
+            said = generation_config(folder.json("generation_config.json", {}), config) if ours else None
+        model.generation_config = said or published_generation_config(config)
     if base_model is None and not Path(source).exists():
         base_model = str(source).split("@")[0]
-    origin = "Converted from the original weights by `mengzi-oscar convert`."
+    origin = (
+        "Converted from the original weights by `mengzi-oscar convert`." if not ours else "Taken from a checkpoint."
+    )
     card = model_card(task, config, output.name, base_model, datasets, scores, notes=[origin, *notes])
     with written_beside(output, ".partial") as partial:
         model.save_pretrained(partial)
-        MengziOscarProcessor(tokenizer, **processor_settings(task, config)).save_pretrained(partial)
-        save_vocabulary(tokenizer, partial / "vocab.txt")
-        if config.region_model == REGION_MODEL_FOLDER:
+        settings = processor_settings(task, config)
+        processor = load_processor(folder) if ours else MengziOscarProcessor(tokenizer, **settings)
+        processor.save_pretrained(partial)
+        save_vocabulary(processor.tokenizer, partial / "vocab.txt")
+        if not root and config.region_model == REGION_MODEL_FOLDER:
             (partial / REGION_MODEL_FOLDER).mkdir()
             names = ("config.json", "preprocessor_config.json", "model.safetensors")
             copy_files(folder_of_region_model(region_model), names, partial / REGION_MODEL_FOLDER)
-        assemble(partial, card)
+        if not root:
+            assemble(partial, card)
+    if root:
+        describe_head(root, output.name, head_section(task, notes=[origin, *notes]))
     return task, notes
 
 

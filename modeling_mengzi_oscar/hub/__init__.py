@@ -2,8 +2,8 @@
 
 from .repo import (
     AUTO_MAPS,
-    CUSTOM_PIPELINES,
     PACKAGE,
+    PIPELINE,
     PROCESSORS,
     add_head,
     assemble,
@@ -18,8 +18,8 @@ from .repo import (
 
 __all__ = [
     "AUTO_MAPS",
-    "CUSTOM_PIPELINES",
     "PACKAGE",
+    "PIPELINE",
     "PROCESSORS",
     "add_head",
     "assemble",

@@ -18,9 +18,14 @@ model = {auto_class}.from_pretrained(repo, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
 # features: (regions, width) of one image; tags: its objects, as the region model names them
 {usage}"""
-PHOTO_USAGE = """from transformers import pipeline
-
-pipeline("mengzi-oscar-captioning", model=repo, trust_remote_code=True)("photo.jpg")["caption"]"""
+PIPELINE_USAGE = 'pipeline("mengzi-oscar-{}", model=repo, trust_remote_code=True)("photo.jpg"{}'
+ON_PHOTOS = {  # task -> transformers' pipeline of the whole checkpoint
+    "caption": PIPELINE_USAGE.format("captioning", ')["caption"]'),
+    "retrieval": PIPELINE_USAGE.format("matching", ', texts=["两个人在骑马", "一只猫"])'),
+    "vqa": PIPELINE_USAGE.format("answering", ', question="有几个人？")'),
+    "gqa": PIPELINE_USAGE.format("answering", ', question="有几个人？")'),
+}
+PHOTO_USAGE = "from transformers import pipeline\n\n{}"
 PAIR = 'inputs = processor(text=["{}"], tags=[["人", "马"]], regions=[features])\nmodel(**inputs).{}'
 TASKS = {  # task -> Auto class, the Hub's pipeline tag, what it does, how to use it
     "pretrain": (
@@ -57,7 +62,9 @@ TASKS = {  # task -> Auto class, the Hub's pipeline tag, what it does, how to us
         "AutoModelForMultipleChoice",
         "visual-question-answering",
         "Says whether a statement about two images is true.",
-        "# inputs (1, 2, ...): the statement with each of the two images\nmodel(**inputs).logits",
+        "# the statement with each of the two images: (2, ...) -> (1, 2, ...)\n"
+        'inputs = processor(text=["两张图里都有马"] * 2, tags=[["人", "马"], ["马"]], regions=[features, features])\n'
+        "model(**{name: rows[None] for name, rows in inputs.items()}).logits",
     ),
 }
 
@@ -131,9 +138,15 @@ def model_card(task, config, name, base_model=None, datasets=None, scores=None, 
         lines += ["| metric | value |", "|---|--:|"]
         lines += [f"| {escaped(result.metric_type)} | {result.metric_value:.4f} |" for result in results]
     lines += ["", "## Use", "", TESTED, "", "```python", USAGE.format(auto_class=auto_class, usage=usage), "```", ""]
-    if config.region_model and task == "caption":
-        lines += ["From a photo:", "", "```python", PHOTO_USAGE, "```", ""]
+    if config.region_model and task in ON_PHOTOS:
+        lines += ["From a photo:", "", "```python", PHOTO_USAGE.format(ON_PHOTOS[task]), "```", ""]
     return f"---\n{data}\n---\n\n" + "\n".join(lines)
+
+
+def head_section(task, notes=()) -> str:
+    """What README.md of a checkpoint says of a head in a subfolder, below its heading; arguments as `model_card`."""
+    lines = [TASKS[task][2], "", *(f"* {' '.join(note.split())}" for note in notes), ""]
+    return "\n".join([*lines, "```python", PHOTO_USAGE.format(ON_PHOTOS[task]), "```"])
 
 
 def detector_card(config, name) -> str:

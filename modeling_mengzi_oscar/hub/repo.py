@@ -1,8 +1,8 @@
 """A checkpoint as one folder, laid out as a Hub repo, and the way to the Hub.
 
 A repo of ours works where this package is not installed: its config names the classes for transformers' Auto classes
-(`auto_map`), and the files of this package that they need lie beside it. `assemble` adds both to any folder that
-`save_pretrained` wrote, `check_repo` says what is missing or does not belong, `push` sends what passes.
+(`auto_map`) and pipelines, and the files of this package that they need lie beside it. `assemble` adds both to any
+folder that `save_pretrained` wrote, `check_repo` says what is missing or does not belong, `push` sends what passes.
 """
 
 import json
@@ -21,17 +21,20 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ..checkpoint_folder import CHECKPOINT_FILES, CheckpointError, CheckpointFolder, one_line, read_json, shown
-from ..configuration_mengzi_oscar import PINNED
+from ..configuration_mengzi_oscar import PINNED, MengziOscarConfig
+from ..fields import listed, word
 from ..files import state_checksum
 from ..loading import (
+    TASKS,
     check_size,
     generation_config,
     load_processor,
     load_region_processor,
+    load_tokenizer,
     region_model_classes,
     region_model_folder,
 )
-from .model_card import model_card
+from .model_card import detector_card, model_card
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REGION_MODEL_FOLDER = "region_model"
@@ -61,13 +64,8 @@ PROCESSORS = {  # model_type -> the file that names the processor, and its `auto
     ),
     "vinvl": ("preprocessor_config.json", {"AutoImageProcessor": "image_processing_vinvl.VinVLImageProcessor"}),
 }
-CUSTOM_PIPELINES = {
-    "mengzi-oscar-captioning": {
-        "impl": "pipeline_mengzi_oscar.MengziOscarCaptioningPipeline",
-        "pt": ["AutoModelForImageTextToText"],
-        "type": "multimodal",
-    }
-}
+PIPELINES = {"caption": "mengzi-oscar-captioning", "match": "mengzi-oscar-matching", "ask": "mengzi-oscar-answering"}
+PIPELINE = {"impl": "pipeline_mengzi_oscar.MengziOscarPhotoPipeline", "type": "multimodal"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 OF_A_MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")  # of root and subfolders, by kind
 OF_A_KIND = {
@@ -77,6 +75,7 @@ OF_A_KIND = {
 }
 OF_A_REPO = ("README.md", "LICENSE", "samples.md", "samples.png", "curves.png", "scores.md", "scores.json")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+MENDS = "mengzi-oscar push DIR REPO_ID --assemble mends it"
 NOT_SENT = {".gitattributes"}  # the Hub has its own
 OF_WHO_LOADS = ("attn_implementation", "_attn_implementation", "quantization_config", "transformers_weights")
 
@@ -205,14 +204,14 @@ def save_vocabulary(tokenizer, path):
 
 
 def assemble(folder, card=None) -> None:
-    """Makes a folder written by `save_pretrained` a Hub repo: `auto_map`s, the code files they need, README.md.
+    """Makes a folder written by `save_pretrained` a Hub repo: `auto_map`s, pipelines, the code they need, README.md.
 
     Models in subfolders (region model, further tasks) get an `auto_map` too: transformers looks for code at the root
-    of a repo, whatever the subfolder. Code files from an earlier time are replaced, so a folder that is a repo already
-    can be brought up to date.
+    of a repo, whatever the subfolder; files of ours that a model brought into a subfolder go. Code files from an
+    earlier time are replaced, so a folder that is a repo already can be brought up to date.
 
     Args:
-        card: text of README.md; None keeps the one that is there.
+        card: text of README.md; None keeps the one that is there, or writes a plain one.
 
     Raises:
         CheckpointError: a link in the folder (what it leads to would be written), a config that is none of ours.
@@ -225,8 +224,8 @@ def assemble(folder, card=None) -> None:
         config = read_json(config_path)
         config["auto_map"] = AUTO_MAPS[kind_of(config, config_path)]
         config.pop("custom_pipelines", None)
-        if is_captioner_of_photos(config):
-            config["custom_pipelines"] = CUSTOM_PIPELINES
+        if config_path.parent == folder and (pipelines := custom_pipelines(folder)):
+            config["custom_pipelines"] = pipelines
         write_json(config_path, config)
         name, auto_map = PROCESSORS[config["model_type"]]
         if (config_path.parent / name).exists():
@@ -234,13 +233,43 @@ def assemble(folder, card=None) -> None:
         tokenizer = config_path.parent / "tokenizer_config.json"
         if tokenizer.exists() and (said := read_json(tokenizer)).pop("auto_map", None) is not None:
             write_json(tokenizer, said)  # transformers repeats the processor's there
+        if tokenizer.exists() and not (config_path.parent / "vocab.txt").exists():
+            save_vocabulary(load_tokenizer(CheckpointFolder(config_path.parent)), config_path.parent / "vocab.txt")
+        if config_path.parent != folder:
+            for path in config_path.parent.glob("*.py"):
+                if (PACKAGE / path.name).is_file():
+                    path.unlink()
     needed = code_files(folder)
     for path in folder.glob("*.py"):
         path.unlink()
     for name in needed:
         shutil.copyfile(PACKAGE / name, folder / name)
+    if card is None and not (folder / "README.md").exists():
+        card = plain_card(folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def plain_card(folder: Path) -> str:
+    """README.md of a checkpoint of which nobody says more than what it is."""
+    config = read_json(folder / "config.json")
+    if config["model_type"] == "vinvl":
+        return detector_card(region_model_config(folder), folder.name)
+    if config["model_type"] != "mengzi_oscar":
+        raise CheckpointError(f"{folder}: has no README.md; write one, with license, language and pipeline_tag")
+    return model_card(card_task(config), CheckpointFolder(folder).config(MengziOscarConfig), folder.name)
+
+
+def card_task(config: dict) -> str:
+    """The key of the card's `TASKS` for a config.json of ours."""
+    name = (config.get("architectures") or [None])[0]
+    if name == "MengziOscarForVisualQuestionAnswering":
+        return "vqa" if config.get("loss_type") in ("bce", "kl") else "gqa"
+    return {
+        "MengziOscarForImageCaptioning": "caption",
+        "MengziOscarForImageTextRetrieval": "retrieval",
+        "MengziOscarForVisualReasoning": "nlvr2",
+    }.get(name, "pretrain")
 
 
 def kind_of(config: dict, said) -> str:
@@ -270,11 +299,16 @@ def add_head(folder, head, task, note=None) -> None:
     folder, head = Path(folder), CheckpointFolder(head)
     with written_beside(folder / task, ".tmp") as temporary:
         copy_files(head, ("config.json", "model.safetensors", "processor_config.json", *TOKENIZER_FILES), temporary)
+    describe_head(folder, task, note)
+
+
+def describe_head(folder: Path, task, note=None) -> None:
+    """Brings the root of a repo up to date with a head that came into `folder`/<task>; `note` as `add_head` has it."""
+    assemble(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     if note is not None:
         card = re.sub(rf"\n## {task}/\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL).rstrip()
-        card += f"\n\n## {task}/\n\n{note}\n"
-    assemble(folder, card)
+        (folder / "README.md").write_text(f"{card}\n\n## {task}/\n\n{note}\n", encoding="utf-8")
 
 
 def copy_files(folder: CheckpointFolder, names, target: Path) -> None:
@@ -289,9 +323,26 @@ def copy_files(folder: CheckpointFolder, names, target: Path) -> None:
         shutil.copyfile(path, target / name)
 
 
-def is_captioner_of_photos(config: dict) -> bool:
+def custom_pipelines(folder) -> dict:
+    """transformers' pipelines over photos that a repo offers: of its root's task, and of the heads in subfolders."""
+    config = read_json(Path(folder) / "config.json")
+    root = task_of(config)
+    if root is None or not config.get("region_model"):
+        return {}
+    tasks = [root]
+    for task in ("match", "ask"):
+        head = Path(folder) / task / "config.json"
+        if task != root and head.is_file() and task_of(read_json(head)) == task:
+            tasks.append(task)
+    reference = MODELING + config["architectures"][0]
+    auto_class = next(name for name, other in AUTO_MAPS["mengzi_oscar"].items() if other == reference)
+    return {PIPELINES[task]: PIPELINE | {"pt": [auto_class]} for task in tasks}
+
+
+def task_of(config: dict) -> str | None:
+    """ "caption", "match" or "ask"; None where a model does nothing with a single photo."""
     architectures = config.get("architectures")
-    return bool(config.get("region_model")) and architectures == ["MengziOscarForImageCaptioning"]
+    return TASKS.get(architectures[0]) if listed(word).holds(architectures) and len(architectures) == 1 else None
 
 
 def code_files(folder) -> list[str]:
@@ -301,8 +352,8 @@ def code_files(folder) -> list[str]:
         config = read_json(config_path)
         kind = kind_of(config, config_path)
         references |= {*AUTO_MAPS[kind].values(), *PROCESSORS[kind][1].values()}
-        if is_captioner_of_photos(config):
-            references |= {pipeline["impl"] for pipeline in CUSTOM_PIPELINES.values()}
+    if custom_pipelines(folder):
+        references.add(PIPELINE["impl"])
     return with_imports({file_of(reference) for reference in references})
 
 
@@ -365,21 +416,18 @@ def check_repo(folder) -> list[Path]:
         of_the_model = kind and (name.name in (*OF_A_MODEL, *OF_A_KIND[kind]) or SHARD.fullmatch(name.name))
         of_the_repo = len(name.parts) == 1 and (name.name in OF_A_REPO or name.suffix == ".py")
         if len(name.parts) > 2 or not (of_the_model or of_the_repo):
-            raise CheckpointError(f"{folder}: {name} is no file that a checkpoint of ours has; remove it")
+            raise CheckpointError(f"{folder}: {name} is no file that a checkpoint of ours has; {what_to_do(name)}")
         check_content(folder / name)
     for subfolder in sorted(models):
-        check_model(folder / subfolder)
+        check_model(folder / subfolder, custom_pipelines(folder) if subfolder == Path() else {})
+    check_widths(folder, models)
     needed, there = set(code_files(folder)), {str(name) for name in files if name.suffix == ".py"}
     for problem, names in (("lacks the code file", needed - there), ("has code of no use to it:", there - needed)):
         if names:
-            raise CheckpointError(
-                f"{folder}: {problem} {sorted(names)[0]}; modeling_mengzi_oscar.hub.assemble mends it"
-            )
+            raise CheckpointError(f"{folder}: {problem} {sorted(names)[0]}; {MENDS}")
     for name in sorted(needed):
         if (folder / name).read_bytes() != (PACKAGE / name).read_bytes():
-            raise CheckpointError(
-                f"{folder}: {name} is not the code of this package; modeling_mengzi_oscar.hub.assemble mends it"
-            )
+            raise CheckpointError(f"{folder}: {name} is not the code of this package; {MENDS}")
     card = folder / "README.md"
     try:
         metadata = ModelCard(card.read_text(encoding="utf-8")).data.to_dict() if card.is_file() else {}
@@ -387,8 +435,36 @@ def check_repo(folder) -> list[Path]:
         raise CheckpointError(f"{card}: its metadata cannot be read ({one_line(error)})") from None
     missing = [key for key in ("license", "language", "library_name", "pipeline_tag") if not metadata.get(key)]
     if missing:
-        raise CheckpointError(f"{folder}: README.md does not say {', '.join(missing)} in its metadata")
+        what = f"README.md does not say {', '.join(missing)} in its metadata: write that into it"
+        raise CheckpointError(f"{folder}: {what if card.is_file() else f'has no README.md; {MENDS}'}")
     return files
+
+
+def what_to_do(name: Path) -> str:
+    """About a file that no checkpoint of ours has."""
+    if name.suffix == ".py" and (PACKAGE / name.name).is_file():
+        return MENDS
+    if name.parts[0] in PIPELINES and len(name.parts) > 1:
+        return f"remove it (mengzi-oscar convert HEAD DIR/{name.parts[0]} brings a head without such files)"
+    return "remove it"
+
+
+def check_widths(folder: Path, models: dict) -> None:
+    """
+    Raises:
+        CheckpointError: a head reads other features than the root.
+    """
+    widths = {
+        subfolder: read_json(folder / subfolder / "config.json").get("img_feature_dim")
+        for subfolder, kind in models.items()
+        if kind == "mengzi_oscar"
+    }
+    for subfolder, width in widths.items():
+        if width != widths.get(Path(), width):
+            raise CheckpointError(
+                f"{folder}: {subfolder}/ reads features {width} wide, the root {widths[Path()]}; put a head there that "
+                "was trained with the root's region model"
+            )
 
 
 def own_files(folder: Path) -> list[Path]:
@@ -443,20 +519,24 @@ def check_content(path: Path) -> None:
         raise CheckpointError(f"{path}: is not what its name says ({one_line(error)})") from None
 
 
-def check_model(folder) -> None:
-    """Config, weights and processor of one model (a repo's root or a subfolder) are there and fit one another."""
+def check_model(folder, pipelines: dict) -> None:
+    """Config, weights and processor of one model (a repo's root or a subfolder) are there and fit one another.
+
+    Args:
+        pipelines: what its config must say of `custom_pipelines`.
+    """
     files, config = CheckpointFolder(folder), read_json(folder / "config.json")
     kind = kind_of(config, folder / "config.json")
-    pipelines = CUSTOM_PIPELINES if is_captioner_of_photos(config) else None
     for name, field, found, wanted in (
         ("config.json", "auto_map", config.get("auto_map"), AUTO_MAPS[kind]),
-        ("config.json", "custom_pipelines", config.get("custom_pipelines"), pipelines),
+        ("config.json", "custom_pipelines", config.get("custom_pipelines"), pipelines or None),
         *((name, field, said.get(field), wanted) for name, field, said, wanted in processor_files(files, kind)),
         *(("config.json", field, config.get(field), None) for field in OF_WHO_LOADS),
     ):
         if found != wanted:
             wanted = f"not the {field} of a Hub repo" if wanted else f"{field}, which no checkpoint of ours says"
-            raise CheckpointError(f"{folder}: {name} has {wanted}; hub.assemble mends auto_map and custom_pipelines")
+            mends = MENDS if field in ("auto_map", "custom_pipelines") else "take it out"
+            raise CheckpointError(f"{folder}: {name} has {wanted}; {mends}")
     classes = {reference.split(".")[1]: reference.split(".")[0] for reference in AUTO_MAPS[kind].values()}
     name = (config.get("architectures") or [AUTO_MAPS[kind]["AutoModel"].split(".")[1]])[0]
     if not isinstance(name, str) or name not in classes or name.endswith("Config"):
@@ -464,7 +544,11 @@ def check_model(folder) -> None:
     for file in OF_A_KIND[kind]:
         searches = file != "generation_config.json" or name == "MengziOscarForImageCaptioning"
         if searches and files.file(file) is None:
-            raise CheckpointError(f"{folder}: {file} is missing")
+            from_tokenizer = (
+                file == "vocab.txt" and files.file("tokenizer_config.json") and files.file("tokenizer.json")
+            )
+            mends = MENDS if from_tokenizer else "copy it from where the checkpoint came from"
+            raise CheckpointError(f"{folder}: {file} is missing; {mends}")
     model_class = getattr(import_module(f"..{classes[name]}", __package__), name)
     config = files.config(model_class.config_class)
     if kind == "mengzi_oscar":

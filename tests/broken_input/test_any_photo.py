@@ -23,7 +23,7 @@ from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.image_processing_vinvl import VinVLImageProcessor
 from modeling_mengzi_oscar.modeling_grid_regions import GridRegionImageProcessor
 from modeling_mengzi_oscar.photos import PhotoError, open_photo
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import MengziOscarCaptioningPipeline
+from modeling_mengzi_oscar.pipeline_mengzi_oscar import MengziOscarPhotoPipeline
 
 BLOCKS = np.random.default_rng(0).integers(0, 255, (3, 5, 3), dtype=np.uint8)
 PIXELS = BLOCKS.repeat(16, 0).repeat(16, 1)  # 48 x 80, in blocks that every format keeps
@@ -416,8 +416,8 @@ def test_pipelines(pipeline):
         if not isinstance(source := make(), (list, tuple)):
             with pytest.raises(PhotoError, match=reason):
                 pipeline.caption(source)
-            assert re.search(reason, str(MengziOscarCaptioningPipeline.preprocess(None, make())["photo"]))
-    assert MengziOscarCaptioningPipeline.preprocess(None, PHONE)["photo"].size == (48, 80)
+            assert re.search(reason, str(MengziOscarPhotoPipeline.preprocess(None, make())["photo"]))
+    assert MengziOscarPhotoPipeline.preprocess(None, PHONE)["photo"].size == (48, 80)
 
 
 def test_caption_command(folder, tiny_checkpoint, capsys):

@@ -127,7 +127,7 @@ def test_a_head_that_is_not_there_is_named(tiny_checkpoint, photos, capsys):
         lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
         assert lines == [
             f"{tiny_checkpoint}: has no {command}/ head: this checkpoint was not trained to {command}; "
-            "name one that was"
+            f"name one that was, or put one into it: mengzi-oscar convert HEAD {tiny_checkpoint}/{command}"
         ]
 
 

@@ -64,7 +64,7 @@ UNDERSCORED = {  # names with an underscore that belong to transformers, and why
 def shipped_files():
     references = {hub.file_of(name) for names in hub.AUTO_MAPS.values() for name in names.values()}
     references |= {hub.file_of(name) for _, names in hub.PROCESSORS.values() for name in names.values()}
-    references |= {hub.file_of(pipeline["impl"]) for pipeline in hub.CUSTOM_PIPELINES.values()}
+    references.add(hub.file_of(hub.PIPELINE["impl"]))
     return [hub.PACKAGE / name for name in hub.with_imports(references)]
 
 

@@ -4,7 +4,7 @@ import importlib.util
 
 from conftest import REPOSITORY
 
-from modeling_mengzi_oscar.hub import AUTO_MAPS, CUSTOM_PIPELINES, PACKAGE, PROCESSORS, file_of, with_imports
+from modeling_mengzi_oscar.hub import AUTO_MAPS, PACKAGE, PIPELINE, PROCESSORS, file_of, with_imports
 
 spec = importlib.util.spec_from_file_location("draw_rooms", REPOSITORY / "docs" / "draw_rooms.py")
 draw_rooms = importlib.util.module_from_spec(spec)
@@ -14,7 +14,7 @@ spec.loader.exec_module(draw_rooms)
 def test_the_root_holds_exactly_what_hub_repos_carry():
     references = {name for names in AUTO_MAPS.values() for name in names.values()}
     references |= {name for _, names in PROCESSORS.values() for name in names.values()}
-    references |= {pipeline["impl"] for pipeline in CUSTOM_PIPELINES.values()}
+    references.add(PIPELINE["impl"])
     root = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}  # what makes it a package
     assert set(with_imports({file_of(name) for name in references})) == root
 

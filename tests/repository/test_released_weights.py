@@ -1,0 +1,129 @@
+"""docs/released_weights.md, run as it is printed: every command in its order, with tiny stand-ins for the downloads."""
+
+import base64
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import caption
+import datasets
+import numpy as np
+import pytest
+import retrieval
+import torch
+import vqa
+from builders import copy_files
+from conftest import CHARACTERS, REPOSITORY, SPECIAL_TOKENS, tiny_config
+from PIL import Image
+from test_vinvl import random_model, random_photos
+
+from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarForImageTextRetrieval, cli
+
+PAGES = ["released_weights.md", "released_weights_zh.md"]
+SCRIPTS = {"caption": caption, "retrieval": retrieval, "vqa": vqa}
+SHORT = {  # what makes a published training short, by recipe; the flags of the page stay
+    "train": "--max_steps 2 --eval_steps 2 --save_steps 2 --eval_strategy steps --save_strategy steps --report_to none "
+    "--per_device_train_batch_size 2 --per_device_eval_batch_size 2 --dataloader_num_workers 0 --use_cpu",
+    "predict": "--per_device_eval_batch_size 2 --dataloader_num_workers 0 --use_cpu --report_to none",
+}
+VOCABULARY = "".join(f"{token}\n" for token in SPECIAL_TOKENS + CHARACTERS)
+
+
+def text_of(page):
+    return (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+
+
+def commands_of(page):
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder after the downloads: small files under the names that the page has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    detector = random_model()
+    width = detector.config.region_feature_size
+    state = {name: value.clone() for name, value in detector.state_dict().items()}
+    for name in [name for name in state if "feature_extractor" in name]:  # under both names, as released
+        state[name.replace("roi_heads.box.", "attribute.")] = state[name].clone()
+    torch.save({"model": state}, "vinvl_vg_x152c4.pth")
+    words = {f"thing {number}": number for number in range(1, 31)}
+    kinds = {f"kind {number}": number for number in range(1, 25)}
+    write_json("VG-SGG-dicts-vgoi6-clipped.json", {"label_to_idx": words, "attribute_to_idx": kinds})
+    write_json("chinese_label.json", {word: CHARACTERS[number % 20] for word, number in words.items()})
+    original("Langboat/mengzi-oscar-base-caption", MengziOscarForImageCaptioning, width)
+    original("Langboat/mengzi-oscar-base-retrieval", MengziOscarForImageTextRetrieval, width, num_labels=2)
+    (tmp_path / "photos").mkdir()
+    for number, photo in enumerate(random_photos(3)):
+        photo.save(tmp_path / "photos" / f"{number}.jpg")
+    shutil.copy("photos/0.jpg", "photo.jpg")
+    copy_files("aic_icc", tmp_path)
+    for number, path in enumerate(sorted(tmp_path.glob("aic_icc/**/*.jpg"))):
+        Image.effect_noise((90, 120), 30 + number).convert("RGB").save(path)
+    (tmp_path / "aic_icc").rename("aic-icc")
+    copy_files("coco_caption-oscar", tmp_path).rename("coco_caption")
+    for file in sorted((tmp_path / "coco_caption").glob("train*")):  # the fixture has no val
+        copy = file.with_name(file.name.replace("train", "val"))
+        copy.write_text(file.read_text("utf-8").replace("train", "val"), encoding="utf-8")
+    copy_files("vqa-oscar", tmp_path).rename("vqa")
+    photos = [row["img_id"] for file in (tmp_path / "vqa").glob("*_qla*.json") for row in json.loads(file.read_text())]
+    write_features("train", width, more=photos)
+    write_features("val", width)
+    (tmp_path / "train").symlink_to(REPOSITORY / "train")
+    return tmp_path
+
+
+def write_json(name, content):
+    with open(name, "w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False)
+
+
+def original(name, model_class, width, **fields):
+    torch.manual_seed(0)
+    model = model_class(tiny_config(img_feature_dim=width, **fields))
+    names = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings"
+    said = {name: getattr(model.config, name) for name in [*names.split(), "img_feature_dim", "use_img_layernorm"]}
+    folder = Path(name)
+    folder.mkdir(parents=True)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    write_json(folder / "config.json", said | fields)
+    (folder / "vocab.txt").write_text(VOCABULARY, encoding="utf-8")
+
+
+def write_features(split, width, more=()):
+    """<split>.feature.tsv and .label.tsv as released, for the photos of the split's labels and `more`."""
+    tables = Path("coco_caption")
+    names = [line.split("\t")[0] for line in (tables / f"{split}.label.tsv").read_text("utf-8").splitlines()]
+    names = dict.fromkeys([*names, *map(str, more)])
+    features = base64.b64encode(np.random.default_rng(0).random((3, width), dtype=np.float32).tobytes()).decode()
+    objects = [{"class": f"thing {one}", "rect": [1.0, 2.0, 30.0, 40.0], "conf": 0.9} for one in (1, 2, 3)]
+    for what, content in (("feature", {"num_boxes": 3, "features": features}), ("label", objects)):
+        rows = "".join(f"{name}\t{json.dumps(content)}\n" for name in names)
+        (tables / f"{split}.{what}.tsv").write_text(rows, encoding="utf-8")
+
+
+def test_both_pages_show_the_same_commands():
+    assert commands_of(PAGES[0]) == commands_of(PAGES[1])
+    assert len(commands_of(PAGES[0])) == 19
+
+
+@pytest.mark.parametrize("page", PAGES[:1])
+def test_every_command(page, folder, capsys):
+    pytest.importorskip("modeling_mengzi_oscar.cli.import_tsv")
+    for command in commands_of(page):
+        if command[0] == "mengzi-oscar":
+            assert cli.main(command[1:]) == 0, (command, capsys.readouterr().err)
+            continue
+        script = next(word for word in command if word.endswith(".py"))
+        flags = command[command.index(script) + 1 :]
+        kind = "train" if "--do_train" in flags else "predict"
+        SCRIPTS[script.removeprefix("train/").removesuffix(".py")].main([*flags, *SHORT[kind].split()])
+    for code in re.findall(r"^```python\n(.*?)^```$", text_of(page), flags=re.MULTILINE | re.DOTALL):
+        exec(code, {})
+    assert len((folder / "captions.jsonl").read_text("utf-8").splitlines()) == 3
+    scores = json.loads((folder / "outputs/aic-icc-scores/scores.json").read_text("utf-8"))
+    assert any(name.startswith("aic_icc_") for name in scores)
