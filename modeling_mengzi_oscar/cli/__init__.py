@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from .. import __version__
-from . import ask, caption, convert, environment, extract, match, push
+from . import ask, caption, convert, environment, extract, match, push, search
 from .output import fail, leave_output
 
 EXAMPLES = """examples:
@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   mengzi-oscar caption *.jpg --model DIR --int8
   mengzi-oscar ask photo.jpg 有几个人？
   mengzi-oscar match photo.jpg 两个人在骑马 一只猫
+  mengzi-oscar search photos/ 两个人在骑马 --top 5 --prepared prepared/ --picture best.png
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
   mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
@@ -25,6 +26,7 @@ COMMANDS = {  # name -> its file, and what it does
     "caption": (caption, "write a caption for each photo"),
     "ask": (ask, "answer a question about a photo (checkpoints with an ask/ head)"),
     "match": (match, "does a text belong to a photo? (checkpoints with a match/ head)"),
+    "search": (search, "the photos that a sentence fits best (checkpoints with a match/ head)"),
     "extract": (extract, "region features of many photos"),
     "convert": (convert, "an original checkpoint into a folder that is a Hub repo"),
     "push": (push, "a checkpoint folder to the Hub, after checks"),
