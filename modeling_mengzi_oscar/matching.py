@@ -297,7 +297,9 @@ class Matcher:
         return prepared
 
     @torch.inference_mode()
-    def logits(self, images, texts: EncodedTexts, text_numbers=None, prepared=None) -> torch.FloatTensor:
+    def logits(
+        self, images, texts: EncodedTexts, text_numbers=None, prepared=None, update=lambda pairs: None
+    ) -> torch.FloatTensor:
         """Logits (I, n, num_labels) of images with the texts, on the model's device.
 
         Images share a pass where it holds all the texts more than once.
@@ -306,6 +308,7 @@ class Matcher:
             images: each {"region_features": (R, D), "tags": words or one string, may be missing}.
             text_numbers: numbers of the texts wanted; None = all.
             prepared: what `prepare` gave for them earlier.
+            update: called after each pass with the number of its pairs.
         """
         device, tags = self.model.device, [self._tag_ids(image) for image in images]
         rows = None if text_numbers is None else np.unique(texts.row_of[text_numbers])
@@ -317,12 +320,13 @@ class Matcher:
             for numbers, batch in self._batches(texts, tags[chunk], rows):
                 batch = {name: to_device(tensor, device) for name, tensor in batch.items()}
                 result[chunk, numbers] = match_logits(self.model, regions, **batch).float()
+                update((chunk.stop - chunk.start) * len(numbers))
         wanted = texts.row_of if text_numbers is None else texts.row_of[text_numbers]
         return result[:, torch.from_numpy(wanted).to(device)]
 
-    def row(self, image, texts: EncodedTexts, text_numbers=None) -> torch.FloatTensor:
+    def row(self, image, texts: EncodedTexts, text_numbers=None, update=lambda pairs: None) -> torch.FloatTensor:
         """Log-odds (n,) of one image with the texts, as `logits` takes them, on the model's device."""
-        return log_odds(self.logits([image], texts, text_numbers))[0]
+        return log_odds(self.logits([image], texts, text_numbers, update=update))[0]
 
     def probabilities(self, scores) -> np.ndarray:
         """Log-odds -> probabilities of a match; raw scores (one label) stay what they are. float32."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from types import GeneratorType
 from typing import TYPE_CHECKING
@@ -313,7 +314,7 @@ class MengziOscarPipeline:
 
     def _batches(self, photos, batch_size) -> Iterator[list[tuple[int, "SeenPhoto | PhotoError"]]]:
         """Of several photos (number from 0, what was seen or why not), `batch_size` at a time; a bar where it lasts."""
-        total = len(photos) if hasattr(photos, "__len__") else None
+        total = length_hint(photos) or None
         waits = {"delay": SECONDS_WITHOUT_BAR, "disable": None, "leave": False}  # None: not where nobody watches
         photos, done = iter(photos), 0
         with logging.tqdm(total=total, unit="photo", **waits) as bar:

@@ -102,7 +102,8 @@ def highlight_regions(small, result, scale) -> Image.Image:
     if weights.size == 0:
         return small
     weights = weights.mean(axis=0)
-    boxes = boxes * np.array([*scale, *scale])
+    corners = (boxes * np.array([*scale, *scale])).reshape(-1, 2, 2)
+    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)  # a sliver's can be crossed
     heat = np.zeros((small.height, small.width))
     for weight, (x1, y1, x2, y2) in zip(weights / weights.max(), boxes.round().astype(int), strict=True):
         heat[y1:y2, x1:x2] = np.maximum(heat[y1:y2, x1:x2], weight)

@@ -86,7 +86,7 @@ def prepare(pipeline, photos: StampedPhotos, folder) -> tuple[list[tuple[str, st
 
 
 def stored(folder) -> RegionFeatureStore | dict:
-    return RegionFeatureStore.open(folder) if (folder / "store.json").is_file() else {}
+    return RegionFeatureStore.open(folder) if (Path(folder) / "store.json").is_file() else {}
 
 
 def check_folder(folder, region_checksum):

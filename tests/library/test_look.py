@@ -249,6 +249,7 @@ def test_a_bar_on_a_terminal_where_it_lasts(detecting, monkeypatch):
     import modeling_mengzi_oscar.pipeline_mengzi_oscar as module
 
     monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", True)  # the commands switch it off
+
     class Screen(io.StringIO):
         terminal = True
 
