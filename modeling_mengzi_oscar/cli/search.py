@@ -3,6 +3,7 @@
 import os
 import sys
 from glob import glob, has_magic
+from pathlib import Path
 
 from .checkpoint import load_pipeline
 from .options import add_model, named, whole
@@ -137,6 +138,8 @@ def draw(photos, sentences, best, path):
         if photo.name in wanted:
             opened[photo.name] = open_photo(photo.fetch(), name=photo.name)
             opened[photo.name].thumbnail((800, 800))  # hundreds of whole ones would fill the memory
-    found = [[(opened[name], f"{row['probability']:.2f}  ·  {name}") for name, row in ranking] for ranking in best]
+    found = [
+        [(opened[name], f"{row['probability']:.3f}  ·  {Path(name).name}") for name, row in ranking] for ranking in best
+    ]
     save_picture(draw_found(list(zip(sentences, found, strict=True))), path)
     print(f"picture: {printable(str(path))}", file=sys.stderr)

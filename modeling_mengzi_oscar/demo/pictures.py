@@ -75,12 +75,12 @@ def draw_found(found) -> Image.Image:
         for sentence, photos in found
         if photos
     ]
-    heading = CAPTION_SIZE + GAP
+    heading = CAPTION_SIZE + 3 * GAP // 2
     width, height = max(page.width for _, page in parts), sum(heading + page.height for _, page in parts)
     whole, top = Image.new("RGB", (width, height), PAPER), 0
     for sentence, page in parts:
         text = fit(sentence, CAPTION_SIZE, width - 2 * GAP)
-        ImageDraw.Draw(whole).text((GAP, top + GAP), text, INK, font(CAPTION_SIZE))
+        ImageDraw.Draw(whole).text((GAP, top + GAP // 2), text, INK, font(CAPTION_SIZE))
         whole.paste(page, (0, top + heading))
         top += heading + page.height
     return whole
