@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub.utils import tqdm
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline
-from transformers.utils import logging
 
 from .checkpoint_folder import CheckpointError, check_weights
 from .generation_mengzi_oscar import check_whole
@@ -317,7 +317,7 @@ class MengziOscarPipeline:
         total = length_hint(photos) or None
         waits = {"delay": SECONDS_WITHOUT_BAR, "disable": None, "leave": False}  # None: not where nobody watches
         photos, done = iter(photos), 0
-        with logging.tqdm(total=total, unit="photo", **waits) as bar:
+        with tqdm(total=total, unit="photo", **waits) as bar:
             while batch := list(islice(photos, batch_size)):
                 seen = self._look(batch, done + 1, bar.update)
                 yield list(enumerate(seen, start=done))

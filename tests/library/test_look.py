@@ -7,8 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import transformers
 from conftest import CHARACTERS, SPECIAL_TOKENS, tiny_captioner, tiny_config
+from huggingface_hub.utils import enable_progress_bars
 from PIL import Image
 from test_pipeline import with_heads  # noqa: F401
 from test_vinvl import random_model
@@ -248,7 +248,7 @@ def test_a_bar_on_a_terminal_where_it_lasts(detecting, monkeypatch):
     """Nothing on a file, on a terminal nothing before `SECONDS_WITHOUT_BAR`."""
     import modeling_mengzi_oscar.pipeline_mengzi_oscar as module
 
-    monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", True)  # the commands switch it off
+    enable_progress_bars()  # the commands switch them off
 
     class Screen(io.StringIO):
         terminal = True
