@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tarfile
 
@@ -37,7 +38,9 @@ def search(with_heads, capsys):  # noqa: F811
         capsys.readouterr()
         status = main(["search", *map(str, words), "--model", str(with_heads)])
         output = capsys.readouterr()
-        said = [line for line in output.err.splitlines() if line.strip() and "photo/s" not in line]
+        said = [
+            line for line in output.err.splitlines() if line.strip() and not re.search(r"photo/s\]|s/photo\]", line)
+        ]
         return status, output.out.splitlines(), said
 
     return run
@@ -82,7 +85,7 @@ def test_a_bad_photo_costs_itself_and_mistakes_are_one_line(search, photos, tmp_
         (photos[0], "狗", photos[1]): f"{photos[1]}: is a file, not a sentence",
         (photos[0], "狗", "--prepared", tmp_path / "photos"): "holds something else than prepared photos",
         (photos[0], "狗", "--picture", photos[0]): "is one of the photos",
-        (photos[0], " "): "texts is empty",
+        (photos[0], " "): "is empty",
         (tmp_path / "nowhere/*.jpg", "狗"): "no file matches",
     }.items():
         status, lines, errors = search(*words)
@@ -115,7 +118,7 @@ def test_what_is_prepared_is_not_looked_at_again(search, photos, tmp_path, monke
     assert RegionFeatureStore.open(tmp_path / "prepared").verify() == 6
 
 
-def test_what_was_prepared_before_an_interruption_is_kept(photos, tmp_path, with_heads):  # noqa: F811
+def test_a_run_that_was_interrupted_goes_on(photos, tmp_path, with_heads):  # noqa: F811
     pipeline = MengziOscarPipeline.from_pretrained(with_heads)
     stream = prepared.StampedPhotos([prepared_source(photos)])
     fetch, calls = stream.fetch_photos, []
@@ -162,4 +165,4 @@ def test_a_picture_of_the_best(search, photos, tmp_path):
         assert (status, errors) == (0, [f"picture: {tmp_path / f'{number}.png'}"])
     one, two = (Image.open(tmp_path / f"{number}.png").size for number in (0, 1))
     assert one[0] == two[0] > 800
-    assert two[1] == 2 * one[1]
+    assert two[1] > 1.5 * one[1]
