@@ -17,6 +17,8 @@ from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.features import prepared
 
+BAR = re.compile(r"photo/s\]|s/photo\]")
+
 
 def save_noise(path, seed):
     pixels = np.random.default_rng(seed).integers(0, 255, (40, 30 + seed, 3), dtype=np.uint8)
