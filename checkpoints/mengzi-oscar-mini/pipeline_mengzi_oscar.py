@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from types import GeneratorType
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub.utils import tqdm
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline
-from transformers.utils import logging
 
 from .checkpoint_folder import CheckpointError, check_weights
 from .generation_mengzi_oscar import check_whole
@@ -313,10 +314,10 @@ class MengziOscarPipeline:
 
     def _batches(self, photos, batch_size) -> Iterator[list[tuple[int, "SeenPhoto | PhotoError"]]]:
         """Of several photos (number from 0, what was seen or why not), `batch_size` at a time; a bar where it lasts."""
-        total = len(photos) if hasattr(photos, "__len__") else None
+        total = length_hint(photos) or None
         waits = {"delay": SECONDS_WITHOUT_BAR, "disable": None, "leave": False}  # None: not where nobody watches
         photos, done = iter(photos), 0
-        with logging.tqdm(total=total, unit="photo", **waits) as bar:
+        with tqdm(total=total, unit="photo", **waits) as bar:
             while batch := list(islice(photos, batch_size)):
                 seen = self._look(batch, done + 1, bar.update)
                 yield list(enumerate(seen, start=done))
