@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from .photos import array_to_image, check_size
 from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
 
-PIXELS_PER_PASS = 700_000  # of a region model on a CPU, where more at once is no faster: one of VinVL, ten of the mini
+PIXELS_PER_PASS = 700_000  # of a region model on a CPU: one photo of VinVL, ten of the mini; memory follows them
 PIXELS_PER_PASS_ON_GPU = 8 * PIXELS_PER_PASS
 
 
