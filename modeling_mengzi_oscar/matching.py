@@ -1,10 +1,11 @@
-"""N photos x M sentences -> scores: which sentence belongs to which photo, without computing anything twice.
+"""N photos x M texts -> scores: which sentence belongs to which photo, what answers a question, nothing computed twice.
 
 The original scores one pair per row, 70 text and 70 region slots whatever their content. Here
 
 * the regions of an image are embedded once; where a checkpoint lets regions ignore the text (`regions_read_text:
   false`), they go through all layers once, and every text only reads their keys and values;
 * texts stand in order of length and meet an image in batches of one length: no padding, no mask; equal texts once;
+* where there are fewer texts than a pass holds, several images share it, padded to the most regions and longest tags;
 * the last layer is computed for the first position, which is all that the classifier reads.
 
 Rows and columns of a pair with a text of three tokens and two regions, in the two kinds of checkpoint:
@@ -27,6 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from .processing_mengzi_oscar import pad_rows
 
@@ -40,6 +43,41 @@ class PreparedImages:
     states: torch.Tensor | None  # (I, R, H) embedded regions, where regions read the text
     memories: list["RegionMemory"] | None  # one per layer, where they do not
     mask: torch.BoolTensor | None
+
+    def one(self, row: int) -> "PreparedImages":
+        """An image of them as a batch of its own, copied, without padding."""
+        real = slice(None) if self.mask is None else self.mask[row]
+        if self.memories is None:
+            return PreparedImages(self.states[row, real][None].clone(), None, None)
+        kept = [(memory.keys[row][:, real].clone(), memory.values[row][:, real].clone()) for memory in self.memories]
+        return PreparedImages(None, [RegionMemory(keys[None], values[None]) for keys, values in kept], None)
+
+    @classmethod
+    def join(cls, images: Sequence["PreparedImages"]) -> "PreparedImages":
+        """Of several images that `one` gave a batch, padded to the most regions."""
+        if len(images) == 1:
+            return images[0]
+        parts = [image.states if image.memories is None else image.memories[0].keys for image in images]
+        sizes = torch.tensor([part.shape[-2] for part in parts], device=parts[0].device)
+        longest = int(sizes.max())
+        mask = None if (sizes == longest).all() else torch.arange(longest, device=sizes.device) < sizes[:, None]
+
+        def padded(parts):
+            return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[-2])) for part in parts])
+
+        if images[0].memories is None:
+            return cls(padded(parts), None, mask)
+        layers = zip(*(image.memories for image in images), strict=True)
+        memories = [
+            RegionMemory(padded([one.keys for one in layer]), padded([one.values for one in layer]), mask)
+            for layer in layers
+        ]
+        return cls(None, memories, mask)
+
+    @property
+    def bytes(self) -> int:
+        tensors = [self.states] if self.memories is None else [t for m in self.memories for t in (m.keys, m.values)]
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 def prepare_images(model, region_features, region_attention_mask=None) -> PreparedImages:
@@ -145,6 +183,13 @@ def log_odds(logits) -> torch.FloatTensor:
     return logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 else logits[..., 0]
 
 
+def to_device(tensor, device) -> torch.Tensor:
+    """Only from pinned memory does the copy to a GPU go on while the batch before is computed."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class EncodedTexts:
     """M texts as token ids, ready to be laid out with the tags of any image.
 
@@ -167,14 +212,20 @@ class EncodedTexts:
     def __len__(self):
         return len(self.row_of)
 
-    def batches(self, tag_ids: list[int], batch_size: int, row_numbers=None) -> Iterator[tuple[np.ndarray, dict]]:
-        """Numbers of rows (n,) and their tensors (1, n, T) with one image's tags, by length.
+    def batches(
+        self, tag_ids: Sequence[list[int]], batch_size: int, row_numbers=None
+    ) -> Iterator[tuple[np.ndarray, dict]]:
+        """Numbers of rows (n,) and their tensors (I, n, T) with the tags of I images, by length.
 
-        A batch ends where it is full, and where the length changes unless it is still small: then it is padded.
+        A batch ends where it is full, and where the length changes unless it is still small: then it is padded. Where
+        all the images have the same tags the tensors are (1, n, T).
 
         Args:
+            tag_ids: token ids of the tags of each image; empty = none of any.
             row_numbers: numbers of the rows wanted; None = all.
         """
+        tag_ids = tag_ids or [[]]
+        tag_ids = tag_ids[:1] if all(ids == tag_ids[0] for ids in tag_ids) else tag_ids
         order = (
             self.order
             if row_numbers is None
@@ -189,31 +240,34 @@ class EncodedTexts:
                 start = end
 
     def _tensors(self, numbers, tag_ids):
+        """(I, n, T): rows of texts with the tags of I images."""
         ids, lengths = self.ids[numbers], self.lengths[numbers]
-        # The layout depends on the length alone: it is asked for once per length, with token k of the text standing as
-        # k - length, below every real id.
-        layouts = {
-            int(n): self.processor.lay_out(list(range(-n, 0)), tag_ids, "pair", self.processor.max_length)
-            for n in np.unique(lengths).tolist()
-        }
+        # The layout depends on the length alone: it is asked for once per length and image, with token k of the text
+        # standing as k - length, below every real id.
+        known = np.unique(lengths).tolist()
+        layouts = [
+            self.processor.lay_out(list(range(-n, 0)), words, "pair", self.processor.max_length)
+            for words in tag_ids
+            for n in known
+        ]
         padded = {
-            name: pad_rows([layout[name] for layout in layouts.values()], 0)[
-                np.searchsorted(list(layouts), lengths)  # (n, T)
+            name: pad_rows([layout[name] for layout in layouts], 0).reshape(len(tag_ids), len(known), -1)[
+                :, np.searchsorted(known, lengths)
             ]
             for name in ("input_ids", "token_type_ids", "position_ids", "attention_mask")
         }
-        row, slot = np.nonzero(padded["input_ids"] < 0)
-        padded["input_ids"][row, slot] = ids[row, padded["input_ids"][row, slot] + lengths[row]]
-        if len(layouts) == 1:
+        image, row, slot = np.nonzero(padded["input_ids"] < 0)
+        padded["input_ids"][image, row, slot] = ids[row, padded["input_ids"][image, row, slot] + lengths[row]]
+        if padded["attention_mask"].all():
             del padded["attention_mask"]
-        return {name: torch.from_numpy(values)[None] for name, values in padded.items()}
+        return {name: torch.from_numpy(values) for name, values in padded.items()}
 
 
 class Matcher:
-    """Scores every text with an image; `Matcher(model, processor).scores(images, texts)`.
+    """Scores every text with every image; `Matcher(model, processor).scores(images, texts)`.
 
     Args:
-        model: `MengziOscarForImageTextRetrieval`, on its device and in its dtype.
+        model: `MengziOscarForImageTextRetrieval`, or another `MengziOscarClassifier`, on its device and in its dtype.
         processor: of the same checkpoint: `max_length`, `max_regions` and `max_tags` hold here too.
         batch_size: pairs in one pass.
     """
@@ -227,25 +281,52 @@ class Matcher:
         return texts if isinstance(texts, EncodedTexts) else EncodedTexts(self.processor, texts, share_equal=True)
 
     @torch.inference_mode()
-    def row(self, image, texts: EncodedTexts, text_numbers=None) -> torch.FloatTensor:
-        """Log-odds (n,) of one image with the texts, on the model's device.
+    def prepare(self, images) -> list[PreparedImages]:
+        """What texts need of each image, computed in passes of up to `batch_size` images."""
+        prepared = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            rows = [torch.as_tensor(image["region_features"])[: self.processor.max_regions] for image in batch]
+            features = pad_sequence([row.to(self.model.device, self.model.dtype) for row in rows], batch_first=True)
+            sizes = torch.tensor([len(row) for row in rows], device=features.device)
+            mask = None
+            if (sizes < features.shape[1]).any():
+                mask = torch.arange(features.shape[1], device=sizes.device) < sizes[:, None]
+            together = prepare_images(self.model, features, mask)
+            prepared += [together.one(row) for row in range(len(batch))] if len(batch) > 1 else [together]
+        return prepared
+
+    @torch.inference_mode()
+    def logits(
+        self, images, texts: EncodedTexts, text_numbers=None, prepared=None, update=lambda pairs: None
+    ) -> torch.FloatTensor:
+        """Logits (I, n, num_labels) of images with the texts, on the model's device.
+
+        Images share a pass where it holds all the texts more than once.
 
         Args:
-            image: {"region_features": (R, D), "tags": words or one string, may be missing}.
+            images: each {"region_features": (R, D), "tags": words or one string, may be missing}.
             text_numbers: numbers of the texts wanted; None = all.
+            prepared: what `prepare` gave for them earlier.
+            update: called after each pass with the number of its pairs.
         """
-        device = self.model.device
-        features = torch.as_tensor(image["region_features"])[: self.processor.max_regions]
-        prepared = prepare_images(self.model, features[None].to(device, self.model.dtype))
-        result = torch.empty(len(texts.lengths), device=device)
+        device, tags = self.model.device, [self._tag_ids(image) for image in images]
         rows = None if text_numbers is None else np.unique(texts.row_of[text_numbers])
-        for numbers, batch in self._batches(texts, self._tag_ids(image), rows):
-            if device.type == "cuda":  # only from pinned memory does the copy go on while the last batch is computed
-                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            result[numbers] = log_odds(match_logits(self.model, prepared, **batch))[0]
+        together = max(1, self.batch_size // max(1, len(texts.lengths) if rows is None else len(rows)))
+        result = torch.empty(len(images), len(texts.lengths), self.model.config.num_labels, device=device)
+        for start in range(0, len(images), together):
+            chunk = slice(start, min(start + together, len(images)))
+            regions = PreparedImages.join(self.prepare(images[chunk]) if prepared is None else prepared[chunk])
+            for numbers, batch in self._batches(texts, tags[chunk], rows):
+                batch = {name: to_device(tensor, device) for name, tensor in batch.items()}
+                result[chunk, numbers] = match_logits(self.model, regions, **batch).float()
+                update((chunk.stop - chunk.start) * len(numbers))
         wanted = texts.row_of if text_numbers is None else texts.row_of[text_numbers]
-        return result[torch.from_numpy(wanted).to(device)]
+        return result[:, torch.from_numpy(wanted).to(device)]
+
+    def row(self, image, texts: EncodedTexts, text_numbers=None, update=lambda pairs: None) -> torch.FloatTensor:
+        """Log-odds (n,) of one image with the texts, as `logits` takes them, on the model's device."""
+        return log_odds(self.logits([image], texts, text_numbers, update=update))[0]
 
     def probabilities(self, scores) -> np.ndarray:
         """Log-odds -> probabilities of a match; raw scores (one label) stay what they are. float32."""
@@ -268,7 +349,7 @@ class Matcher:
         return self.processor.token_ids(words) if words else []
 
     def _batches(self, texts, tag_ids, rows):
-        if tag_ids or rows is not None:
+        if any(tag_ids) or rows is not None:
             return texts.batches(tag_ids, self.batch_size, rows)
         if self._kept[0] is not texts:
             device = self.model.device

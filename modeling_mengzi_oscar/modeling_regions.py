@@ -16,6 +16,9 @@ from .checksums import share_weights
 from .photos import array_to_image, check_size
 from .supported_transformers import OLDEST  # noqa: F401  (importing it checks the installed release)
 
+PIXELS_PER_PASS = 700_000  # of a region model on a CPU: one photo of VinVL, ten of the mini; memory follows them
+PIXELS_PER_PASS_ON_GPU = 8 * PIXELS_PER_PASS
+
 
 @dataclass
 class RegionModelOutput(ModelOutput):
@@ -59,6 +62,12 @@ def box_geometry(boxes: torch.Tensor, original_sizes: torch.Tensor) -> torch.Ten
     height, width = original_sizes.to(boxes).unbind(-1)  # (B,), (B,)
     corners = boxes / torch.stack([width, height, width, height], dim=-1)[:, None]  # (B, R, 4)
     return torch.cat([corners, corners[..., 2:] - corners[..., :2]], dim=-1)
+
+
+def photos_per_pass(pixel_values: torch.Tensor, device: torch.device) -> int:
+    """How many photos of this size, (..., H, W), share a pass of a region model: memory follows their pixels."""
+    most = PIXELS_PER_PASS if device.type == "cpu" else PIXELS_PER_PASS_ON_GPU
+    return max(1, most // (pixel_values.shape[-2] * pixel_values.shape[-1]))
 
 
 def as_pictures(images) -> list[Image.Image]:

@@ -4,17 +4,23 @@ One folder (or Hub repo) holds a captioner, a match head or a head that answers 
 (`ask/`, `match/`), and names its region model, so that a photo can never meet the wrong features.
 """
 
+import json
 import os
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from types import GeneratorType
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub.utils import tqdm
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline
 
@@ -31,12 +37,13 @@ from .loading import (
     load_region_model,
     task_of_root,
 )
-from .matching import Matcher
+from .matching import Matcher, log_odds
 from .modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
     MengziOscarForImageTextRetrieval,
     MengziOscarForVisualQuestionAnswering,
 )
+from .modeling_regions import RegionModelOutput, photos_per_pass
 from .photos import PhotoError, open_photo
 from .processing_mengzi_oscar import as_texts, numbered
 from .quantization import is_int8, quantize
@@ -49,7 +56,6 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .generation_mengzi_oscar import MaskQueryGenerationMixin  # noqa: F401
     from .image_processing_vinvl import VinVLImageProcessor  # noqa: F401
     from .modeling_grid_regions import GridRegionModel  # noqa: F401
-    from .modeling_regions import RegionModelOutput  # noqa: F401
     from .modeling_vinvl import VinVLModel  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
@@ -62,6 +68,9 @@ METHODS = {  # name of transformers' pipeline -> what it calls, and what that ca
     "mengzi-oscar-answering": ("ask", "question"),
 }
 REGION_MODEL = "region_model"  # the subfolder of it
+LOOKED_AHEAD = 32  # photos looked at before anything is made of them
+SECONDS_WITHOUT_BAR = 2
+KEPT_BYTES = 2**20  # what a head prepared of a photo is kept for the next call up to this size; the mini's has 0.3 MB
 
 
 class MengziOscarPipeline:
@@ -79,6 +88,7 @@ class MengziOscarPipeline:
         self.task = TASKS.get(type(model).__name__, "caption")
         self._load_head = load_head
         self._heads = {} if self.task == "caption" else {self.task: (self.model, processor)}
+        self._prepared = WeakKeyDictionary()  # SeenPhoto -> what the match head prepared of it
 
     @property
     def captioner(self):
@@ -154,11 +164,27 @@ class MengziOscarPipeline:
             head.save_pretrained(folder / task, state_dict=head.state_dict())
             processor.save_pretrained(folder / task)
 
-    def caption(self, photos, batch_size=32, style=None, **generation) -> dict | list[dict]:
-        """
+    def look(self, photos):
+        """Looks at photos once, for as many calls of `caption`, `ask`, `match` and `rank` as there will be.
+
         Args:
             photos: a path, PIL image or array (H, W, 3), or several: a list, tuple, generator, column.
-            batch_size: photos opened together. Only those of one size for the region model share a pass of it.
+
+        Returns:
+            For one photo a `SeenPhoto`, for several a list of them, with {"error": the line} in the place of one that
+            cannot be read. The other methods take them where they take photos, mixed too, and give the same.
+
+        Raises:
+            PhotoError: the one photo cannot be read.
+        """
+        return self._of_each(photos, lambda seen: seen)
+
+    def caption(self, photos, batch_size=LOOKED_AHEAD, style=None, **generation) -> dict | list[dict]:
+        """
+        Args:
+            photos: a path, PIL image or array (H, W, 3), or several: a list, tuple, generator, column. Or what `look`
+                returned, here and in the methods below.
+            batch_size: photos captioned together.
             style: where the checkpoint writes in several (`processor.styles`): "short" or "detailed". None = [CLS]
                 begins a caption, as everywhere.
             **generation: as `MengziOscarForImageCaptioning.generate` takes them: `num_beams`, `max_length`, ... What is
@@ -172,42 +198,43 @@ class MengziOscarPipeline:
             stands in its place.
 
         Raises:
-            PhotoError: the one photo cannot be read. ValueError: settings that cannot work, before any photo is
-            opened; with an empty list they are only checked.
+            PhotoError: the one photo cannot be read, or another region model looked at it. ValueError: settings that
+            cannot work, before any photo is opened; with an empty list they are only checked.
         """
         check_whole("batch_size", batch_size, 1)
         generation = self._generation(style, generation)
         return self._of_each(photos, lambda seen: self._caption_batch(seen, style, generation), batch_size)
 
-    def ask(self, photo, question, top: int = 5) -> list[dict] | list[list[dict]]:
+    def ask(self, photo, question, top: int = 5, batch_size: int = 64) -> list[dict] | list[list[dict]]:
         """The likeliest answers to a question about a photo: [{"answer", "probability"}], best first.
 
         For several questions a list of such lists, for several photos a list of what one photo gives, with
         {"error": the line} in the place of one that cannot be read. The answers are those that the checkpoint's `ask/`
-        head knows; `top` of them.
+        head knows; `top` of them. `batch_size` pairs of a photo and a question share a pass.
 
         Raises:
             CheckpointError: the checkpoint has no such head. PhotoError: the one photo cannot be read. ValueError: a
-            question that is empty or no text, `top` below 1.
+            question that is empty or no text, `top` or `batch_size` below 1.
         """
         check_whole("top", top, 1)
+        check_whole("batch_size", batch_size, 1)
         questions = words_in(question, "question")
         model, processor = self._head("ask")
-
-        def answers(image, question):
-            inputs = processor(text=[question], tags=[image.tags], regions=[image.region_features], layout="pair")
-            with torch.inference_mode():
-                logits = model(**inputs.to(model.device)).logits[0].float()
-            several_may_be_right = model.config.loss_type == "bce"
-            probabilities = logits.sigmoid() if several_may_be_right else logits.softmax(dim=-1)
-            best = probabilities.topk(min(top, len(probabilities)))
-            return [
-                {"answer": model.config.id2label[index], "probability": probability}
-                for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ]
+        scorer = Matcher(model, processor, batch_size)
+        encoded, names = scorer.encode(questions), model.config.id2label
 
         def run(seen):
-            per_image = [[answers(image, one) for one in questions] for image in seen]
+            logits = scorer.logits([image.as_input() for image in seen], encoded)  # (photos, questions, answers)
+            several_may_be_right = model.config.loss_type == "bce"
+            probabilities = logits.sigmoid() if several_may_be_right else logits.softmax(dim=-1)
+            best = probabilities.topk(min(top, probabilities.shape[-1]))
+            per_image = [
+                [
+                    [{"answer": names[index], "probability": value} for value, index in zip(*answers, strict=True)]
+                    for answers in zip(*rows, strict=True)
+                ]
+                for rows in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
             return [rows[0] for rows in per_image] if isinstance(question, str) else per_image
 
         return self._of_each(photo, run)
@@ -216,24 +243,82 @@ class MengziOscarPipeline:
         """How probable it is that each text belongs to the photo: [{"text", "probability"}] in their order.
 
         `texts` is a string, or several in a list, tuple, generator, column. For several photos a list of such lists,
-        with {"error": the line} in the place of a photo that cannot be read.
+        with {"error": the line} in the place of a photo that cannot be read. `batch_size` pairs share a pass.
 
         Raises:
             CheckpointError: the checkpoint has no `match/` head. PhotoError: the one photo cannot be read. ValueError:
             a text that is empty or no text.
         """
+        texts, log_odds_of, probabilities = self._matcher(texts, batch_size)
+
+        def run(seen):
+            rows = probabilities(log_odds_of(seen)).tolist()
+            return [
+                [{"text": text, "probability": probability} for text, probability in zip(texts, row, strict=True)]
+                for row in rows
+            ]
+
+        return self._of_each(photo, run)
+
+    def rank(self, texts, photos, top: int | None = None, batch_size: int = 64) -> list[dict] | list[list[dict]]:
+        """The photos that a text fits best: [{"photo", "probability"}], best first; the `match` of every pair, sorted.
+
+        Args:
+            texts: a string, or several in a list, tuple, generator, column: then a list of such lists.
+            photos: one or several. A generator is read as it goes: memory does not grow with the number of photos.
+            top: so many of the best; None = all of them.
+
+        Returns:
+            "photo" is the photo's number in `photos`, from 0; beside it stands "name" where the photo has one. Photos
+            that cannot be read stand at the end of every list, whatever `top` is, with "error" in the place of
+            "probability".
+
+        Raises:
+            CheckpointError: the checkpoint has no `match/` head. PhotoError: the one photo cannot be read. ValueError:
+            a text that is empty or no text, `top` or `batch_size` below 1.
+        """
+        if top is not None:
+            check_whole("top", top, 1)
+        one, (texts, log_odds_of, probabilities) = isinstance(texts, str), self._matcher(texts, batch_size)
+        if is_one_photo(photos):
+            photos = [self.look(photos)]
+        found, scores, errors = [], [torch.zeros(0, len(texts))], []
+        for batch in self._batches(photos, LOOKED_AHEAD):
+            seen = {number: image for number, image in batch if isinstance(image, SeenPhoto)}
+            found += [
+                {"photo": number} | ({"name": image.name} if image.name else {}) for number, image in seen.items()
+            ]
+            scores += [log_odds_of(list(seen.values()))] if seen else []
+            errors += [{"photo": number, "error": str(error)} for number, error in batch if number not in seen]
+        rankings = []
+        for column in torch.cat(scores).T:
+            order = column.argsort(descending=True, stable=True)[:top]
+            best = zip(order.tolist(), probabilities(column[order]).tolist(), strict=True)
+            rankings.append([found[index] | {"probability": value} for index, value in best] + errors)
+        return rankings[0] if one else rankings
+
+    def _matcher(self, texts, batch_size):
+        """The texts as a list, a function from photos that were looked at to log-odds (photos, texts), and one from
+        those to probabilities."""
         check_whole("batch_size", batch_size, 1)
         texts = words_in(texts, "texts")
-        model, processor = self._head("match")
-        matcher = Matcher(model, processor, batch_size)
+        matcher = Matcher(*self._head("match"), batch_size)
         encoded = matcher.encode(texts)
 
-        def matches(image):
-            row = matcher.row({"region_features": image.region_features, "tags": image.tags}, encoded)
-            rows = zip(texts, matcher.probabilities(row.cpu()).tolist(), strict=True)
-            return [{"text": text, "probability": probability} for text, probability in rows]
+        def log_odds_of(seen):
+            images = [image.as_input() for image in seen]
+            return log_odds(matcher.logits(images, encoded, prepared=self._prepare(matcher, seen, images))).cpu()
 
-        return self._of_each(photo, lambda seen: [matches(image) for image in seen])
+        return texts, log_odds_of, matcher.probabilities
+
+    def _prepare(self, matcher, seen, images) -> list:
+        """What the match head needs of photos whatever the text, kept where it is small and worth it."""
+        new = [index for index, image in enumerate(seen) if image not in self._prepared]
+        prepared = dict(zip(new, matcher.prepare([images[index] for index in new]), strict=True))
+        for index, one in prepared.items():
+            if one.memories is not None and one.bytes <= KEPT_BYTES:
+                self._prepared[seen[index]] = one
+        return [prepared.get(index) or self._prepared[image] for index, image in enumerate(seen)]
 
     def caption_length(self, style=None) -> int:
         """Tokens of a caption of that style at the most, [CLS] and [SEP] included, where the call says nothing."""
@@ -252,52 +337,120 @@ class MengziOscarPipeline:
             self._heads[task] = self._load_head(task)
         return self._heads[task]
 
-    def _of_each(self, photos, run, batch_size=1):
-        """What `run` makes of what was found in photos (list -> list): of one photo one result, of several a list.
+    def _of_each(self, photos, run, batch_size=LOOKED_AHEAD):
+        """What `run` makes of photos that were looked at (list -> list): of one photo one result, of several a list.
 
         A photo that cannot be read raises where it is the only one, and costs only its own result in a list.
         """
         if is_one_photo(photos):
-            [result] = self._of_opened([open_photo(photos)], run)
-            if isinstance(result, PhotoError):
-                raise result
-            return result
-        results, numbered = [], enumerate(photos, start=1)
-        while batch := list(islice(numbered, batch_size)):
-            results += self._of_opened([open_or_error(photo, f"photo {number}") for number, photo in batch], run)
-        return [{"error": str(result)} if isinstance(result, PhotoError) else result for result in results]
+            [seen] = self._look([photos])
+            if isinstance(seen, PhotoError):
+                raise seen
+            return run([seen])[0]
+        results = []
+        for batch in self._batches(photos, batch_size):
+            seen = [image for _, image in batch if isinstance(image, SeenPhoto)]
+            made = iter(run(seen) if seen else [])
+            results += [next(made) if isinstance(image, SeenPhoto) else {"error": str(image)} for _, image in batch]
+        return results
 
-    def _of_opened(self, photos, run) -> list:
-        """The same for RGB photos; `PhotoError`s stay what they are."""
-        found = self.find_regions(photos)
-        seen = [image for image in found if isinstance(image, FoundRegions)]
-        made = iter(run(seen) if seen else [])
-        return [next(made) if isinstance(image, FoundRegions) else image for image in found]
+    def _batches(self, photos, batch_size) -> Iterator[list[tuple[int, "SeenPhoto | PhotoError"]]]:
+        """Of several photos (number from 0, what was seen or why not), `batch_size` at a time; a bar where it lasts."""
+        total = length_hint(photos) or None
+        waits = {"delay": SECONDS_WITHOUT_BAR, "disable": None, "leave": False}  # None: not where nobody watches
+        photos, done = iter(photos), 0
+        with tqdm(total=total, unit="photo", **waits) as bar:
+            while batch := list(islice(photos, batch_size)):
+                seen = self._look(batch, done + 1, bar.update)
+                yield list(enumerate(seen, start=done))
+                done += len(batch)
 
     @torch.inference_mode()
-    def find_regions(self, photos) -> list:
-        """RGB photos -> what was found in each. Errors among them stay, photos that cannot be prepared become one.
+    def _look(self, photos, first=None, update=lambda number: None) -> list["SeenPhoto | PhotoError"]:
+        """What is seen in photos, or why nothing is. What was seen before stays.
 
-        Photos share a pass where they have one size for the region model: padding changes what a detector finds.
+        Photos share a pass of the region model where they have one size for it, since padding changes what a detector
+        finds, up to `photos_per_pass`. They are opened one by one, and only what the region model takes is kept.
+
+        Args:
+            first: number of the first one among several, for messages. update: called with the number of photos done.
         """
-        found, of_one_size = list(photos), {}
-        for number, photo in enumerate(photos):
-            if isinstance(photo, PhotoError):
-                continue
-            try:
-                inputs = self.image_processor([photo], return_tensors="pt")
-            except PhotoError as error:  # too thin
-                found[number] = error
-            else:
-                of_one_size.setdefault(inputs["pixel_values"].shape, []).append((number, inputs))
-        for group in of_one_size.values():
-            together = {name: torch.cat([inputs[name] for _, inputs in group]) for name in group[0][1]}
+        seen, waiting = {}, {}
+
+        def look_at(group):
+            inputs = [inputs for _, _, inputs in group]
+            together = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
             output = self.region_model(**{name: rows.to(self.region_model.device) for name, rows in together.items()})
-            tags, described = self.region_model.tags(output), describe_regions(self.region_model, output)
-            valid = output.region_attention_mask.bool()
-            for row, (number, _) in enumerate(group):
-                found[number] = FoundRegions(output.region_features[row][valid[row]], tags[row], described[row])
-        return found
+            sizes, names = together["original_sizes"].tolist(), [name for _, name, _ in group]
+            seen.update(zip((number for number, _, _ in group), self._described(output, sizes, names), strict=True))
+            update(len(group))
+
+        for number, photo in enumerate(photos):
+            opened = open_or_error(photo, "the photo" if first is None else f"photo {first + number}")
+            if isinstance(opened, SeenPhoto) and opened.region_model != self.region_checksum:
+                opened = PhotoError(
+                    f"{opened.name or 'a photo'}: was looked at by another region model; look at it anew"
+                )
+            inputs = None
+            if not isinstance(opened, SeenPhoto | PhotoError):
+                try:
+                    inputs = self.image_processor([opened], return_tensors="pt")
+                except PhotoError as error:  # too thin
+                    opened = error.with_traceback(None)
+            if inputs is None:
+                seen[number] = opened
+                update(1)
+                continue
+            shape = inputs["pixel_values"].shape
+            waiting.setdefault(shape, []).append((number, name_of(photo), inputs))
+            if len(waiting[shape]) == photos_per_pass(inputs["pixel_values"], self.region_model.device):
+                look_at(waiting.pop(shape))
+        for group in waiting.values():
+            look_at(group)
+        return [seen[number] for number in range(len(seen))]
+
+    def seen(self, regions, name=None) -> "SeenPhoto":
+        """What `look` found in a photo, from a store that this checkpoint's region model filled.
+
+        Args:
+            regions: `RegionFeatureStore.open(path)[image_id]`. name: of the photo.
+
+        Raises:
+            ValueError: a field of the region model is missing, or its features have another width.
+        """
+        wanted = {"region_features", "boxes", "original_size"}
+        wanted |= {"class_ids", "scores"} if hasattr(self.region_model, "describe") else set()
+        if missing := sorted(wanted - regions.keys()):
+            raise ValueError(f"{name or 'regions'}: no {missing[0]}; fill the store with mengzi-oscar extract")
+        found = {name: torch.as_tensor(values)[None] for name, values in regions.items() if name != "original_size"}
+        expected, width = self.region_model.config.region_feature_size, found["region_features"].shape[-1]
+        if width != expected:
+            raise ValueError(f"{name or 'regions'}: features of {width} numbers; this region model makes {expected}")
+        mask = torch.ones(found["region_features"].shape[:2], dtype=torch.long)
+        output = RegionModelOutput(**found, region_attention_mask=mask)
+        return self._described(output, [regions["original_size"].tolist()], [name])[0]
+
+    def _described(self, output, sizes, names) -> list["SeenPhoto"]:
+        """A batch of the region model's output, (height, width) and name of each photo -> what was seen in each."""
+        tags, described = self.region_model.tags(output), describe_regions(self.region_model, output)
+        features, valid = output.region_features.float().cpu(), output.region_attention_mask.bool().cpu()
+        return [
+            SeenPhoto((width, height), features[row][valid[row]], tags[row], described[row], name, self.region_checksum)
+            for row, ((height, width), name) in enumerate(zip(sizes, names, strict=True))
+        ]
+
+    @cached_property
+    def region_checksum(self) -> str:
+        """Of the region model's weights and settings and its image processor's: who looks alike has the same."""
+        checksum = 0
+        for part in (self.region_model.config, self.image_processor):
+            own = signature(type(part).__init__).parameters.keys() & vars(part).keys()
+            settings = {name: getattr(part, name) for name in sorted(own)}
+            checksum = zlib.crc32(json.dumps(settings, default=str, ensure_ascii=False).encode(), checksum)
+        for name, tensor in sorted(self.region_model.state_dict().items()):
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            checksum = zlib.crc32(content, zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), checksum))
+        return f"{checksum:08x}"
 
     def _generation(self, style, generation) -> dict:
         """Arguments for `generate` as they were meant, checked.
@@ -345,7 +498,7 @@ class MengziOscarPipeline:
         )
         scored, results = iter(zip(*scored, strict=True)), []
         for image, image_captions in zip(images, captions, strict=True):
-            boxes = image.described[: self.processor.max_regions]  # those that the captioner reads
+            boxes = image.regions[: self.processor.max_regions]  # those that the captioner reads
             rows = [self._describe(ids, *next(scored), len(boxes)) for ids in image_captions]
             best = {name: rows[0][name] for name in ("caption", "score")}
             results.append(best | {"captions": rows, "tags": image.tags, "regions": boxes})
@@ -381,13 +534,40 @@ def head_in_subfolder(name, task, revision, region_model, dtype):
     return model.eval(), load_processor(name, revision, task)
 
 
-@dataclass
-class FoundRegions:
-    """What was found in a photo: `region_features` (R, D), words, and per region what `describe_regions` says."""
+@dataclass(eq=False)
+class SeenPhoto:
+    """What `MengziOscarPipeline.look` found in a photo. It does not hold the photo.
 
+    Attributes:
+        size: (width, height) of the upright photo in pixels.
+        region_features: (R, D) float32, on the CPU.
+        tags: words of the whole photo, or of its regions, best first, as the captioner reads them.
+        regions: R dicts, `box` in pixels and what the region model says of it (`label`, `score`, `attributes`).
+        name: path of the photo, or None.
+        region_model: checksum of the region model that looked; others refuse it.
+    """
+
+    size: tuple[int, int]
     region_features: torch.FloatTensor
     tags: list[str]
-    described: list[dict]
+    regions: list[dict]
+    name: str | None
+    region_model: str
+
+    def as_input(self) -> dict:
+        """As `Matcher` takes an image."""
+        return {"region_features": self.region_features, "tags": self.tags}
+
+    def __repr__(self):
+        return f"SeenPhoto({self.name or 'unnamed'}, {self.size[0]} x {self.size[1]}, {len(self.regions)} regions)"
+
+
+def name_of(photo) -> str | None:
+    """The path that a photo comes from, where it tells."""
+    name = photo.get("path") if isinstance(photo, Mapping) else photo
+    if not isinstance(name, str | os.PathLike):
+        name = getattr(photo, "filename", None) or getattr(photo, "name", None)
+    return os.fsdecode(name) if name and isinstance(name, str | bytes | os.PathLike) else None
 
 
 def is_one_photo(photos) -> bool:
@@ -400,13 +580,15 @@ def is_one_photo(photos) -> bool:
 
 
 def open_or_error(photo, name: str):
-    """RGB photo, or the `PhotoError` that says why not; such an error stays what it is."""
-    if isinstance(photo, PhotoError):
+    """RGB photo, or the `PhotoError` that says why not; such an error, and what was seen in a photo, stays."""
+    if isinstance(photo, PhotoError | SeenPhoto):
         return photo
+    if isinstance(photo, Mapping) and isinstance(photo.get("error"), str):  # what stands in its place in a list
+        return PhotoError(photo["error"])
     try:
         return open_photo(photo, name=name)
     except PhotoError as error:
-        return error
+        return error.with_traceback(None)  # which would keep the photos of whoever called
 
 
 def words_in(texts, name: str) -> list[str]:

@@ -4,6 +4,8 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from hashlib import blake2b
+from itertools import islice
 
 import jieba
 import torch
@@ -26,6 +28,7 @@ MIN_TEMPERATURE = 0.01  # of those above 0: scores divided by less than that are
 MAX_TEXT, MAX_SENTENCES = 200, 20
 MAX_BATCH = 8  # photos in one forward
 BATCH_SETTINGS = {"num_beams": None, "max_length": None, "temperature": 0, "style": None}  # None: the checkpoint's
+REMEMBERED = 16  # photos of which is known what was seen in them
 QUESTIONS = ("图里有几个人？", "他们在做什么？", "这是在什么地方？")
 
 
@@ -104,7 +107,8 @@ class Engine:
             self.read_caption_settings()
         self.thread = ModelThread()
         self.run_captions, self.run_tags = GPU(self._captions), GPU(self._tags)
-        self.run_match, self.run_ask = GPU(self.pipeline.match), GPU(self.pipeline.ask)
+        self.run_match, self.run_ask, self.run_rank = GPU(self._match), GPU(self._ask), GPU(self.pipeline.rank)
+        self.seen = {}  # hash of a photo -> what was seen in it; the model's thread alone looks in here
         self.caption_together = Together(self.run_captions, self.thread)
         jieba.setLogLevel("ERROR")
         jieba.initialize()
@@ -143,7 +147,7 @@ class Engine:
         if temperature > 0:  # the search has no use for a temperature: draw as many sentences instead
             generation |= {"num_beams": 1, "num_return_sequences": count, "do_sample": True}
             generation["temperature"] = max(temperature, MIN_TEMPERATURE)
-        results = self.pipeline.caption(photos, **generation)
+        results = self.pipeline.caption(self.look(photos), **generation)
         return [
             UserError("damaged") if "error" in result else simplify(result, photo, temperature > 0)
             for result, photo in zip(results, photos, strict=True)
@@ -174,14 +178,24 @@ class Engine:
         check_length(sentence)
         if not photos:
             raise UserError("no_photos")
-        start, matches, errors = time.perf_counter(), [], []
-        for index, (name, photo) in enumerate(photos):
-            if isinstance(photo, UserError):
-                errors.append({"photo": name, "index": index, "error": photo})
-                continue
-            [match] = self.thread.run(self.run_match, photo, [sentence.strip()])  # one by one: others get in between
-            matches.append({"photo": name, "index": index, "probability": match["probability"]})
-        return ranked(matches, start) | {"errors": errors}
+        start, matches, errors, numbered = time.perf_counter(), [], [], enumerate(photos)
+        while turn := list(islice(numbered, MAX_BATCH)):  # a few at a time: others get in between
+            good = [(name, index, photo) for index, (name, photo) in turn if not isinstance(photo, UserError)]
+            errors += [
+                {"photo": name, "index": index, "error": photo}
+                for index, (name, photo) in turn
+                if isinstance(photo, UserError)
+            ]
+            rows = self.thread.run(self.run_rank, sentence.strip(), [photo for _, _, photo in good]) if good else []
+            for row in rows:
+                name, index, _ = good[row["photo"]]
+                found = {"photo": name, "index": index}
+                if "error" in row:
+                    errors.append(found | {"error": UserError("damaged")})
+                else:
+                    matches.append(found | {"probability": row["probability"]})
+        errors.sort(key=lambda row: row["index"])
+        return ranked(sorted(matches, key=lambda row: row["index"]), start) | {"errors": errors}
 
     def ask(self, photo, question: str) -> dict:
         """The five likeliest answers."""
@@ -222,8 +236,22 @@ class Engine:
         things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个？")]
         return [f"{thing}是什么颜色的？" for thing in things[:2]] + list(QUESTIONS)
 
+    def look(self, photos) -> list:
+        """What is seen in photos (RGB). Of the last ones it is remembered: people caption one, then ask about it."""
+        hashes = [(photo.size, blake2b(photo.tobytes()).digest()) for photo in photos]
+        new = {key: photo for key, photo in zip(hashes, photos, strict=True) if key not in self.seen}
+        known = self.seen | dict(zip(new, self.pipeline.look(list(new.values())), strict=True))
+        self.seen = dict(list(known.items())[-REMEMBERED:])
+        return [known[key] for key in hashes]
+
+    def _match(self, photo, sentences):
+        return self.pipeline.match(self.look([photo])[0], sentences)
+
+    def _ask(self, photo, question):
+        return self.pipeline.ask(self.look([photo])[0], question)
+
     def _tags(self, photo):
-        return self.pipeline.find_regions([photo])[0].tags
+        return self.pipeline.look(self.look([photo])[0]).tags
 
     def describe(self) -> dict:
         """The checkpoint, its region model, its tasks and sizes."""

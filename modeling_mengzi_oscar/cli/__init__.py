@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from .. import __version__
-from . import ask, caption, convert, environment, extract, import_tsv, match, push
+from . import ask, caption, convert, environment, extract, import_tsv, match, push, search
 from .output import fail, leave_output
 
 EXAMPLES = """examples:
@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   mengzi-oscar caption *.jpg --model DIR --int8
   mengzi-oscar ask photo.jpg 有几个人？
   mengzi-oscar match photo.jpg 两个人在骑马 一只猫
+  mengzi-oscar search photos/ 两个人在骑马 --top 5 --prepared prepared/ --picture best.png
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
   mengzi-oscar extract stores/photos --format tsv-caption --output oscar/photos
   mengzi-oscar import-tsv train.feature.tsv train.label.tsv --output stores/train
@@ -28,6 +29,7 @@ COMMANDS = {  # name -> its file, and what it does
     "caption": (caption, "write a caption for each photo"),
     "ask": (ask, "answer a question about a photo (checkpoints that answer, or have an ask/ head)"),
     "match": (match, "does a text belong to a photo? (checkpoints that match, or have a match/ head)"),
+    "search": (search, "the photos that a sentence fits best (checkpoints that match, or have a match/ head)"),
     "extract": (extract, "region features of many photos"),
     "import-tsv": (import_tsv, "a feature TSV (Oscar's, bottom-up-attention's, LXMERT's) into a store"),
     "convert": (convert, "an original checkpoint into a folder that is a Hub repo"),

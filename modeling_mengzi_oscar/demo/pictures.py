@@ -64,6 +64,37 @@ def draw_card(photo, result, name, credit=None) -> Image.Image:
     return card
 
 
+def draw_found(found) -> Image.Image:
+    """The photos that were found for sentences: under each sentence its photos, best first, with a note each.
+
+    Args:
+        found: per sentence (sentence, [(RGB image, note), ...]).
+    """
+    parts = [
+        (sentence, arrange([draw_noted(photo, f"{n}  ·  {note}") for n, (photo, note) in enumerate(photos, 1)]))
+        for sentence, photos in found
+        if photos
+    ]
+    heading = CAPTION_SIZE + 3 * GAP // 2
+    width, height = max(page.width for _, page in parts), sum(heading + page.height for _, page in parts)
+    whole, top = Image.new("RGB", (width, height), PAPER), 0
+    for sentence, page in parts:
+        text = fit(sentence, CAPTION_SIZE, width - 2 * GAP)
+        ImageDraw.Draw(whole).text((GAP, top + GAP // 2), text, INK, font(CAPTION_SIZE))
+        whole.paste(page, (0, top + heading))
+        top += heading + page.height
+    return whole
+
+
+def draw_noted(photo, note) -> Image.Image:
+    small = photo.resize((PHOTO_WIDTH, max(1, min(PHOTO_WIDTH * 2, round(PHOTO_WIDTH * photo.height / photo.width)))))
+    card = Image.new("RGB", (PHOTO_WIDTH, small.height + NOTE_SIZE + GAP), PAPER)
+    card.paste(small, (0, 0))
+    text = fit(note, NOTE_SIZE, card.width)
+    ImageDraw.Draw(card).text((0, small.height + GAP // 2), text, GREY, font(NOTE_SIZE))
+    return card
+
+
 def highlight_regions(small, result, scale) -> Image.Image:
     """The photo dimmed where no weighty region is, the weightiest regions outlined."""
     weights = np.array(result["captions"][0]["region_weights"])  # (tokens, R)
@@ -71,7 +102,8 @@ def highlight_regions(small, result, scale) -> Image.Image:
     if weights.size == 0:
         return small
     weights = weights.mean(axis=0)
-    boxes = boxes * np.array([*scale, *scale])
+    corners = (boxes * np.array([*scale, *scale])).reshape(-1, 2, 2)
+    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)  # a sliver's can be crossed
     heat = np.zeros((small.height, small.width))
     for weight, (x1, y1, x2, y2) in zip(weights / weights.max(), boxes.round().astype(int), strict=True):
         heat[y1:y2, x1:x2] = np.maximum(heat[y1:y2, x1:x2], weight)

@@ -44,7 +44,7 @@ def encoder_scores(model, processor, photos, texts, batch_size: int = 64) -> np.
 
     def encode(rows, make):
         parts = []
-        for start in tqdm(range(0, len(rows), batch_size), desc="first stage", disable=len(rows) < 500):
+        for start in tqdm(range(0, len(rows), batch_size), desc="first stage", delay=2):
             features = make(rows[start : start + batch_size])
             features = getattr(features, "pooler_output", features)
             parts.append(nn.functional.normalize(features.float(), dim=-1).cpu())

@@ -80,11 +80,12 @@ def score_matrix(matcher, images, texts, path, candidates=None, rank=0, num_rank
     share = range(rank, len(images), num_ranks)
     left = [index for index in share if not is_done(matrix, done, index)]
     total, waiting, flushed = sum(sizes[index] for index in share), {}, time.monotonic()
-    progress = tqdm(total=total, unit="pair", unit_scale=True, desc=path.name, disable=rank != 0 or total < 1000)
+    progress = tqdm(total=total, unit="pair", unit_scale=True, desc=path.name, delay=2, disable=rank != 0)
     progress.update(total - sum(sizes[index] for index in left))
     for index in left:
         text_numbers = None if candidates is None else candidates[index]
-        scores = matcher.row(images[index], texts, text_numbers).half().cpu()
+        before = progress.n
+        scores = matcher.row(images[index], texts, text_numbers, progress.update).half().cpu()
         if not scores.isfinite().all():
             raise ValueError(
                 f"{path}: a score of image {index} is not a number: are the weights or the features damaged?"
@@ -93,7 +94,7 @@ def score_matrix(matcher, images, texts, path, candidates=None, rank=0, num_rank
         row[slice(None) if text_numbers is None else text_numbers] = scores
         matrix[index] = row
         waiting[index] = checksum(row)
-        progress.update(sizes[index])
+        progress.update(before + sizes[index] - progress.n)  # equal texts, which were scored once
         if time.monotonic() - flushed > SECONDS_PER_FLUSH or index == left[-1]:
             with naming(path):
                 matrix.flush()  # the scores reach the disk before the note that they did

@@ -4,62 +4,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import CHARACTERS, SPECIAL_TOKENS, tiny_captioner, tiny_config
-from PIL import Image
-from test_vinvl import random_model
-from transformers import BertTokenizer, GenerationConfig
+from test_look import PHOTOS, WIDTH, close, detecting, same  # noqa: F401
+from transformers import GenerationConfig
 
-from modeling_mengzi_oscar import (
-    MengziOscarForImageTextRetrieval,
-    MengziOscarForVisualQuestionAnswering,
-    MengziOscarPipeline,
-    MengziOscarProcessor,
-    VinVLImageProcessor,
-)
-
-SIZES = [(40, 60), (60, 40), (40, 60), (48, 48), (60, 40)]  # height, width: three sizes for the detector
-WIDTH = 134
-ANSWERS = dict(enumerate("一二三两个只"))
+from modeling_mengzi_oscar import MengziOscarPipeline
 
 
-def noise(seed, size):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8))
-
-
-PHOTOS = [noise(seed, size) for seed, size in enumerate(SIZES)]
-
-
-@pytest.fixture(scope="module")
-def detecting(tmp_path_factory):
-    """A pipeline whose region model is a detector: as many regions as a photo has."""
-    vocabulary = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    vocabulary.write_text("\n".join(SPECIAL_TOKENS + CHARACTERS) + "\n", encoding="utf-8")
-    processor = MengziOscarProcessor(BertTokenizer.from_pretrained(vocabulary.parent), max_regions=30)
-    names = {index: CHARACTERS[index] for index in range(1, 31)}
-    detector = random_model(id2label=names, id2attribute={index: "x" for index in range(1, 25)})
-    torch.manual_seed(0)
-    heads = {
-        "ask": MengziOscarForVisualQuestionAnswering(tiny_config(img_feature_dim=WIDTH, id2label=ANSWERS)).eval(),
-        "match": MengziOscarForImageTextRetrieval(tiny_config(img_feature_dim=WIDTH, regions_read_text=False)).eval(),
-    }
-    image_processor = VinVLImageProcessor(shortest_edge=96, longest_edge=160)
-    captioner = tiny_captioner(img_feature_dim=WIDTH, initializer_range=0.1)
-    pair = MengziOscarProcessor(processor.tokenizer, layout="pair", max_regions=30)
-    return MengziOscarPipeline(captioner, processor, detector, image_processor, lambda task: (heads[task], pair))
-
-
-def close(results, others):
-    """The same captions, with scores that differ by rounding at most."""
-    assert [[one["caption"] for one in result["captions"]] for result in results] == [
-        [one["caption"] for one in result["captions"]] for result in others
-    ]
-    for result, other in zip(results, others, strict=True):
-        assert [one["score"] for one in result["captions"]] == pytest.approx(
-            [one["score"] for one in other["captions"]], abs=1e-5
-        )
-
-
-def test_photos_of_other_sizes_change_nothing_that_is_found(detecting):
+def test_photos_of_other_sizes_change_nothing_that_is_found(detecting):  # noqa: F811
     """Bit for bit: each of these has its pass of the detector to itself, whoever stands beside it in the list."""
     for photos in (PHOTOS[:2], [PHOTOS[1], PHOTOS[3]], [PHOTOS[3], PHOTOS[0]]):
         together, alone = detecting.caption(photos), [detecting.caption(photo) for photo in photos]
@@ -68,7 +19,7 @@ def test_photos_of_other_sizes_change_nothing_that_is_found(detecting):
         close(together, alone)
 
 
-def test_neighbours_of_one_size_change_no_more_than_rounding(detecting):
+def test_neighbours_of_one_size_change_no_more_than_rounding(detecting):  # noqa: F811
     alone = [detecting.caption(photo, num_beams=2) for photo in PHOTOS]
     for batch_size in (2, 3, 32):
         together = detecting.caption(PHOTOS, num_beams=2, batch_size=batch_size)
@@ -80,7 +31,7 @@ def test_neighbours_of_one_size_change_no_more_than_rounding(detecting):
     assert len({len(one["regions"]) for one in alone}) > 1 or len(alone[0]["regions"]) == 30
 
 
-def test_order_and_repetition(detecting):
+def test_order_and_repetition(detecting):  # noqa: F811
     [one, other, again] = detecting.caption([PHOTOS[0], PHOTOS[1], PHOTOS[0]], num_beams=2)
     close([one, other], [again, detecting.caption(PHOTOS[1], num_beams=2)])
     close(detecting.caption([PHOTOS[1], PHOTOS[0]], num_beams=2), [other, one])
@@ -90,18 +41,18 @@ def test_order_and_repetition(detecting):
         [row["probability"] for row in matches[:2]], abs=1e-6
     )
     asked = detecting.ask(PHOTOS, ["有几个人？", "红色？"])
-    assert asked == [[detecting.ask(photo, question) for question in ("有几个人？", "红色？")] for photo in PHOTOS]
+    same(asked, [[detecting.ask(photo, question) for question in ("有几个人？", "红色？")] for photo in PHOTOS])
 
 
-def test_no_region_at_all(detecting):
+def test_no_region_at_all(detecting):  # noqa: F811
     """A photo of nothing has a caption, answers and matches, alone and beside photos of something."""
     bias = detecting.region_model.roi_heads["box"].predictor["cls_score"].bias
-    something = detecting.find_regions(PHOTOS[:1])[0]
+    something = detecting.look(PHOTOS[0])
     with torch.no_grad():
         before = bias[0].item()
         bias[0] = 1000
     try:
-        nothing = detecting.find_regions(PHOTOS[:1])[0]
+        nothing = detecting.look(PHOTOS[0])
         assert nothing.region_features.shape == (0, WIDTH)
         result = detecting.caption(PHOTOS[0], num_beams=2)
         assert result["regions"] == result["tags"] == []
@@ -109,8 +60,9 @@ def test_no_region_at_all(detecting):
         assert 0 < result["score"] < 1
         assert 0 < detecting.match(PHOTOS[0], "一只狗")[0]["probability"] < 1
         assert len(detecting.ask(PHOTOS[0], "有几个人？")) == 5
-        beside = detecting._caption_batch([nothing, something, nothing], None, {"num_beams": 2})
-        close(beside, [result, detecting._caption_batch([something], None, {"num_beams": 2})[0], result])
+        beside = detecting.caption([nothing, something, nothing], num_beams=2)
+        close(beside, [result, detecting.caption(something, num_beams=2), result])
+        assert detecting.look(detecting.look([PHOTOS[0]]))[0].region_features.shape == (0, WIDTH)
     finally:
         with torch.no_grad():
             bias[0] = before
@@ -147,7 +99,7 @@ def test_a_length_is_a_length_however_it_is_said(tiny_checkpoint):
     assert config.max_new_tokens is None
 
 
-def test_a_call_leaves_nothing_behind(detecting):
+def test_a_call_leaves_nothing_behind(detecting):  # noqa: F811
     before = detecting.captioner.generation_config.to_dict()
     first = detecting.caption(PHOTOS[0])
     settings = GenerationConfig(num_beams=2, max_length=7)
@@ -159,7 +111,7 @@ def test_a_call_leaves_nothing_behind(detecting):
     assert detecting.caption(PHOTOS[0]) == first
 
 
-def test_a_whole_number_is_a_temperature(detecting):
+def test_a_whole_number_is_a_temperature(detecting):  # noqa: F811
     """Of a slider or of JSON, for every door to the search."""
     regions = torch.randn(1, 3, WIDTH)
     for temperature in (2, np.float32(2), np.int64(2)):

@@ -293,6 +293,6 @@ def test_a_head_joins_a_repo_and_the_pipeline_finds_it(tiny_checkpoint, tmp_path
     photo = Image.new("RGB", (80, 60), "green")
     pipeline = MengziOscarPipeline.from_pretrained(repo)
     found = [match["probability"] for match in pipeline.match(photo, TEXTS)]
-    [image] = pipeline.find_regions([photo])
+    image = pipeline.look(photo)
     inputs = processor(text=TEXTS, tags=[image.tags] * 9, regions=[image.region_features] * 9, layout="pair")
     assert found == pytest.approx(head.score(inputs).tolist(), abs=1e-5)

@@ -68,7 +68,9 @@ def test_ask(with_heads, photo):
     expected = logits.sigmoid().sort(descending=True)
     assert [answer["answer"] for answer in answers] == [ANSWERS[i] for i in expected.indices[:5]]
     assert [answer["probability"] for answer in answers] == pytest.approx(expected.values[:5].tolist(), rel=1e-4)
-    assert pipeline.ask([photo, photo], "有只狗？", top=2) == [answers[:2]] * 2
+    for rows in pipeline.ask([photo, photo], "有只狗？", top=2):
+        assert [row["answer"] for row in rows] == [answer["answer"] for answer in answers[:2]]
+        assert [row["probability"] for row in rows] == pytest.approx([one["probability"] for one in answers[:2]])
 
 
 def test_match(with_heads, photo):

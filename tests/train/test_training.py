@@ -26,7 +26,6 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
-from modeling_mengzi_oscar.photos import open_photo
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +141,7 @@ def test_stage_four_adds_tags_and_sentences_without_photos(data_dir, start, tmp_
     assert known.items() < grown.items()
     assert {"猫", "沙", "殿"} <= grown.keys()
     photo = str(data_dir / "images" / "photo0.jpg")
-    regions = [pipeline.find_regions([open_photo(photo)])[0].region_features for pipeline in (before, after)]
+    regions = [pipeline.look(photo).region_features for pipeline in (before, after)]
     assert torch.equal(*regions)
 
     photos = str(data_dir / "images")

@@ -7,7 +7,7 @@ from torch import nn
 
 from modeling_mengzi_oscar.matching import EncodedTexts, log_odds, match_logits, prepare_images
 from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
-from modeling_mengzi_oscar.processing_mengzi_oscar import pad_regions, pad_rows
+from modeling_mengzi_oscar.processing_mengzi_oscar import pad_regions
 
 from .collators import PairCollator, SeededRows, tag_words
 
@@ -134,20 +134,10 @@ class InBatchCollator:
         if batch["region_attention_mask"].all():
             del batch["region_attention_mask"]
         texts = EncodedTexts(self.processor, [item["text"] for item in items])
-        if "tags" in items[0]:
-            groups = [self.with_tags(texts, items)]
-        else:
-            groups = [{"numbers": torch.from_numpy(n)} | group for n, group in texts.batches([], len(items))]
+        tags = [item["tags"] for item in items] if "tags" in items[0] else []
+        tag_ids = [self.processor.token_ids(" ".join(self.processor._first_tags(words))) for words in tags]
+        groups = [{"numbers": torch.from_numpy(n)} | group for n, group in texts.batches(tag_ids, len(items))]
         return batch | {"texts": groups, "labels": torch.arange(len(items))}
-
-    def with_tags(self, texts, items):
-        pairs, text_ids = [], [self.processor.token_ids(item["text"]) for item in items]
-        for item in items:  # image 0 with texts 0, 1, .., image 1 with texts 0, 1, ..
-            tag_ids = self.processor.token_ids(" ".join(self.processor._first_tags(item["tags"])))
-            pairs += [self.processor.lay_out(ids, tag_ids, "pair", self.processor.max_length) for ids in text_ids]
-        group = {name: pad_rows([pair[name] for pair in pairs], 0) for name in pairs[0]}
-        group = {name: torch.from_numpy(array).unflatten(0, (len(items), -1)) for name, array in group.items()}
-        return {"numbers": torch.arange(len(texts))} | group
 
 
 class InBatchMatcher(MengziOscarPreTrainedModel):
