@@ -27,6 +27,7 @@ from ..labels.chinese import to_chinese
 from ..modeling_regions import RegionModelOutput
 from ..photos import MAX_PIXELS, PhotoError, open_photo
 from ..pipeline_mengzi_oscar import describe_regions, load_region_model
+from ..precision import region_dtype
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
 from .store import RegionFeatureStore
@@ -47,7 +48,7 @@ def extract(
     format="store",
     language="zh",
     picture=None,
-    precision="float32",
+    precision="auto",
     device="cpu",
     flip=False,
     limit_pixels=MAX_PIXELS,
@@ -64,7 +65,8 @@ def extract(
             store is its subfolder `store`.
         language: of the classes, as the store names them and Oscar's files write them, "zh" or "en".
         picture: PNG of the first photos with what is found in them, drawn before the work starts.
-        precision: what the region model computes in, "float32" or "bfloat16".
+        precision: what the region model computes in, "float32" or "bfloat16". "auto": what the store was begun with,
+            for a new one what the processor is good at (`fast_dtype`).
         wait_for_everyone: returns when every process has called it; called twice.
         options: batch_size, dtype, images_per_shard of `extract_regions`.
 
@@ -82,7 +84,6 @@ def extract(
         check_picture(picture)
     opened = open_source(source)
     region_model, image_processor = load_region_model(model)
-    ready(region_model, device, precision)
     try:
         labels = label_texts(region_model, language)
     except ValueError:
@@ -91,16 +92,21 @@ def extract(
         labels = None
     store_path = Path(output) if format == "store" else Path(output) / "store"
     prepare = partial(prepare_photo, image_processor=image_processor, flip=flip, limit_pixels=limit_pixels)
-    if picture is not None and process_index == 0:
-        draw_first(opened, region_model, prepare, picture)
     if process_index == 0:
+        precision = settled_precision(store_path, precision, device)
+        ready(region_model, device, precision)
+        if picture is not None:
+            draw_first(opened, region_model, prepare, picture)
         store_path.mkdir(parents=True, exist_ok=True)
         clear_leftovers(store_path, "lock.*", LEFTOVERS, store_path)
         keep_settings(store_path, {"flip": flip, "precision": precision})
     wait_for_everyone()
+    if process_index > 0:  # on another kind of machine, perhaps
+        precision = settled_precision(store_path, precision, device)
+        ready(region_model, device, precision)
     share = {"process_index": process_index, "num_processes": num_processes}
     start = time.perf_counter()
-    made_with = {"region_model_name": model, "labels": labels}
+    made_with = {"region_model_name": model, "labels": labels, "precision": precision}
     with ended_by_sigterm():
         written = extract_regions(opened, region_model, prepare, store_path, **made_with, **share, **options)
     seconds = time.perf_counter() - start
@@ -148,6 +154,7 @@ def extract_regions(
     labels=None,
     process_index=0,
     num_processes=1,
+    precision=None,
 ) -> int:
     """Runs a region model over the photos of a source; those that the store holds already are left out.
 
@@ -155,7 +162,8 @@ def extract_regions(
         source: what `open_source` returned. prepare: `prepare_photo` with its settings.
         dtype: of the stored features, "float16" or "float32".
         images_per_shard: photos of the stream whose regions go into the store together.
-        region_model_name: Hub id or folder, labels: texts of its class or tag ids; noted in the store.
+        region_model_name: Hub id or folder, labels: texts of its class or tag ids, precision: what it computes in; all
+            noted in the store.
         process_index, num_processes: a photo belongs to the process that the hash of its id says, so that two photos
             with one id meet in one process.
 
@@ -163,7 +171,7 @@ def extract_regions(
         How many photos were written now. Those that could not be stand in `<store>/errors-<process>.jsonl`.
     """
     worker = f"{process_index:05d}"
-    settings = dtype, images_per_shard, worker, region_model_name, labels
+    settings = dtype, images_per_shard, worker, region_model_name, labels, precision
     writer, written = RegionFeatureStore.writer(store_path, *settings), 0
     report = Report(source, Path(store_path) / f"errors-{worker}.jsonl", process_index, num_processes)
     photos = own_photos(source, process_index, num_processes, report)
@@ -297,7 +305,6 @@ def regions_of(batch, region_model, dtype, report):
 def find_regions(inputs, region_model) -> RegionModelOutput:
     """The region model's output, on the CPU."""
     inputs = {name: values.to(region_model.device) for name, values in inputs.items()}
-    inputs["pixel_values"] = inputs["pixel_values"].to(region_model.dtype)
     return RegionModelOutput(**{name: values.cpu() for name, values in region_model(**inputs).items()})
 
 
@@ -367,6 +374,14 @@ def label_texts(region_model, language) -> list[str]:
         raise ValueError("the region model names no classes, which Oscar's TSV files need: use --format store")
     texts = [names.get(index, "") for index in range(max(names) + 1)]
     return texts if language == "en" else [to_chinese(text, config.labels_zh) for text in texts]
+
+
+def settled_precision(store_path, precision, device) -> str:
+    """What "auto" means: any machine goes on with a store in what it was begun with."""
+    begun = store_path / "extraction.json"
+    if precision == "auto" and begun.is_file():
+        return read_json(begun, names=EXTRACTION_SETTINGS).get("precision", "float32")
+    return str(region_dtype(precision, device)).removeprefix("torch.")
 
 
 def keep_settings(store_path, settings):

@@ -282,8 +282,7 @@ def test_extractor_equals_roi_align_then_layer4():
 
 
 @pytest.mark.parametrize("own_boxes", [False, True], ids=["shared boxes", "boxes per class"])
-def test_class_wise_nms_equals_torchvision_class_by_class(monkeypatch, own_boxes):
-    monkeypatch.setattr(modeling_vinvl, "SUPPRESSION_ELEMENTS", 20_000)  # several groups of classes
+def test_class_wise_nms_equals_torchvision_class_by_class(own_boxes):
     boxes = random_boxes(60)
     boxes[10:15] = boxes[5:10]  # duplicates
     boxes[20:24, 2] = boxes[20:24, 0]  # no area

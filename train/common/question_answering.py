@@ -12,6 +12,7 @@ from accelerate import PartialState
 from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.loading import CheckpointError, load_checked
+from modeling_mengzi_oscar.precision import compute_in
 
 from .arguments import (
     RunArguments,
@@ -184,7 +185,7 @@ def load_trained(options, training):
         model = load_checked(MengziOscarForVisualQuestionAnswering, options.model_name_or_path, dtype="float32")
     except CheckpointError as error:
         raise SystemExit(f"--model_name_or_path {error}") from None
-    return model.to(training.device), processor_from(options.model_name_or_path)
+    return compute_in(options.dtype, model, training.device), processor_from(options.model_name_or_path)
 
 
 def targets_of(row, num_answers, loss_type) -> torch.Tensor:
