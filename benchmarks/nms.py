@@ -15,7 +15,7 @@ from modeling_mengzi_oscar.configuration_vinvl import VinVLConfig
 from modeling_mengzi_oscar.modeling_vinvl import detect_best_surviving_class
 
 PROPOSALS = 300
-KINDS = {
+KINDS = {"usual": (150, 14.0), "a wall": (4, 14.0), "random weights": (0, 0.0)}  # confident boxes, and how much
     "usual": (150, 14.0),
     "a wall": (4, 14.0),
     "random weights": (0, 0.0),
