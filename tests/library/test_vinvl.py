@@ -301,6 +301,20 @@ def test_class_wise_nms_equals_torchvision_class_by_class(own_boxes):
         assert set(survivors.tolist()) == {row for row in everything.tolist() if candidates[row, k]}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_photo_of_a_wall(seed):
+    """Few confident boxes: in the last round all classes compete with all boxes. The same regions, bit by bit."""
+    torch.manual_seed(seed)
+    config = VinVLConfig(**TINY | {"num_classes": 200})
+    boxes, logits = random_boxes(90), torch.randn(90, 200) * 0.3
+    logits[:4, 50:60] += 9
+    probabilities = logits.softmax(1)
+    assert (probabilities[:, 1:].max(1).values > config.score_threshold).sum() < config.min_detections
+    found = modeling_vinvl.detect_best_surviving_class(boxes, probabilities, config)
+    for one, other in zip(found, naive_filter_1(boxes, probabilities, config), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_class_wise_nms_compares_with_the_double_threshold():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 3.0]])  # IoU is float32(0.3), which is above 0.3
     scores = torch.tensor([[0.9], [0.8]])
