@@ -134,7 +134,7 @@ def test_a_store_knows_its_precision_and_any_machine_goes_on_with_it(tiny_checkp
     for name, precision in (("exact", "float32"), ("fast", "bfloat16")):
         assert main(["extract", *both, "--output", str(tmp_path / name)]) == 0
         store = RegionFeatureStore.open(tmp_path / name)
-        assert (len(store), store.precision) == (2, precision)
+        assert (len(store), store.precision) == (3, precision)  # a list names its photos by their paths
     assert extract("exact", "--precision", "bfloat16") == 2  # asked for it is an error, as before
 
 
