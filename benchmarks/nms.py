@@ -16,10 +16,6 @@ from modeling_mengzi_oscar.modeling_vinvl import detect_best_surviving_class
 
 PROPOSALS = 300
 KINDS = {"usual": (150, 14.0), "a wall": (4, 14.0), "random weights": (0, 0.0)}  # confident boxes, and how much
-    "usual": (150, 14.0),
-    "a wall": (4, 14.0),
-    "random weights": (0, 0.0),
-}  # confident boxes, height of their score
 
 
 def scores(config, confident, height):
