@@ -1,9 +1,12 @@
 """dtype: "auto" follows the processor, the region model and the heads go along, and every door takes it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import transformers
+from common.arguments import open_stores
 from PIL import Image
 from test_pipeline import with_heads  # noqa: F401  (a fixture)
 
@@ -143,3 +146,14 @@ def test_features_of_another_precision_are_told(with_matrix_units):
     assert another_precision("bfloat16") is None
     assert another_precision("float32", "float32") is another_precision("float32", "int8") is None
     assert "computed in float32, here they would be in bfloat16" in another_precision("float32")
+
+
+def test_a_training_script_tells_it_once_a_store(tmp_path, capsys):
+    for name, precision in (("fast", "bfloat16"), ("exact", "float32"), ("unknown", None)):
+        with RegionFeatureStore.writer(tmp_path / name, precision=precision) as writer:
+            writer.add("photo", {"region_features": np.zeros((2, 22), np.float32)})
+    options = SimpleNamespace(features=[tmp_path / name for name in ("fast", "exact", "unknown")], dtype="auto")
+    assert [store.precision for store in open_stores(options)] == ["bfloat16", "float32", None]
+    said = "".join(capsys.readouterr())
+    assert said.count("features were computed in") == 1
+    assert f"{tmp_path / 'fast'}: its features were computed in bfloat16, here they would be in float32" in said
