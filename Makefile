@@ -35,6 +35,7 @@ bench: .venv/test .venv/demo ## the benchmarks that run on a CPU
 	$(BIN)/python benchmarks/match.py --runs 1
 	$(BIN)/python benchmarks/match.py --runs 2 --model checkpoints/mengzi-oscar-mini/match
 	$(BIN)/python benchmarks/detector.py --runs 1
+	$(BIN)/python benchmarks/nms.py
 	$(BIN)/python benchmarks/space_load.py --requests 100
 	rm -rf .venv/bench
 	$(BIN)/python benchmarks/features.py --folder .venv/bench --rows 500 --images 100000

@@ -34,6 +34,7 @@ from PIL import ImageOps
 from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarForImageCaptioning, MengziOscarPipeline
 from modeling_mengzi_oscar.demo.samples import sample_photos
 from modeling_mengzi_oscar.photos import open_photo
+from modeling_mengzi_oscar.precision import compute_in, region_dtype
 
 RECORDED = {"default mode": 0.145, "cached mode": 0.65}  # images/s of the original, 2 threads, bert-base size, beam 5
 
@@ -99,7 +100,7 @@ def photo_captioner(name, images):
     photos = [photo.rotate(angle) for angle in range(0, 360, 15) for photo in samples]
     photos = [*photos, *(ImageOps.mirror(photo) for photo in photos)]
     photos = (photos * (images // len(photos) + 1))[:images]
-    pipeline = MengziOscarPipeline.from_pretrained(name)
+    pipeline = MengziOscarPipeline.from_pretrained(name, dtype="float32")
     with torch.inference_mode():
         regions = pipeline.region_model(**pipeline.image_processor(photos, return_tensors="pt"))
     inputs = dict(pipeline.processor(tags=pipeline.region_model.tags(regions), regions=regions))
@@ -111,7 +112,7 @@ def from_process_start(name, options):
     path = str(next(iter(sample_photos().values()))[0])
     call = [sys.executable, "-m", "modeling_mengzi_oscar", "caption", path, "--model", name]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    call += ["--num-beams", str(options.num_beams), *["--int8"] * (options.dtype == "int8")]
+    call += ["--num-beams", str(options.num_beams), "--dtype", options.dtype]
     subprocess.run(call, env=environment, check=True, capture_output=True)
 
 
@@ -171,6 +172,7 @@ def main():
     plain.set_attn_implementation("eager")
     if pipeline:
         pipeline.captioner = fast
+        compute_in(region_dtype(options.dtype, options.device), pipeline.region_model, options.device)
 
     def first(count):
         return {name: tensor[:count] for name, tensor in inputs.items()}
@@ -190,7 +192,7 @@ def main():
         few = first(options.naive_images)
         variants[naive] = lambda: naive_captions(plain, few, options.num_beams, options.max_length)
         images[naive] = options.naive_images
-    if pipeline and options.device == "cpu" and options.dtype != "bfloat16":  # which the command has no switch for
+    if pipeline and options.device == "cpu" and options.dtype != "float16":  # which the command has no switch for
         variants["photos to captions"] = lambda: pipeline.caption(photos, len(photos), num_beams=options.num_beams)
         variants["one photo, from process start"] = lambda: from_process_start(options.model, options)
         images |= {"photos to captions": len(photos), "one photo, from process start": 1}

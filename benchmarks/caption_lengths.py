@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import BertTokenizer
 
 from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarForImageCaptioning, MengziOscarProcessor
-from modeling_mengzi_oscar.quantization import quantize
+from modeling_mengzi_oscar.precision import compute_in
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "train"))
@@ -50,17 +50,15 @@ class RandomRows(Dataset):
 
 
 def main():
-    parser = benchmark_parser(__doc__, runs=2)
+    parser = benchmark_parser(__doc__, runs=2, int8=True)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-regions", type=int, default=100)
-    parser.add_argument("--int8", action="store_true", help="the captioner multiplies in 8 bits")
     options = parser.parse_args()
     prepare(options)
     model = MengziOscarForImageCaptioning(MengziOscarConfig(use_img_layernorm=True)).eval().to(options.device)
-    if options.int8:
-        quantize(model)
-    training = Namespace(eval_batch_size=options.batch_size, bf16=options.dtype == "bfloat16")
+    compute_in(options.dtype, model, options.device)
+    training = Namespace(eval_batch_size=options.batch_size, bf16=False)
     settings = Namespace(max_eval_rows=None, num_beams=5, max_gen_length=20, style=None)
     orders = {"in the order given": False, "most regions first": True}
     rows = {name: RandomRows(options.images, options.max_regions, by_length) for name, by_length in orders.items()}

@@ -148,7 +148,10 @@ def load_model(arguments) -> VinVLModel:
     if arguments.model:
         return VinVLModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
     if not arguments.golden:
-        return VinVLModel(VinVLConfig()).eval()
+        model = VinVLModel(VinVLConfig()).eval()
+        with torch.no_grad():  # some confident classes: without any, all 1,594 compete (that case is in nms.py)
+            model.roi_heads["box"].predictor["cls_score"].bias[1:4] = 20
+        return model
     folder = Path(arguments.golden)
     spec = importlib.util.spec_from_file_location("fill_weights", folder / "fill_weights.py")
     fill_weights = importlib.util.module_from_spec(spec)

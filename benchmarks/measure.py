@@ -26,7 +26,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_mengzi_oscar.quantization import quantize
+from modeling_mengzi_oscar.precision import compute_in
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,8 +45,7 @@ def benchmark_parser(description: str, runs: int = 5, int8: bool = False) -> arg
 
 def copy_in(dtype: str, model):
     """A copy of a model in another type of numbers, "int8" among them."""
-    model = copy.deepcopy(model)
-    return quantize(model) if dtype == "int8" else model.to(DTYPES[dtype])
+    return compute_in(dtype, copy.deepcopy(model), model.device)
 
 
 def prepare(options) -> None:

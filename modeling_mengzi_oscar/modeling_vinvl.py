@@ -39,7 +39,6 @@ STRIDE = 16  # pixels of the resized image per cell of the C4 map
 POOLED = 14  # RoIAlign gives 14x14 bins, which layer4 halves
 LARGEST_LOG_SCALE = math.log(1000 / 16)  # proposals grow at most 62.5 times beyond their anchor
 NEEDS_TORCHVISION = "VinVLModel needs torchvision: pip install torchvision"
-SUPPRESSION_ELEMENTS = 2**23  # class-wise NMS takes as many classes at a time as fit in this many pairs of boxes
 
 
 class VinVLFrozenNorm(nn.Module):
@@ -368,22 +367,26 @@ class VinVLBoxHead(nn.Module):
         return clip_boxes(decode_boxes(proposals[:, None], deltas, weights=(10.0, 10.0, 5.0, 5.0)), size)
 
 
-def pairwise_iou(boxes: torch.Tensor) -> torch.Tensor:
-    """(..., N, 4) -> (..., N, N), sides without +1. Two boxes without area give NaN, which is above no threshold."""
-    sides = boxes[..., 2:] - boxes[..., :2]
-    area = sides[..., 0] * sides[..., 1]
-    low = torch.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
-    high = torch.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
+def iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """(..., 4) twice -> (...), sides without +1. Two boxes without area give NaN, which is above no threshold."""
+    area, other_area = ((rows[..., 2] - rows[..., 0]) * (rows[..., 3] - rows[..., 1]) for rows in (boxes, others))
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
     overlap = (high - low).clamp(min=0).prod(-1)
-    return overlap / (area[..., :, None] + area[..., None, :] - overlap)
+    return overlap / (area + other_area - overlap)
+
+
+def pairwise_iou(boxes: torch.Tensor) -> torch.Tensor:
+    """(N, 4) -> (N, N)"""
+    return iou(boxes[:, None], boxes[None])
 
 
 def class_wise_nms(boxes, scores, candidates, threshold: float) -> torch.Tensor:
     """NMS within every class, for all classes at once, with the decisions of `torchvision.ops.nms` class by class.
 
-    Boxes that two classes share have one IoU matrix. A box falls to a better one that stands itself, so the answer is
-    found by repeating "stands = no better box that stands overlaps it": the best are right after one round, those that
-    only they can suppress after the next, and so on; a handful of rounds, however many boxes or classes there are.
+    All classes decide of their best box, then of their second best, and so on: one that stands takes the boxes that
+    overlap it out of its class. Boxes that the classes share have one IoU matrix. The work is as many steps as a class
+    has candidates, each over classes x boxes, whatever the scores.
 
     Args:
         boxes: (N, 4), or (N, K, 4) where every class has its own.
@@ -394,29 +397,24 @@ def class_wise_nms(boxes, scores, candidates, threshold: float) -> torch.Tensor:
     Returns:
         (N, K) bool, the candidates that survive.
     """
-    survivors = torch.zeros_like(candidates)
     depth = int(candidates.sum(0).max()) if candidates.any() else 0
-    if depth == 0:
-        return survivors
     # equal scores: the first row goes first. In double because torchvision compares with a double threshold on CPU
     order = scores.masked_fill(~candidates, -1).argsort(dim=0, descending=True, stable=True)[:depth]  # (depth, K)
-    shared = pairwise_iou(boxes).double() > threshold if boxes.dim() == 2 else None
-    for columns in torch.arange(scores.shape[1], device=scores.device).split(max(1, SUPPRESSION_ELEMENTS // depth**2)):
-        ranked = order[:, columns].t()  # (K, depth)
-        if shared is None:
-            overlaps = pairwise_iou(boxes[ranked, columns[:, None]]).double() > threshold
+    stands = candidates.t().contiguous()  # (K, N): neither suppressed nor out
+    classes = torch.arange(len(stands), device=scores.device)
+    if shared := boxes.dim() == 2:
+        apart = ~(pairwise_iou(boxes).double() > threshold).fill_diagonal_(False)
+    else:
+        boxes = boxes.transpose(0, 1)  # (K, N, 4)
+    for best in order:  # (K,)
+        if shared:
+            spared = apart[best]  # (K, N)
         else:
-            overlaps = shared[ranked[:, :, None], ranked[:, None, :]]
-        suppresses = overlaps.triu(1)  # (K, depth, depth): row suppresses column
-        takes_part = candidates[ranked, columns[:, None]]
-        stands = takes_part
-        while True:
-            update = takes_part & ~(suppresses & stands[:, :, None]).any(1)
-            if torch.equal(update, stands):
-                break
-            stands = update
-        survivors[ranked, columns[:, None]] = stands
-    return survivors
+            spared = ~(iou(boxes[classes, best][:, None], boxes).double() > threshold)
+            spared[classes, best] = True
+        # A better box that stands cannot be taken out here: it would have taken out this one, as overlaps are mutual.
+        stands &= spared.logical_or_(~stands[classes, best][:, None])
+    return stands.t()
 
 
 def detect_best_surviving_class(boxes, probabilities, config: VinVLConfig):

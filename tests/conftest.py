@@ -39,6 +39,19 @@ def shared_path(relative: str) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _without_matrix_units():
+    """dtype="auto" is float32 on every machine that tests run on; `with_matrix_units` is the other kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict)
+        yield
+
+
+@pytest.fixture
+def with_matrix_units(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -49,7 +49,7 @@ from modeling_mengzi_oscar import MengziOscarForImageCaptioning
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
-from modeling_mengzi_oscar.quantization import quantize
+from modeling_mengzi_oscar.precision import compute_in, region_dtype
 
 
 @dataclass
@@ -137,7 +137,6 @@ class CaptionArguments(RunArguments):
         "given, captions begin with [CLS].",
         default=None,
     )
-    int8: bool = flag("--do_predict: matrix products in 8 bits. On CPUs only.", default=False)
     protocol: str | None = flag(
         "Scores of an official evaluator beside ours: aic-icc, of the AI Challenger 2017 (docs/metrics.md).",
         default=None,
@@ -194,9 +193,10 @@ def main(arguments=None):
     # 3. Captions only
     if training.do_predict:
         split = split_of(splits, options.test_split)
-        if options.int8:
-            quantize(captioner)
-        predict(model.to(training.device), CaptionRows(split, **settings), split, dense, training, options)
+        compute_in(options.dtype, captioner, training.device)
+        if from_pixels:
+            compute_in(region_dtype(options.dtype, training.device), region_model, training.device)
+        predict(model, CaptionRows(split, **settings), split, dense, training, options)
         return
 
     # 4. What the objective learns from; validation photos are captioned, and the loss is taken of their sentences

@@ -40,6 +40,7 @@ from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import MengziOscarForVisualReasoning
 from modeling_mengzi_oscar.hub import save_checkpoint
+from modeling_mengzi_oscar.precision import compute_in
 
 
 @dataclass
@@ -134,7 +135,8 @@ def main(arguments=None):
     # 3. Judge only
     if training.do_predict:
         rows = PhotoPairRows(splits[options.test_split], store)
-        predictions = judge(model.to(training.device), rows, collator, training, options)
+        compute_in(options.dtype, model, training.device)
+        predictions = judge(model, rows, collator, training, options)
         if PartialState().is_main_process:
             folder = Path(training.output_dir)
             folder.mkdir(parents=True, exist_ok=True)

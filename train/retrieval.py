@@ -17,7 +17,6 @@ are scored.
 
 from dataclasses import dataclass
 
-import torch
 from common.arguments import (
     PUBLISHED,
     RunArguments,
@@ -51,6 +50,7 @@ from transformers import TrainingArguments
 from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.matching import Matcher
+from modeling_mengzi_oscar.precision import compute_in
 
 
 @dataclass
@@ -132,8 +132,7 @@ def main(arguments=None):
 
     # 3. Scores only
     if training.do_predict:
-        dtype = torch.bfloat16 if training.bf16_full_eval else torch.float32
-        engine = Matcher(matcher.to(training.device, dtype), processor)
+        engine = Matcher(compute_in(options.dtype, matcher, training.device), processor)
         predict(engine, splits[options.test_split], settings, options, training)
         return
 

@@ -254,12 +254,15 @@ class ClassBranch(nn.Module):
     def forward(self, trunk: torch.FloatTensor) -> torch.FloatTensor:
         """What the stages before made of the image -> probabilities (B, num_classes)."""
         pooled = self.bn2(self.conv_head(self.blocks(trunk))).mean(dim=(2, 3))
-        logits = F.linear(pooled, self.weight.to(pooled.dtype)) * self.scale + self.bias
+        logits = F.linear(pooled.float(), self.weight.float()) * self.scale + self.bias
         return logits.float().softmax(dim=-1)
 
 
 class GridRegionModel(RegionModel):
-    """Pixels -> one region per grid cell, row by row from the top left, and tags of the whole image."""
+    """Pixels -> one region per grid cell, row by row from the top left, and tags of the whole image.
+
+    Runs in the dtype of its weights; features, boxes and probabilities are always float32.
+    """
 
     config: GridRegionConfig
     config_class = GridRegionConfig
@@ -299,6 +302,7 @@ class GridRegionModel(RegionModel):
             `region_features` (B, R, num_features + 6), `boxes` (B, R, 4) in pixels of the photos, `tag_ids` and
             `tag_scores` (B, L) if there are tag labels, falling, cut at `tag_threshold`.
         """
+        pixel_values = pixel_values.to(self.dtype)
         if self.config.tag_classes:
             net, stage = self.backbone, self.config.tag_stage
             trunk = net.blocks[:stage](net.bn1(net.conv_stem(pixel_values)))
@@ -307,7 +311,7 @@ class GridRegionModel(RegionModel):
             appearance = self.grid(self.backbone.forward_features(pixel_values))  # (B, C, G, G)
         boxes = self.cell_boxes(original_sizes)  # (B, R, 4)
         tokens = appearance.flatten(2).transpose(1, 2)  # (B, R, C)
-        features = torch.cat([tokens, box_geometry(boxes, original_sizes).to(tokens.dtype)], dim=-1)
+        features = torch.cat([tokens.float(), box_geometry(boxes, original_sizes)], dim=-1)
         tag_ids = tag_scores = None
         if self.config.tag_classes:
             tag_ids, tag_scores = self.rank_tags(self.word_probabilities(self.tag_branch(trunk)))

@@ -45,8 +45,8 @@ from .modeling_mengzi_oscar import (
 )
 from .modeling_regions import RegionModelOutput, photos_per_pass
 from .photos import PhotoError, open_photo
+from .precision import chosen_dtype, compute_in, region_dtype
 from .processing_mengzi_oscar import as_texts, numbered
-from .quantization import is_int8, quantize
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .checksums import checksums  # noqa: F401
@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .modeling_grid_regions import GridRegionModel  # noqa: F401
     from .modeling_vinvl import VinVLModel  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
+    from .quantization import quantize  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
 CAPTIONER = MengziOscarForImageCaptioning
@@ -80,13 +81,14 @@ class MengziOscarPipeline:
         model: captioner, match head or head that answers: the root of a checkpoint. processor: its own.
         load_head: a function from "ask" or "match" to the model and processor of that task, called when it is first
             asked for; None where there is only the root.
+        load_exact: a function to the same pipeline in float32, where this one's weights are rounded.
     """
 
-    def __init__(self, model, processor, region_model, image_processor, load_head=None):
+    def __init__(self, model, processor, region_model, image_processor, load_head=None, load_exact=None):
         self.model, self.processor = model.eval(), processor
         self.region_model, self.image_processor = region_model.eval(), image_processor
         self.task = TASKS.get(type(model).__name__, "caption")
-        self._load_head = load_head
+        self._load_head, self._load_exact = load_head, load_exact
         self._heads = {} if self.task == "caption" else {self.task: (self.model, processor)}
         self._prepared = WeakKeyDictionary()  # SeenPhoto -> what the match head prepared of it
 
@@ -109,44 +111,45 @@ class MengziOscarPipeline:
         self.model = model
 
     @classmethod
-    def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32", int8=False):
+    def from_pretrained(cls, name, revision=None, device="cpu", dtype="auto"):
         """
         Args:
             name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
-            device, dtype: where and in what type the model and its heads run; checkpoints stored in float16 run in
-                float32 unless asked otherwise. The region model stays in float32.
-            int8: captioner and heads multiply in 8 bits (`quantize`): on CPUs faster, captions nearly the same.
+            device, dtype: where, and in what type of numbers. "auto": bfloat16 on GPUs and CPUs that are good at it
+                (`fast_dtype`), else float32, whatever the checkpoint is stored in. "int8": captioner and heads multiply
+                in 8 bits (`quantize`), on CPUs; the region model stays in float32.
 
         Raises:
             CheckpointError: nothing to load, a file that is damaged or leads out of the folder, a field that may not
                 be, weights missing, left over, of another size, or no numbers.
-            ValueError: int8 with another device or dtype, or a torch without it.
+            ValueError: another dtype; int8 on another device, or a torch without it.
         """
 
-        def prepared(model):
-            model = model.to(device)
-            return quantize(model) if int8 else model
-
+        dtype = chosen_dtype(dtype, device)
         root = TASK_HEADS.get(task_of_root(name, revision), CAPTIONER)
-        root = prepared(load_checked(root, name, revision=revision, dtype=dtype))
+        root = compute_in(dtype, load_checked(root, name, revision=revision), device)
         processor = load_processor(name, revision)
         region_model, image_processor = load_region_model(name, revision=revision)
         check_width(region_model, root.config)
 
         def load_head(task):
-            model, head_processor = head_in_subfolder(name, task, revision, region_model, dtype)
-            return prepared(model), head_processor
+            model, head_processor = head_in_subfolder(name, task, revision, region_model)
+            return compute_in(dtype, model, device), head_processor
 
-        return cls(root, processor, region_model.to(device), image_processor, load_head)
+        def load_exact():
+            return cls.from_pretrained(name, revision, dtype="float32")
+
+        region_model = compute_in(region_dtype(dtype, device), region_model, device)
+        exact = None if dtype == torch.float32 else load_exact
+        return cls(root, processor, region_model, image_processor, load_head, exact)
 
     def save_pretrained(self, folder) -> None:
         """Writes everything that `from_pretrained` reads: model, processor, region model, heads.
 
-        Raises:
-            ValueError: weights in 8 bits, which are made anew whenever a checkpoint is loaded.
+        Weights are never written rounded: a pipeline in bfloat16 or 8 bits writes the checkpoint that it comes from.
         """
-        if is_int8(self.model):
-            raise ValueError("weights in 8 bits are not saved: load the checkpoint without int8, and save that")
+        if self._load_exact is not None:
+            return self._load_exact().save_pretrained(folder)
         folder, config = Path(folder), self.model.config
         for part in (self.region_model, self.image_processor):
             part.save_pretrained(folder / REGION_MODEL)
@@ -518,7 +521,7 @@ class MengziOscarPipeline:
         }
 
 
-def head_in_subfolder(name, task, revision, region_model, dtype):
+def head_in_subfolder(name, task, revision, region_model):
     """Model and processor of "ask" or "match".
 
     Raises:
@@ -529,7 +532,7 @@ def head_in_subfolder(name, task, revision, region_model, dtype):
         raise CheckpointError(
             f"{name}: has no {task}/ head: this checkpoint was not trained to {task}; name one that was{put}"
         )
-    model = load_checked(TASK_HEADS[task], name, revision, task, dtype=dtype)
+    model = load_checked(TASK_HEADS[task], name, revision, task)
     check_width(region_model, model.config)
     return model.eval(), load_processor(name, revision, task)
 
@@ -616,37 +619,34 @@ class MengziOscarPhotoPipeline(Pipeline):
     """`pipeline("mengzi-oscar-captioning", model=..., trust_remote_code=True)`: the pipeline above, as transformers'.
 
     Photos in, what `MengziOscarPipeline` makes of them out. Also "mengzi-oscar-matching", called with `texts=`, and
-    "mengzi-oscar-answering", called with `question=`: by the root of the repo or a head in a subfolder of it. A
-    checkpoint stored in float16 runs in float32 on a CPU unless a dtype is asked for. `int8=True` multiplies in 8 bits
-    there.
+    "mengzi-oscar-answering", called with `question=`: by the root of the repo or a head in a subfolder of it. `dtype`
+    as in `MengziOscarPipeline.from_pretrained`.
     """
 
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
 
-    def __init__(self, model, processor, dtype=None, int8=False, **kwargs):
+    def __init__(self, model, processor, dtype="auto", **kwargs):
         super().__init__(model=model, processor=processor, **kwargs)
         check_weights(dict(self.model.named_parameters()), model.config.name_or_path)
         check_together(processor, model.config)
-        if self.device.type == "cpu" and dtype in (None, "auto"):
-            self.model.float()
-        dtype = self.model.dtype
-        if int8:
-            quantize(self.model)
+        dtype = chosen_dtype(dtype, self.device)
+        compute_in(dtype, self.model, self.device)
+        self._rounded = dtype != torch.float32
         # The code of a Hub repo is imported as transformers_modules.<user>.<repo>.<commit>.<file>; nothing else tells
         # the revision that the user asked for.
         revision = re.search(r"\.([0-9a-f]{40})\.", __name__)
-        name, revision = model.config.name_or_path, revision[1] if revision else None
-        region_model, image_processor = load_region_model(name, revision=revision)
+        self._revision = revision[1] if revision else None
+        name = model.config.name_or_path
+        region_model, image_processor = load_region_model(name, revision=self._revision)
         check_width(region_model, model.config)
+        region_model = compute_in(region_dtype(dtype, self.device), region_model, self.device)
 
         def load_head(task):
-            head, head_processor = head_in_subfolder(name, task, revision, region_model, dtype)
-            return quantize(head) if int8 else head.to(self.device), head_processor
+            head, head_processor = head_in_subfolder(name, task, self._revision, region_model)
+            return compute_in(dtype, head, self.device), head_processor
 
-        self.photos = MengziOscarPipeline(
-            self.model, processor, region_model.to(self.device), image_processor, load_head
-        )
+        self.photos = MengziOscarPipeline(self.model, processor, region_model, image_processor, load_head)
         self.method, self.asked = METHODS.get(self.task, METHODS["mengzi-oscar-captioning"])
         if self.method == "caption":
             self.photos.captioner  # noqa: B018  (says that it is none)
@@ -676,8 +676,14 @@ class MengziOscarPhotoPipeline(Pipeline):
         return result
 
     def save_pretrained(self, save_directory, **options):
-        """Overridden because transformers saves no processor with a pipeline."""
-        super().save_pretrained(save_directory, **options)
+        """Overridden because transformers saves no processor with a pipeline, and would save rounded weights."""
+        computing = self.model
+        if self._rounded:
+            self.model = load_checked(type(computing), computing.config.name_or_path, self._revision)
+        try:
+            super().save_pretrained(save_directory, **options)
+        finally:
+            self.model = computing
         self.processor.save_pretrained(save_directory)
 
     def _sanitize_parameters(self, **options):

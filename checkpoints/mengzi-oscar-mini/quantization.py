@@ -35,8 +35,3 @@ def quantize(model):
                 f"torch {torch.__version__} cannot multiply in 8 bits here ({error}): leave int8 away"
             ) from None
     return model
-
-
-def is_int8(model) -> bool:
-    """Whether `quantize` has been there."""
-    return any(".quantized." in type(module).__module__ for module in model.modules())

@@ -13,7 +13,7 @@ EXAMPLES = """examples:
   mengzi-oscar caption photo.jpg --style detailed
   mengzi-oscar caption photo.jpg --json
   mengzi-oscar caption --samples --picture demo.png
-  mengzi-oscar caption *.jpg --model DIR --int8
+  mengzi-oscar caption *.jpg --model DIR --dtype int8
   mengzi-oscar ask photo.jpg 有几个人？
   mengzi-oscar match photo.jpg 两个人在骑马 一只猫
   mengzi-oscar search photos/ 两个人在骑马 --top 5 --prepared prepared/ --picture best.png

@@ -23,7 +23,7 @@ def load_pipeline(options):
     quiet()
     from ..pipeline_mengzi_oscar import MengziOscarPipeline
 
-    return MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), int8=options.int8)
+    return MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), dtype=options.dtype)
 
 
 def model_or_bundled(model):

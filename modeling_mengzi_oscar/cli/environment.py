@@ -68,10 +68,13 @@ def threads_and_gpu() -> str:
 
 
 def device_and_dtype() -> str:
-    """Where the commands compute, with the imports that they make."""
+    """Where the commands compute and in what, with the imports that they make."""
     torch = import_module("torch")
     import_module("..pipeline_mengzi_oscar", __package__)
-    return f"cpu in float32; extract: {'cuda' if torch.cuda.is_available() else 'cpu'}"
+    fast_dtype = import_module("..precision", __package__).fast_dtype
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    said = [f"{name} in {str(fast_dtype(name)).removeprefix('torch.')}" for name in ("cpu", device)]
+    return f"{said[0]}; extract: {said[1]}"
 
 
 def short(path) -> str:

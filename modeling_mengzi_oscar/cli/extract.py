@@ -41,7 +41,11 @@ def add_extract_arguments(parser):
         help="type of the stored features (default float16)",
     )
     add(
-        "--precision", choices=["float32", "bfloat16"], default="float32", help="type that the region model computes in"
+        "--precision",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="type that the region model computes in (auto: as the store was begun, else bfloat16 where the processor "
+        "is good at it)",
     )
     add("--flip", action="store_true", help="mirror the photos, as augmentation; write to a store of its own")
     add(

@@ -8,7 +8,13 @@ def add_model(parser):
     parser.add_argument(
         "--model", type=named, help="folder or Hub id, @REVISION too (default: the mini checkpoint here)"
     )
-    parser.add_argument("--int8", action="store_true", help="multiply in 8 bits: faster on CPUs at bert-base size")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "int8"],
+        default="auto",
+        help="type of numbers to compute in (auto: bfloat16 where the processor is good at it, else float32; "
+        "int8: 8 bits, on CPUs)",
+    )
 
 
 def named(text):

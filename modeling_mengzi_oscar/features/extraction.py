@@ -23,6 +23,7 @@ from ..labels.chinese import to_chinese
 from ..modeling_regions import RegionModelOutput
 from ..photos import MAX_PIXELS, PhotoError, open_photo
 from ..pipeline_mengzi_oscar import describe_regions, load_region_model
+from ..precision import region_dtype
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
 from .stopping import stopped_politely
@@ -45,7 +46,7 @@ def extract(
     format="store",
     language="zh",
     picture=None,
-    precision="float32",
+    precision="auto",
     device="cpu",
     flip=False,
     limit_pixels=MAX_PIXELS,
@@ -64,7 +65,8 @@ def extract(
             store is its subfolder `store`.
         language: of the classes, as the store names them and Oscar's files write them, "zh" or "en".
         picture: PNG of the first photos with what is found in them, drawn before the work starts.
-        precision: what the region model computes in, "float32" or "bfloat16".
+        precision: what the region model computes in, "float32" or "bfloat16". "auto": what the store was begun with,
+            for a new one what the processor is good at (`fast_dtype`).
         wait_for_everyone: returns when every process has called it; called twice.
         options: batch_size, dtype, images_per_shard of `extract_regions`.
 
@@ -90,7 +92,6 @@ def extract(
     check_output(Path(output), format)
     opened = open_source(source)
     region_model, image_processor = load_region_model(model)
-    ready(region_model, device, precision)
     try:
         labels = label_texts(region_model, language)
     except ValueError:
@@ -99,18 +100,23 @@ def extract(
         labels = None
     store_path = Path(output) if format == "store" else Path(output) / "store"
     prepare = partial(prepare_photo, image_processor=image_processor, flip=flip, limit_pixels=limit_pixels)
-    if picture is not None and process_index == 0:
-        draw_first(opened, region_model, prepare, picture)
     if process_index == 0:
+        precision = settled_precision(store_path, precision, device)
+        ready(region_model, device, precision)
+        if picture is not None:
+            draw_first(opened, region_model, prepare, picture)
         store_path.mkdir(parents=True, exist_ok=True)
         clear_leftovers(store_path, "lock.*", LEFTOVERS, store_path)
         if is_store(store_path) and "original_size" not in RegionFeatureStore.open(store_path).fields:
             raise ValueError(f"{store_path} was not made by extract, its rows have other fields: use another folder")
         keep_settings(store_path, {"flip": flip, "precision": precision})
     wait_for_everyone()
+    if process_index > 0:  # on another kind of machine, perhaps
+        precision = settled_precision(store_path, precision, device)
+        ready(region_model, device, precision)
     share = {"process_index": process_index, "num_processes": num_processes}
     start = time.perf_counter()
-    made_with = {"region_model_name": model, "labels": labels}
+    made_with = {"region_model_name": model, "labels": labels, "precision": precision}
     with stopped_politely(partial(photos_kept, store_path), say=process_index == 0):
         written = extract_regions(opened, region_model, prepare, store_path, **made_with, **share, **options)
         seconds = time.perf_counter() - start
@@ -145,6 +151,7 @@ def extract_regions(
     labels=None,
     process_index=0,
     num_processes=1,
+    precision=None,
 ) -> int:
     """Runs a region model over the photos of a source; those that the store holds already are left out.
 
@@ -153,7 +160,8 @@ def extract_regions(
         batch_size: photos in one forward pass. None: 16, on a CPU fewer where they are large for the region model.
         dtype: of the stored features, "float16" or "float32".
         images_per_shard: photos of the stream whose regions go into the store together, if it takes no minute.
-        region_model_name: Hub id or folder, labels: texts of its class or tag ids; noted in the store.
+        region_model_name: Hub id or folder, labels: texts of its class or tag ids, precision: what it computes in; all
+            noted in the store.
         process_index, num_processes: a photo belongs to the process that the hash of its id says, so that two photos
             with one id meet in one process.
 
@@ -161,7 +169,7 @@ def extract_regions(
         How many photos were written now. Those that could not be stand in `<store>/errors-<process>.jsonl`.
     """
     worker = f"{process_index:05d}"
-    settings = dtype, images_per_shard, worker, region_model_name, labels
+    settings = dtype, images_per_shard, worker, region_model_name, labels, precision
     writer, written = RegionFeatureStore.writer(store_path, *settings), 0
     before = RegionFeatureStore.open(store_path) if (Path(store_path) / "store.json").is_file() else {}
     report = Report(source, Path(store_path) / f"errors-{worker}.jsonl", process_index, num_processes)
@@ -335,7 +343,6 @@ def regions_of(batch, region_model, dtype, report):
 def find_regions(inputs, region_model) -> RegionModelOutput:
     """The region model's output, on the CPU."""
     inputs = {name: values.to(region_model.device) for name, values in inputs.items()}
-    inputs["pixel_values"] = inputs["pixel_values"].to(region_model.dtype)
     return RegionModelOutput(**{name: values.cpu() for name, values in region_model(**inputs).items()})
 
 
@@ -405,6 +412,14 @@ def label_texts(region_model, language) -> list[str]:
         raise ValueError("the region model names no classes, which Oscar's TSV files need: use --format store")
     texts = [names.get(index, "") for index in range(max(names) + 1)]
     return texts if language == "en" else [to_chinese(text, config.labels_zh) for text in texts]
+
+
+def settled_precision(store_path, precision, device) -> str:
+    """What "auto" means: any machine goes on with a store in what it was begun with."""
+    begun = store_path / "extraction.json"
+    if precision == "auto" and begun.is_file():
+        return read_json(begun, names=EXTRACTION_SETTINGS).get("precision", "float32")
+    return str(region_dtype(precision, device)).removeprefix("torch.")
 
 
 def keep_settings(store_path, settings):

@@ -31,6 +31,8 @@ class RegionFeatureStore(StoreFolder):
         return push(self, repo_id, private)
 
     @staticmethod
-    def writer(path, dtype="float16", images_per_shard=512, worker="00000", region_model=None, labels=None):
+    def writer(
+        path, dtype="float16", images_per_shard=512, worker="00000", region_model=None, labels=None, precision=None
+    ):
         """A `RegionFeatureWriter`; see there."""
-        return RegionFeatureWriter(path, dtype, images_per_shard, worker, region_model, labels)
+        return RegionFeatureWriter(path, dtype, images_per_shard, worker, region_model, labels, precision)

@@ -44,6 +44,7 @@ IMAGE_FIELDS = {"original_size": torch.int32}  # (2,) height, width in pixels
 _DTYPES = {"region_features": None, **REGION_FIELDS, **TAG_FIELDS, **IMAGE_FIELDS}
 _EMPTY_INDEX = np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int32)  # hashes, shards, rows
 EXTRACTION_SETTINGS = ("flip", "precision")  # that extraction.json keeps
+PRECISIONS = ("float32", "bfloat16")
 SHARDS_WITHOUT_INDEX = 64  # that a writer leaves, or an eighth of its shards if that is more
 SECONDS_PER_SHARD = 60  # after which a shard is written however few images it has: a kill costs no more
 SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
@@ -109,6 +110,11 @@ class StoreFolder:
     def labels(self):
         """Text of every class or tag id, or None where only the region model knows it."""
         return self.metadata["labels"]
+
+    @property
+    def precision(self):
+        """What the region model computed in, "float32" or "bfloat16"; None where the store does not say."""
+        return self.metadata["precision"]
 
     def __getitem__(self, image_id):
         """{"region_features": (R, D) in the store's dtype, and the store's other fields}, numpy arrays of your own."""
@@ -284,15 +290,27 @@ class RegionFeatureWriter:
         region_model: Hub id with revision, or folder, of the model that the features come from.
         labels: list of the texts of class or tag ids, `labels[0]` standing for none; for features that were not made
             by a region model of this library.
+        precision: "float32" or "bfloat16", what the region model computed in, where that is known.
     """
 
-    def __init__(self, path, dtype="float16", images_per_shard=512, worker="00000", region_model=None, labels=None):
+    def __init__(
+        self,
+        path,
+        dtype="float16",
+        images_per_shard=512,
+        worker="00000",
+        region_model=None,
+        labels=None,
+        precision=None,
+    ):
         if dtype not in ("float16", "float32"):
             raise ValueError(f"a store's dtype is 'float16' or 'float32', not {dtype!r}")
+        if precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision is {precision!r}; a region model computes in 'float32' or 'bfloat16'")
         if not re.fullmatch(r"[A-Za-z0-9_]+", worker):
             raise ValueError(f"a worker's name consists of letters, digits and _, which {worker!r} does not")
         self.path, self.dtype, self.images_per_shard = Path(path), dtype, images_per_shard
-        self.worker, self.region_model, self.labels = worker, region_model, labels
+        self.worker, self.region_model, self.labels, self.precision = worker, region_model, labels, precision
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.path / f"lock.{worker}", f"{self.path} as worker {worker}")
         try:
@@ -304,6 +322,8 @@ class RegionFeatureWriter:
                 self._store._check_for_writing()
                 self.region_model = region_model or self._store.region_model
                 self.labels = labels or self._store.labels
+                if precision is None or self._store.precision is None:
+                    self.precision = self._store.precision
                 self._fields = self._store.metadata["fields"]
                 self._check_metadata()
             numbers = [int(m[2]) for m in map(SHARD_NAME.fullmatch, os.listdir(self.path)) if m and m[1] == worker]
@@ -408,6 +428,7 @@ class RegionFeatureWriter:
             "fields": self._fields,
             "region_model": self.region_model,
             "labels": self.labels,
+            "precision": self.precision,
         }
 
     def _check_metadata(self):
@@ -543,7 +564,7 @@ def _read_metadata(path):
     version = read_json(path, whole=False).get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format version {version!r:.60}, not {FORMAT_VERSION}")
-    metadata = read_json(path)
+    metadata = {"precision": None} | read_json(path)  # stores of before know none
     fields, labels = metadata.get("fields"), metadata.get("labels")
     fits = {
         "format": metadata.get("format") == FORMAT,
@@ -553,6 +574,7 @@ def _read_metadata(path):
         and "region_features" in fields
         and all(_is_field(*item) for item in fields.items()),
         "region_model": isinstance(metadata.get("region_model"), str | None),
+        "precision": metadata["precision"] in (None, *PRECISIONS),
         "labels": labels is None or (isinstance(labels, list) and all(isinstance(text, str) for text in labels)),
     }
     wrong = [name for name, fit in fits.items() if not fit or name not in metadata]

@@ -63,12 +63,12 @@ resaved = transformers.AutoModelForImageTextToText.from_pretrained(again, trust_
 assert all(torch.equal(a, b) for a, b in zip(resaved.parameters(), captioner.parameters(), strict=True))
 """
 PIPELINE = """
-pipe = transformers.pipeline("mengzi-oscar-captioning", model=repo, **options)
+pipe = transformers.pipeline("mengzi-oscar-captioning", model=repo, dtype="float32", **options)
 assert next(pipe.model.parameters()).dtype == torch.float32
 result = pipe(photo, num_beams=2)
 several = pipe([photo, photo], num_beams=2)
 assert [row["caption"] for row in several] == [result["caption"]] * 2
-small = transformers.pipeline("mengzi-oscar-captioning", model=repo, int8=True, **options)
+small = transformers.pipeline("mengzi-oscar-captioning", model=repo, dtype="int8", **options)
 assert small.model.bert.encoder.layer[0].output.dense.weight().dtype == torch.qint8
 assert len(small(photo, num_beams=2)["captions"]) == 2
 print(json.dumps({"caption": locals().get("caption"), "piped": result["caption"], "score": result["score"]}))
@@ -122,6 +122,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "modeling_vinvl.py",
         "photos.py",
         "pipeline_mengzi_oscar.py",
+        "precision.py",
         "processing_mengzi_oscar.py",
         "processor_config.json",
         "quantization.py",

@@ -66,7 +66,7 @@ def test_nothing_is_said_but_nothing_else_is_hushed():
 def test_the_mini_writes_answers_and_matches_nearly_the_same():
     photos = [open_photo(path) for path, _ in sample_photos().values()]
     exact = MengziOscarPipeline.from_pretrained(MINI)
-    rounded = MengziOscarPipeline.from_pretrained(MINI, int8=True)
+    rounded = MengziOscarPipeline.from_pretrained(MINI, dtype="int8")
     pairs = list(zip(exact.caption(photos), rounded.caption(photos), strict=True))
     assert sum(a["caption"] == b["caption"] for a, b in pairs) >= 4  # of 6; of 1,000 about 940
     assert [b["score"] for _, b in pairs] == pytest.approx([a["score"] for a, _ in pairs], abs=0.05)
@@ -83,26 +83,28 @@ def test_the_mini_writes_answers_and_matches_nearly_the_same():
 def test_the_command(tiny_checkpoint, tmp_path, capsys):
     photo = str(tmp_path / "照片.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(photo)
-    result = MengziOscarPipeline.from_pretrained(tiny_checkpoint, int8=True).caption(photo, num_beams=5, max_length=20)
-    assert main(["caption", photo, "--model", str(tiny_checkpoint), "--int8"]) == 0
+    result = MengziOscarPipeline.from_pretrained(tiny_checkpoint, dtype="int8").caption(
+        photo, num_beams=5, max_length=20
+    )
+    assert main(["caption", photo, "--model", str(tiny_checkpoint), "--dtype", "int8"]) == 0
     assert capsys.readouterr().out == f"{photo}\t{result['caption']}\t{result['score']:.3f}\n"
-    assert main(["ask", photo, "有几个人？", "--model", MINI, "--int8"]) == 0
-    assert main(["match", photo, "一只猫", "--model", MINI, "--int8"]) == 0
+    assert main(["ask", photo, "有几个人？", "--model", MINI, "--dtype", "int8"]) == 0
+    assert main(["match", photo, "一只猫", "--model", MINI, "--dtype", "int8"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
 
 
-def test_only_from_float32_on_a_cpu(tiny_checkpoint):
+def test_only_from_float32_on_a_cpu():
     with pytest.raises(ValueError, match="this model is in float32 on meta"):
         quantize(tiny_captioner().to("meta"))
     with pytest.raises(ValueError, match="int8 starts from float32 on a CPU, this model is in bfloat16 on cpu"):
-        MengziOscarPipeline.from_pretrained(tiny_checkpoint, dtype="bfloat16", int8=True)
+        quantize(tiny_captioner().bfloat16())
 
 
 def test_a_torch_without_it_is_named(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     photo = str(tmp_path / "photo.png")
     Image.new("RGB", (30, 40)).save(photo)
     monkeypatch.setitem(sys.modules, "torch.ao.quantization", None)  # what `import` finds where there is no such module
-    assert main(["caption", photo, "--model", str(tiny_checkpoint), "--int8"]) == 2
+    assert main(["caption", photo, "--model", str(tiny_checkpoint), "--dtype", "int8"]) == 2
     output = capsys.readouterr()
     assert re.fullmatch(r"torch \S+ cannot multiply in 8 bits here \(.+\): leave int8 away\n", output.err)
     assert output.out == ""

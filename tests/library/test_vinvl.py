@@ -282,8 +282,7 @@ def test_extractor_equals_roi_align_then_layer4():
 
 
 @pytest.mark.parametrize("own_boxes", [False, True], ids=["shared boxes", "boxes per class"])
-def test_class_wise_nms_equals_torchvision_class_by_class(monkeypatch, own_boxes):
-    monkeypatch.setattr(modeling_vinvl, "SUPPRESSION_ELEMENTS", 20_000)  # several groups of classes
+def test_class_wise_nms_equals_torchvision_class_by_class(own_boxes):
     boxes = random_boxes(60)
     boxes[10:15] = boxes[5:10]  # duplicates
     boxes[20:24, 2] = boxes[20:24, 0]  # no area
@@ -300,6 +299,20 @@ def test_class_wise_nms_equals_torchvision_class_by_class(monkeypatch, own_boxes
         assert kept[:, k].nonzero()[:, 0].tolist() == survivors.sort().values.tolist()
         everything = torchvision.ops.nms(class_boxes, scores[:, k], 0.3)  # the low ones cannot change it
         assert set(survivors.tolist()) == {row for row in everything.tolist() if candidates[row, k]}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_photo_of_a_wall(seed):
+    """Few confident boxes: in the last round all classes compete with all boxes. The same regions, bit by bit."""
+    torch.manual_seed(seed)
+    config = VinVLConfig(**TINY | {"num_classes": 200})
+    boxes, logits = random_boxes(90), torch.randn(90, 200) * 0.3
+    logits[:4, 50:60] += 9
+    probabilities = logits.softmax(1)
+    assert (probabilities[:, 1:].max(1).values > config.score_threshold).sum() < config.min_detections
+    found = modeling_vinvl.detect_best_surviving_class(boxes, probabilities, config)
+    for one, other in zip(found, naive_filter_1(boxes, probabilities, config), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_class_wise_nms_compares_with_the_double_threshold():

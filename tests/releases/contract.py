@@ -327,7 +327,7 @@ def plain_decoder():
 
 @check
 def pipeline():
-    pipe = transformers.pipeline("mengzi-oscar-captioning", model=MINI, **REMOTE)
+    pipe = transformers.pipeline("mengzi-oscar-captioning", model=MINI, dtype="float32", **REMOTE)
     first, second = pipe(photos())
     weights = torch.tensor(first["captions"][0]["region_weights"])
     assert pipe(photos()[0], num_beams=2)["captions"][1]["caption"]

@@ -185,7 +185,7 @@ def test_objectives_leave_a_best_folder_and_what_people_look_at(data_dir, start,
     row = json.loads(line)
     assert row["image_id"] == "photo5"
     assert 0 < row["conf"] <= 1
-    caption_script.main([*flags(data_dir, start, tmp_path / "int8", **predict), "--do_predict", "--int8"])
+    caption_script.main([*flags(data_dir, start, tmp_path / "int8", **predict), "--do_predict", "--dtype", "int8"])
     [line] = (tmp_path / "int8" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     assert 0 < abs(json.loads(line)["conf"] - row["conf"]) < 0.1
 

@@ -29,6 +29,7 @@ from modeling_mengzi_oscar.convert.oscar import (
 )
 from modeling_mengzi_oscar.features.extraction import label_texts
 from modeling_mengzi_oscar.loading import load_model, load_processor, load_region_model
+from modeling_mengzi_oscar.precision import another_precision
 
 from .recipes import recipe_flags
 from .report import LOGS, say
@@ -88,6 +89,12 @@ class RunArguments:
     early_stopping_patience: int = flag(
         "Stop after this many evaluations in a row without a new best --metric_for_best_model. 0: never stop early.",
         default=0,
+    )
+    dtype: str = flag(
+        "--do_predict: type of numbers to compute in. auto: bfloat16 where the processor is good at it, else float32; "
+        "int8: 8 bits, on CPUs.",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "int8"],
     )
     max_eval_rows: int | None = flag(
         "Score only the first N rows of the split, in evaluations and with --do_predict. If not given, all.",
@@ -420,7 +427,12 @@ def open_stores(options) -> list[RegionFeatureStore]:
     """
     if not options.features:
         raise SystemExit("--features is missing: region features of the photos, made by mengzi-oscar extract")
-    return [RegionFeatureStore.open(path) for path in options.features]
+    stores = [RegionFeatureStore.open(path) for path in options.features]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for store in stores:
+        if line := another_precision(store.precision, options.dtype, device):
+            say(f"{store.path}: {line}")
+    return stores
 
 
 def check_width(start, config, stores):

@@ -13,6 +13,7 @@ from modeling_mengzi_oscar import MengziOscarForVisualQuestionAnswering
 from modeling_mengzi_oscar.convert.oscar import OriginalFolder
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.loading import CheckpointError, load_checked
+from modeling_mengzi_oscar.precision import compute_in
 
 from .arguments import (
     PUBLISHED,
@@ -108,7 +109,8 @@ def run(task, options, training, score, submission_row):
 
     # 3. Answers only
     if training.do_predict:
-        model, questions = model.to(training.device), PairRows(splits[options.test_split], store, labels=labels)
+        model = compute_in(options.dtype, model, training.device)
+        questions = PairRows(splits[options.test_split], store, labels=labels)
         predictions = answer_questions(model, questions, collator, training, options)
         if PartialState().is_main_process:
             folder = Path(training.output_dir)
