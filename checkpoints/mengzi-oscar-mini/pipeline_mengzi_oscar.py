@@ -59,17 +59,18 @@ class MengziOscarPipeline:
 
     def __init__(self, captioner, processor, region_model, image_processor, load_head=None):
         self.captioner, self.processor = captioner.eval(), processor
-        self.region_model, self.image_processor = region_model.eval(), image_processor
+        self.region_model, self.image_processor = region_model and region_model.eval(), image_processor
         self._load_head, self._heads = load_head, {}
 
     @classmethod
-    def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32", int8=False):
+    def from_pretrained(cls, name, revision=None, device="cpu", dtype="float32", int8=False, region_model=True):
         """
         Args:
             name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
             device, dtype: where and in what type the captioner runs; checkpoints stored in float16 run in float32
                 unless asked otherwise. The region model stays in float32.
             int8: captioner and heads multiply in 8 bits (`quantize`): on CPUs faster, captions nearly the same.
+            region_model: False where regions come from a store: none is loaded, and none has to be there.
 
         Raises:
             CheckpointError: nothing to load, a file that is damaged or leads out of the folder, a field that may not
@@ -83,6 +84,8 @@ class MengziOscarPipeline:
 
         captioner = prepared(load_checked(MengziOscarForImageCaptioning, name, revision=revision, dtype=dtype))
         processor = load_processor(name, revision)
+        if not region_model:
+            return cls(captioner, processor, None, None)
         region_model, image_processor = load_region_model(name, revision=revision)
         check_width(region_model, captioner.config)
 
@@ -145,6 +148,18 @@ class MengziOscarPipeline:
         check_whole("batch_size", batch_size, 1)
         generation = self._generation(style, generation)
         return self._of_each(photos, lambda seen: self._caption_batch(seen, style, generation), batch_size)
+
+    def caption_regions(self, found, style=None, **generation) -> list[dict]:
+        """`caption` of photos whose regions are known, from a store for instance, in one batch.
+
+        Args:
+            found: a list of objects with `region_features` (R, D), `tags` (words) and `regions` (R dicts, passed on).
+
+        Raises:
+            ValueError: settings that cannot work; with an empty list they are only checked.
+        """
+        generation = self._generation(style, generation)
+        return self._caption_batch(found, style, generation) if found else []
 
     def ask(self, photo, question, top: int = 5) -> list[dict] | list[list[dict]]:
         """The likeliest answers to a question about a photo: [{"answer", "probability"}], best first.

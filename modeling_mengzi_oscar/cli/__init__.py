@@ -12,9 +12,12 @@ EXAMPLES = """examples:
   mengzi-oscar caption *.jpg --num-beams 3 --picture captions.png
   mengzi-oscar caption photo.jpg --style detailed
   mengzi-oscar caption photo.jpg --json
+  mengzi-oscar caption photos/ '2025*/*.jpg' --output captions.csv
+  mengzi-oscar caption --features stores/photos --output captions.jsonl
   mengzi-oscar caption --samples --picture demo.png
   mengzi-oscar caption *.jpg --model DIR --int8
   mengzi-oscar ask photo.jpg 有几个人？
+  mengzi-oscar ask photos/ 有几个人？ --output answers.csv
   mengzi-oscar match photo.jpg 两个人在骑马 一只猫
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
   mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/
@@ -22,8 +25,8 @@ EXAMPLES = """examples:
   mengzi-oscar environment
 """
 COMMANDS = {  # name -> its file, and what it does
-    "caption": (caption, "write a caption for each photo"),
-    "ask": (ask, "answer a question about a photo (checkpoints with an ask/ head)"),
+    "caption": (caption, "write a caption for each photo, or for each one of a store"),
+    "ask": (ask, "answer a question about photos (checkpoints with an ask/ head)"),
     "match": (match, "does a text belong to a photo? (checkpoints with a match/ head)"),
     "extract": (extract, "region features of many photos"),
     "convert": (convert, "an original checkpoint into a folder that is a Hub repo"),
