@@ -10,7 +10,8 @@ MAX_ANSWERS = 100_000  # more is a mistake
 
 def add_arguments(parser):
     parser.usage = "mengzi-oscar ask [options] PHOTO [PHOTO ...] QUESTION"
-    parser.add_argument("words", nargs="+", metavar="PHOTO … QUESTION", help=f"{PHOTO_HELP}; then one question")
+    parser.add_argument("photo", metavar="PHOTO", help=PHOTO_HELP)
+    parser.add_argument("words", nargs="+", metavar="QUESTION", help="more photos, then one question")
     add_model(parser)
     parser.add_argument("--top", type=whole(1, MAX_ANSWERS), default=5, help="answers printed (default 5)")
     add_output(parser)
@@ -18,7 +19,7 @@ def add_arguments(parser):
 
 def run(options) -> int:
     try:
-        names, questions = photos_and_texts(options.words, "question")
+        names, questions = photos_and_texts([options.photo, *options.words], "question")
         if len(questions) > 1:
             shown = ", ".join(map(repr, questions))
             raise ValueError(f"one question at a time, not {shown}; a question with spaces stands in quotes")

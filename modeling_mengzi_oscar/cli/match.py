@@ -8,14 +8,15 @@ from .photos import PHOTO_HELP, add_output, find_photos, made_with, photos_and_t
 
 def add_arguments(parser):
     parser.usage = "mengzi-oscar match [options] PHOTO [PHOTO ...] TEXT [TEXT ...]"
-    parser.add_argument("words", nargs="+", metavar="PHOTO … TEXT …", help=f"{PHOTO_HELP}; then sentences")
+    parser.add_argument("photo", metavar="PHOTO", help=PHOTO_HELP)
+    parser.add_argument("words", nargs="+", metavar="TEXT", help="more photos, then sentences")
     add_model(parser)
     add_output(parser)
 
 
 def run(options) -> int:
     try:
-        names, texts = photos_and_texts(options.words, "sentence")
+        names, texts = photos_and_texts([options.photo, *options.words], "sentence")
     except ValueError as error:
         return fail(error)
     photos = find_photos(names)

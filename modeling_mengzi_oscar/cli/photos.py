@@ -22,7 +22,7 @@ def add_output(parser):
 
 
 def photos_and_texts(words, what):
-    """The words of a command line: photos (whatever is there, or looks like a path), then texts.
+    """The words of a command line, two or more: photos (whatever is there, or looks like a path), then texts.
 
     Args:
         what: the texts are, for messages.
@@ -34,12 +34,10 @@ def photos_and_texts(words, what):
     while number < len(words) and is_path(words[number]):
         number += 1
     photos, texts = words[:number], words[number:]
-    among = [text for text in texts or photos[1:][-1:] if is_path(text)]
+    among = [text for text in texts or photos[-1:] if is_path(text)]
     if among:
         more = f" ({len(among)} such)" if len(among) > 1 else ""
         raise ValueError(f"{among[0]}: is a file, not a {what}; photos come first, then a {what}{more}")
-    if not texts:
-        raise ValueError(f"a {what} is missing; photos come first, then a {what}")
     return photos, texts
 
 
@@ -84,6 +82,7 @@ def made_with(options, subfolder="", region_model=True, **settings) -> str:
                 sums.append(checksums(file)[1])
     name = BUNDLED.name if model == str(BUNDLED) else model
     settings |= {name: getattr(options, name) for name in ("dtype", "int8") if getattr(options, name, None)}
+    settings = {name: value for name, value in settings.items() if value is not None}
     said = (f"{name} {'|'.join(value) if isinstance(value, list) else value}" for name, value in settings.items())
     return printable(", ".join([f"{name} ({' '.join(sums)})", *said]))
 

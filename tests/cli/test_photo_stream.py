@@ -213,6 +213,12 @@ def test_ask_and_match_take_many_photos(folder, model, capsys):
     ask = ["ask", "photos/0.png", "photos/1.png", "photos/[2-4].png", "有只狗？", "--top", "2", *model]
     expected = [f"{name}\t{row['answer']}\t{row['probability']:.3f}" for name in names for row in answers[name]]
     assert call(capsys, *ask) == (0, expected, [])
+    assert (
+        call(capsys, "ask", "photos/0.png", "--top", "2", "有只狗？", *model)[1]
+        == [  # an option between the words
+            line.partition("\t")[2] for line in expected[:2]
+        ]
+    )
     match = ["match", "photos/", *texts, *model]
     expected = [f"{name}\t{row['text']}\t{row['probability']:.3f}" for name in names for row in matches[name]]
     assert call(capsys, *match) == (0, expected, [])
