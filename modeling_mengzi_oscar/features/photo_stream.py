@@ -15,9 +15,9 @@ from ..photos import PhotoError, is_apple_double, open_photo
 from .photo_sources import LIST_SUFFIXES, TABLE_SUFFIXES, TAR_SUFFIXES, PassedOver, Photo, id_of, open_source
 
 THREADS = min(4, os.cpu_count() or 1)  # decode while the model works
-AHEAD = 4  # photos: one of 12 megapixels takes 36 MB
+AHEAD = 2  # photos: one of 12 megapixels takes 36 MB
 MOST_AT_ONCE = 32  # photos of a batch; more bring nothing
-BATCH_PIXELS = 2**25  # that a batch may reach: 100 MB
+BATCH_PIXELS = 2**24  # at which a batch is full: 50 MB
 FAST, SLOW = 1, 4  # seconds that a batch shall take, so that results come steadily
 MEMORY_OF_ONE = 2**27  # bytes that a photo may need while a model of bert-base size writes about it
 
