@@ -17,7 +17,7 @@ from .photo_sources import LIST_SUFFIXES, TABLE_SUFFIXES, TAR_SUFFIXES, PassedOv
 THREADS = min(4, os.cpu_count() or 1)  # decode while the model works
 AHEAD = 2  # photos: one of 12 megapixels takes 36 MB
 MOST_AT_ONCE = 32  # photos of a batch; more bring nothing
-BATCH_PIXELS = 2**24  # at which a batch is full: 50 MB
+BATCH_PIXELS = 2**23  # at which a batch is full: 25 MB, twice that while the region model takes them
 FAST, SLOW = 1, 4  # seconds that a batch shall take, so that results come steadily
 MEMORY_OF_ONE = 2**27  # bytes that a photo may need while a model of bert-base size writes about it
 
