@@ -13,6 +13,8 @@ from words import UserError, cannot
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
+from modeling_mengzi_oscar.features.photo_sources import Photo
+from modeling_mengzi_oscar.features.photo_stream import in_batches, read_ahead
 from modeling_mengzi_oscar.loading import tasks_of
 
 try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs
@@ -208,26 +210,23 @@ class Engine:
         return {"answers": rounded(answers), "seconds": round(time.perf_counter() - start, 3)}
 
     def batch(self, photos: list[tuple[str, object]]):
-        """Of (name, function that reads the photo): lists of rows, as they come, in order.
+        """Of (name, function that reads the photo): lists of rows, as they come, in order; the next ones are read
+        meanwhile.
 
         A row is {"file", "caption", "score", "photo"} or {"file", "error"}.
         """
         self.need("caption")
-        for start in range(0, len(photos), MAX_BATCH):
+        for batch in in_batches(read_in_turn(photos), MAX_BATCH):
+            good = [photo for _, photo in batch if not isinstance(photo, UserError)]
+            made = iter(self.thread.run(self.run_captions, good, BATCH_SETTINGS) if good else ())
             rows = []
-            for name, read in photos[start : start + MAX_BATCH]:
-                try:
-                    rows.append({"file": name, "photo": read()})
-                except UserError as error:
-                    rows.append({"file": name, "error": error})
-            good = [row for row in rows if "photo" in row]
-            if good:
-                results = self.thread.run(self.run_captions, [row["photo"] for row in good], BATCH_SETTINGS)
-                for row, result in zip(good, results, strict=True):
-                    if isinstance(result, UserError):
-                        row |= {"error": result}
-                    else:
-                        row |= {"caption": result["caption"], "score": result["captions"][0]["score"]}
+            for name, photo in batch:
+                result = photo if isinstance(photo, UserError) else next(made)
+                if isinstance(result, UserError):
+                    rows.append({"file": name, "error": result})
+                else:
+                    best = {"caption": result["caption"], "score": result["captions"][0]["score"]}
+                    rows.append({"file": name, "photo": photo} | best)
             yield rows
 
     def suggestions(self, photo) -> list[str]:
@@ -273,6 +272,16 @@ class Engine:
     def need(self, task):
         if task not in self.tasks:
             raise cannot(task)
+
+
+def read_in_turn(photos):
+    """(name, function that reads the photo) -> (name, photo or what is wrong with it), read ahead in threads."""
+    named = (Photo(name, name, lambda read=read: read) for name, read in photos)
+    for photo, future in read_ahead(named, lambda read, name: read()):
+        try:
+            yield photo.name, future.result()
+        except UserError as error:
+            yield photo.name, error
 
 
 def simplify(result, photo, drawn) -> dict:

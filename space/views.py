@@ -10,6 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from uploads import MAX_BYTES, MAX_PIXELS
 from words import say
 
+from modeling_mengzi_oscar.cli.output import harmless
+
 environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 environment.globals |= {"say": say, "limits": {"megabytes": MAX_BYTES // 2**20, "megapixels": MAX_PIXELS // 10**6}}
 views = environment.get_template("views.html").module
@@ -48,8 +50,3 @@ def plain_row(row) -> dict:
     if "error" in row:
         return {"file": row["file"], "error": row["error"].message}
     return {name: row[name] for name in ("file", "caption", "score")}
-
-
-def harmless(value):
-    """Spreadsheets run a cell that begins like a formula; a quote in front makes it text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -86,7 +86,7 @@ class MengziOscarPipeline:
 
     def __init__(self, model, processor, region_model, image_processor, load_head=None, load_exact=None):
         self.model, self.processor = model.eval(), processor
-        self.region_model, self.image_processor = region_model.eval(), image_processor
+        self.region_model, self.image_processor = region_model and region_model.eval(), image_processor
         self.task = TASKS.get(type(model).__name__, "caption")
         self._load_head, self._load_exact = load_head, load_exact
         self._heads = {} if self.task == "caption" else {self.task: (self.model, processor)}
@@ -111,13 +111,14 @@ class MengziOscarPipeline:
         self.model = model
 
     @classmethod
-    def from_pretrained(cls, name, revision=None, device="cpu", dtype="auto"):
+    def from_pretrained(cls, name, revision=None, device="cpu", dtype="auto", region_model=True):
         """
         Args:
             name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
             device, dtype: where, and in what type of numbers. "auto": bfloat16 on GPUs and CPUs that are good at it
                 (`fast_dtype`), else float32, whatever the checkpoint is stored in. "int8": captioner and heads multiply
                 in 8 bits (`quantize`), on CPUs; the region model stays in float32.
+            region_model: False where photos come from a store: none is loaded, and none has to be there.
 
         Raises:
             CheckpointError: nothing to load, a file that is damaged or leads out of the folder, a field that may not
@@ -129,6 +130,8 @@ class MengziOscarPipeline:
         root = TASK_HEADS.get(task_of_root(name, revision), CAPTIONER)
         root = compute_in(dtype, load_checked(root, name, revision=revision), device)
         processor = load_processor(name, revision)
+        if not region_model:
+            return cls(root, processor, None, None)
         region_model, image_processor = load_region_model(name, revision=revision)
         check_width(region_model, root.config)
 
@@ -443,8 +446,11 @@ class MengziOscarPipeline:
         ]
 
     @cached_property
-    def region_checksum(self) -> str:
-        """Of the region model's weights and settings and its image processor's: who looks alike has the same."""
+    def region_checksum(self) -> str | None:
+        """Of the region model's weights and settings and its image processor's: who looks alike has the same. None
+        where there is no region model."""
+        if self.region_model is None:
+            return None
         checksum = 0
         for part in (self.region_model.config, self.image_processor):
             own = signature(type(part).__init__).parameters.keys() & vars(part).keys()
@@ -542,27 +548,29 @@ class SeenPhoto:
     """What `MengziOscarPipeline.look` found in a photo. It does not hold the photo.
 
     Attributes:
-        size: (width, height) of the upright photo in pixels.
+        size: (width, height) of the upright photo in pixels; None where a store does not say.
         region_features: (R, D) float32, on the CPU.
         tags: words of the whole photo, or of its regions, best first, as the captioner reads them.
         regions: R dicts, `box` in pixels and what the region model says of it (`label`, `score`, `attributes`).
         name: path of the photo, or None.
-        region_model: checksum of the region model that looked; others refuse it.
+        region_model: checksum of the region model that looked; others refuse it. None: out of a store, for a pipeline
+            without a region model.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     region_features: torch.FloatTensor
     tags: list[str]
     regions: list[dict]
     name: str | None
-    region_model: str
+    region_model: str | None
 
     def as_input(self) -> dict:
         """As `Matcher` takes an image."""
         return {"region_features": self.region_features, "tags": self.tags}
 
     def __repr__(self):
-        return f"SeenPhoto({self.name or 'unnamed'}, {self.size[0]} x {self.size[1]}, {len(self.regions)} regions)"
+        size = f", {self.size[0]} x {self.size[1]}" if self.size else ""
+        return f"SeenPhoto({self.name or 'unnamed'}{size}, {len(self.regions)} regions)"
 
 
 def name_of(photo) -> str | None:

@@ -12,9 +12,12 @@ EXAMPLES = """examples:
   mengzi-oscar caption *.jpg --num-beams 3 --picture captions.png
   mengzi-oscar caption photo.jpg --style detailed
   mengzi-oscar caption photo.jpg --json
+  mengzi-oscar caption photos/ '2025*/*.jpg' --output captions.csv
+  mengzi-oscar caption --features stores/photos --output captions.jsonl
   mengzi-oscar caption --samples --picture demo.png
   mengzi-oscar caption *.jpg --model DIR --dtype int8
   mengzi-oscar ask photo.jpg 有几个人？
+  mengzi-oscar ask photos/ 有几个人？ --output answers.csv
   mengzi-oscar match photo.jpg 两个人在骑马 一只猫
   mengzi-oscar search photos/ 两个人在骑马 --top 5 --prepared prepared/ --picture best.png
   mengzi-oscar extract photos/ --output stores/photos --picture regions.png
@@ -26,8 +29,8 @@ EXAMPLES = """examples:
   mengzi-oscar environment
 """
 COMMANDS = {  # name -> its file, and what it does
-    "caption": (caption, "write a caption for each photo"),
-    "ask": (ask, "answer a question about a photo (checkpoints that answer, or have an ask/ head)"),
+    "caption": (caption, "write a caption for each photo, or for each one of a store"),
+    "ask": (ask, "answer a question about photos (checkpoints that answer, or have an ask/ head)"),
     "match": (match, "does a text belong to a photo? (checkpoints that match, or have a match/ head)"),
     "search": (search, "the photos that a sentence fits best (checkpoints that match, or have a match/ head)"),
     "extract": (extract, "region features of many photos"),

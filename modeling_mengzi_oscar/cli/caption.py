@@ -1,12 +1,12 @@
 """`mengzi-oscar caption`: a line per photo."""
 
 import sys
-from itertools import chain
 from pathlib import Path
 
-from .checkpoint import BUNDLED, load_pipeline
-from .options import add_model, whole
-from .output import fail, print_row, printable, progress
+from .checkpoint import BUNDLED, load_pipeline, model_or_bundled
+from .options import add_model, named, whole
+from .output import fail, printable
+from .photos import PHOTO_HELP, add_output, find_photos, made_with, run_photos
 
 MAX_BEAMS, MAX_TOKENS = 100, 512  # more is a mistake; what a checkpoint can do it says itself
 MAX_PICTURED = 100
@@ -17,79 +17,166 @@ MINI_NOTICE = {
 
 
 def add_arguments(parser):
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF")
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help=PHOTO_HELP)
     parser.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
+    parser.add_argument(
+        "--features", type=named, metavar="STORE", help="instead of photos: a region feature store, folder or Hub id"
+    )
     add_model(parser)
     parser.add_argument("--num-beams", type=whole(1, MAX_BEAMS), help="sentences considered (default the checkpoint's)")
     parser.add_argument(
         "--max-length", type=whole(2, MAX_TOKENS), help="tokens, with start and end (default the checkpoint's)"
     )
     parser.add_argument("--style", choices=["short", "detailed"], help="where the checkpoint writes in both (the mini)")
-    parser.add_argument("--json", action="store_true", help="everything the pipeline returns, a JSON object a line")
+    add_output(parser)
+    parser.add_argument(
+        "--details", action="store_true", help="JSON with all: words, regions, and how much they weighed for each word"
+    )
     parser.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
 
 
 def run(options) -> int:
-    from ..photos import PhotoError, is_apple_double, open_photo
-
-    beside = [path for path in options.photos if is_apple_double(path)]
-    if beside:
-        print(
-            f"passed over {len(beside):,} that macOS keeps beside photos, e.g. {printable(beside[0])}", file=sys.stderr
-        )
-    photos = [(path, path, None) for path in options.photos if path not in beside]  # name, source, credit
+    if options.details and (options.output or "").lower().endswith(".csv"):
+        return fail(f"--output {options.output}: a .csv has no room for --details; name a .jsonl")
+    settings = {"num_beams": options.num_beams, "max_length": options.max_length, "style": options.style}
+    if options.features is not None:
+        return caption_store(options, settings)
+    photos, credits = find_photos(options.photos), {}
     if options.samples:
         from ..demo.samples import sample_photos
+        from ..features.photo_stream import OneName
 
         try:
-            photos += [(name, path, credit) for name, (path, credit) in sample_photos().items()]
+            samples = sample_photos()
         except ModuleNotFoundError as error:
             return fail(str(error))
-    if not photos:
+        photos.sources += [OneName(name, path) for name, (path, _) in samples.items()]
+        credits = {name: credit for name, (_, credit) in samples.items()}
+    if not photos.sources:
         return fail("mengzi-oscar caption: name a photo, or --samples")
+    picture = None
     if options.picture is not None:
         from ..demo.pictures import check_picture
 
+        exists = Path(options.picture).exists()  # then it may be one of them
         try:
-            check_picture(options.picture, [source for _, source, _ in photos])
+            check_picture(options.picture, (photo.name for photo in photos.fetch_photos()) if exists else ())
         except ValueError as error:
             return fail(str(error))
-    failed, opened = 0, []
-
-    def open_all():  # one at a time: thousands need no memory
-        nonlocal failed
-        for name, source, credit in photos:
-            try:
-                yield name, open_photo(source), credit
-            except PhotoError as error:
-                failed = fail(str(error))
-
-    readable = open_all()
-    first = next(readable, None)
-    if first is None:
-        return failed
-    settings = {"num_beams": options.num_beams, "max_length": options.max_length, "style": options.style}
-    try:
-        pipeline = load_pipeline(options)
-        pipeline.caption([], **settings)  # says what cannot work before any photo is captioned
-    except ValueError as error:
-        return fail(str(error))
-    for name, photo, credit in progress(chain([first], readable), len(photos)):
-        [result] = pipeline.caption([photo], **settings)
-        if "error" in result:
-            failed = fail(result["error"])
-            continue
-        print_row(options.json, {"photo": name} | result, name, result["caption"], f"{result['score']:.3f}")
-        if options.picture and len(opened) < MAX_PICTURED:
-            opened.append((photo, result, Path(name).name, credit))
-    notice = MINI_NOTICE if pipeline.captioner.config.name_or_path == str(BUNDLED) else None
+        picture = Picture(options.picture, credits)
+    job = Captions(options, settings, picture)
+    status = run_photos(options, photos, job)
+    notice = MINI_NOTICE if job.is_mini() else None
     if notice:
         print("\n".join(notice.values()), file=sys.stderr)
-    if opened:
-        from ..demo.pictures import draw_captions, save_picture
+    if picture and picture.cards:
+        picture.save(notice["zh"] if notice else None)
+    return status
 
-        page = draw_captions(*zip(*opened, strict=True), notice["zh"] if notice else None)
-        save_picture(page, options.picture)
-        of = f", the first {MAX_PICTURED} photos" if len(photos) > MAX_PICTURED else ""
-        print(f"picture: {printable(options.picture)}{of}", file=sys.stderr)
-    return failed
+
+class Captions:
+    columns = ("caption", "score")
+
+    def __init__(self, options, settings, picture=None):
+        self.options, self.settings, self.picture, self.pipeline = options, settings, picture, None
+
+    def made_with(self):
+        return made_with(self.options, **self.settings)
+
+    def load(self):
+        pipeline = load_pipeline(self.options)
+        pipeline.caption([], **self.settings)  # says what cannot work before any photo is captioned
+        self.pipeline = pipeline
+
+    def is_mini(self) -> bool:
+        return self.pipeline is not None and self.pipeline.captioner.config.name_or_path == str(BUNDLED)
+
+    def of(self, images, names):
+        results = self.pipeline.caption(images, **self.settings)
+        if self.picture:
+            self.picture.add(images, results, names)
+        return results
+
+    def record(self, result):
+        """The caption in short; what it was made from with --details."""
+        if self.options.details:
+            return result
+        captions = [{name: one[name] for name in ("caption", "score")} for one in result["captions"]]
+        return {name: result[name] for name in ("caption", "score")} | {"captions": captions, "tags": result["tags"]}
+
+    def alone(self, record):
+        return record
+
+    def lines(self, result):
+        return [(result["caption"], f"{result['score']:.3f}")]
+
+    def cells(self, result):
+        return [result["caption"], result["score"]]
+
+
+class StoredCaptions(Captions):
+    """Captions of the photos of a store, whose pixels nobody needs."""
+
+    def __init__(self, options, settings, stored):
+        super().__init__(options, settings)
+        self.stored = stored
+
+    def made_with(self):
+        store = self.stored.store
+        return made_with(
+            self.options, region_model=False, features=f"{store.path} ({store.region_model})", **self.settings
+        )
+
+    def load(self):
+        pipeline = load_pipeline(self.options, region_model=False)
+        self.stored.check_width(pipeline.captioner.config)
+        pipeline.caption([], **self.settings)
+        self.pipeline = pipeline
+
+
+def caption_store(options, settings) -> int:
+    if options.photos or options.samples or options.picture is not None:
+        return fail(
+            "mengzi-oscar caption: --features STORE captions what is in the store; leave out photos and --picture"
+        )
+    from ..features.store import RegionFeatureStore
+    from ..features.stored_photos import StoredPhotos
+    from ..precision import another_precision
+
+    try:
+        stored = StoredPhotos(RegionFeatureStore.open(options.features))
+        labels = stored.labels_for(model_or_bundled(options.model))
+    except (ValueError, OSError) as error:
+        return fail(error)
+    if line := another_precision(stored.store.precision, options.dtype):
+        print(f"{printable(options.features)}: {line}", file=sys.stderr)
+    if labels is None:
+        print(f"{printable(options.features)}: names no tags; the captions are written without", file=sys.stderr)
+    job = StoredCaptions(options, settings, stored)
+    status = run_photos(options, stored, job, opened=lambda photos: stored.read(photos, labels))
+    if job.is_mini():
+        print("\n".join(MINI_NOTICE.values()), file=sys.stderr)
+    return status
+
+
+class Picture:
+    """`--picture`: a card of each of the first photos, drawn when it is captioned; the photo itself is not kept."""
+
+    def __init__(self, path, credits):
+        self.path, self.credits, self.cards, self.left_out = path, credits, [], False
+
+    def add(self, images, results, names):
+        from ..demo.pictures import draw_card
+
+        for image, result, name in zip(images, results, names, strict=True):
+            if len(self.cards) == MAX_PICTURED:
+                self.left_out = True
+            elif "error" not in result:
+                self.cards.append(draw_card(image, result, Path(name).name, self.credits.get(name)))
+
+    def save(self, notice):
+        from ..demo.pictures import arrange, save_picture
+
+        save_picture(arrange(self.cards, notice), self.path)
+        of = f", the first {MAX_PICTURED} photos" if self.left_out else ""
+        print(f"picture: {printable(self.path)}{of}", file=sys.stderr)

@@ -17,13 +17,20 @@ def bundled_checkpoint() -> Path:
 BUNDLED = bundled_checkpoint()
 
 
-def load_pipeline(options):
+def load_pipeline(options, **parts):
+    """
+    Args:
+        **parts: what else `MengziOscarPipeline.from_pretrained` takes.
+    """
     if sys.stderr.isatty():  # the libraries below take seconds to import
         print("loading …", end="\r", file=sys.stderr, flush=True)
     quiet()
     from ..pipeline_mengzi_oscar import MengziOscarPipeline
 
-    return MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), dtype=options.dtype)
+    pipeline = MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), dtype=options.dtype, **parts)
+    if sys.stderr.isatty():
+        print("         ", end="\r", file=sys.stderr, flush=True)  # where the first result will stand
+    return pipeline
 
 
 def model_or_bundled(model):

@@ -1,20 +1,32 @@
-"""What the commands print: a result or a mistake is one line each."""
+"""What the commands print: a result or a mistake is one line each; and the files that results go to as rows."""
 
+import csv
+import io
 import json
 import os
 import re
 import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+BAR_SECONDS = 1  # without a bar, since most is done by then
+LINE_SECONDS = 10  # between two lines about progress where nobody looks at a terminal
+MADE_WITH = "made_with"
 
 
 def print_row(as_json, record, *columns):
-    """A result as one line of standard output: as JSON, or its columns between tabs."""
+    """A result as one line of standard output, above the bar: as JSON, or its columns between tabs."""
+    from tqdm import tqdm
+
     line = json.dumps(record, ensure_ascii=False) if as_json else "\t".join(map(printable, columns))
     if as_json:
         try:
             line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
         except UnicodeEncodeError:  # spelled out as JSON does it
             line = json.dumps(record)
-    print(line, flush=True)
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def printable(text) -> str:
@@ -22,10 +34,210 @@ def printable(text) -> str:
     return re.sub(r"[\0-\x1f\x7f-\x9f\u2028\u2029]", lambda sign: repr(sign[0])[1:-1], text)
 
 
-def progress(items, total):
-    from tqdm import tqdm
+def rounded(value, name=""):
+    """Numbers of a result as far as they mean something: pixels to a tenth, all else to four decimals."""
+    if isinstance(value, dict):
+        return {key: rounded(one, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one, name) for one in value]
+    return round(value, 1 if name == "box" else 4) if isinstance(value, float) else value
 
-    return tqdm(items, total=total, unit="photo", disable=total < 5, file=sys.stderr)
+
+class Progress:
+    """How far a stream of photos is: a bar on a terminal, elsewhere a line now and then. `with` ends the bar.
+
+    Args:
+        source: its `total` may become known, or known better, on the way.
+    """
+
+    def __init__(self, source):
+        from tqdm import tqdm
+
+        self.source, self.count, self.start = source, 0, time.perf_counter()
+        self.said = self.start
+        total, shown = source.total, sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, unit="photo", file=sys.stderr, disable=not shown or total == 1, leave=False, delay=BAR_SECONDS
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def passed_over(self):
+        """Done before: no part of the speed."""
+        if not self.bar.disable:
+            self.bar.initial += 1
+            self.bar.n += 1
+        self.count += 1
+
+    def update(self, count):
+        self.count += count
+        if not self.bar.disable:
+            self.bar.total = self.source.total  # of tar shards it is an estimate that gets better
+            self.bar.update(count)
+        elif not sys.stderr.isatty() and (now := time.perf_counter()) - self.said > LINE_SECONDS:
+            self.said = now
+            of = f" of {self.source.total:,}" if self.source.total else ""
+            print(f"{self.count:,}{of} photos, {now - self.start:.0f} s", file=sys.stderr, flush=True)
+
+
+class RowFile:
+    """`--output`: a row per photo, on the disk as soon as it is known. Opened again it goes on where it was.
+
+    A .jsonl has the records that --json prints, a .csv the columns. Each row says with what it was made. What a killed
+    run left of a last line is dropped, and so are the rows of photos that could not be read: they are tried again.
+
+    Args:
+        path: .jsonl or .csv. columns: of a .csv, between `photo` and `error`. made_with: checkpoint and settings.
+
+    Raises:
+        ValueError: one line: the file is something else, was made with something else, or another process writes it.
+    """
+
+    def __init__(self, path, columns, made_with):
+        from ..files import Lock
+
+        self.path, self.made_with = Path(path), made_with
+        self.as_csv = self.path.suffix.lower() == ".csv"
+        self.columns = ["photo", *map(cell, columns), "error", MADE_WITH]
+        self.written = 0
+        self.lock = Lock(self.path.with_name(self.path.name + ".lock"), self.path)
+        try:
+            self.done = self._read() if self.path.exists() else Counter()
+            self.left_out = 0
+            self.file = open(self.path, "ab")  # noqa: SIM115, closed by `close`
+            if self.as_csv and not self.path.stat().st_size:
+                self._write(self._header())
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def close(self):
+        self.file.close()
+        self.lock.release()
+
+    def has(self, name) -> bool:
+        """Whether a row of this photo is there; of a photo that was named twice each row counts once."""
+        key = self._key(name)
+        if not self.done[key]:
+            return False
+        self.done[key] -= 1
+        self.left_out += 1
+        return True
+
+    def add(self, name, record, cells=(), error=""):
+        """A row: `record` of a .jsonl, `cells` of a .csv."""
+        if self.as_csv:
+            cells = [*cells, *[""] * (len(self.columns) - 3 - len(cells))]
+            self._write(csv_line([self._key(name), *cells, cell(error), self.made_with]))
+        else:
+            record = {"photo": name} | record | ({"error": error} if error else {}) | {MADE_WITH: self.made_with}
+            self._write(json_line(record))
+        self.written += not error
+
+    def _key(self, name):
+        return cell(name) if self.as_csv else name
+
+    def _header(self) -> bytes:
+        return "\ufeff".encode() + csv_line(self.columns)  # Excel wants the mark
+
+    def _write(self, line: bytes):
+        from ..files import naming
+
+        with naming(self.path):
+            self.file.write(line)
+            self.file.flush()
+
+    def _read(self) -> Counter:
+        """Names of the photos that have a row; what is no whole row of a result is taken out of the file."""
+        from ..files import open_whole
+
+        done, kept, dropped = Counter(), [], False
+        begins = self._header() if self.as_csv else b'{"photo": "'
+        with open(self.path, "rb") as file:
+            first = file.read(len(begins))
+            if first != begins[: len(first)]:
+                was = "other columns" if self.as_csv and first.startswith(b"\xef\xbb\xbfphoto") else "something else"
+                raise ValueError(f"{self.path}: holds {was}, not rows of this command; name another file")
+            file.seek(len(begins) if self.as_csv and first == begins else 0)
+            start = file.tell()
+            for number, line in enumerate(file, 1):
+                row = self._row(number, line) if line.endswith(b"\n") else {"error": "half a line"}
+                if row.get("error"):
+                    dropped = True
+                else:
+                    done[row["photo"]] += 1
+                    kept.append((start, len(line)))
+                start += len(line)
+        if dropped:
+            with open(self.path, "rb") as old, open_whole(self.path) as new:
+                new.write(self._header() if self.as_csv else b"")
+                for start, length in kept:
+                    old.seek(start)
+                    new.write(old.read(length))
+        return done
+
+    def _row(self, number, line: bytes) -> dict:
+        """
+        Raises:
+            ValueError: the row is damaged, or was made with something else.
+        """
+        try:
+            text = line.decode()
+            row = dict(zip(self.columns, next(csv.reader([text])), strict=True)) if self.as_csv else json.loads(text)
+            theirs = row[MADE_WITH]
+            row["photo"]
+        except (ValueError, KeyError, TypeError, StopIteration, csv.Error):
+            raise ValueError(
+                f"{self.path}: row {number:,} is damaged or none of this command; mend it, or name another file"
+            ) from None
+        if theirs != self.made_with:
+            raise ValueError(
+                f"{self.path}: row {number:,} was made with {theirs!s:.300}, this run has {self.made_with}; name "
+                "another file"
+            )
+        return row
+
+
+def check_output(path) -> None:
+    """
+    Raises:
+        ValueError: no name of a .jsonl or .csv file in a folder that is there.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".jsonl", ".csv"):
+        raise ValueError(f"--output {path}: rows are written as .jsonl or .csv; name it {path.stem or 'results'}.jsonl")
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise ValueError(f"--output {path}: is no file; name a file in a folder that is there")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: no such folder; make it first")
+
+
+def json_line(record) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a name that is no Unicode
+        return json.dumps(record).encode() + b"\n"
+
+
+def csv_line(cells) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()
+
+
+def cell(text) -> str:
+    """A text as a cell of a .csv: one line, Unicode, and nothing that a spreadsheet would run."""
+    text = printable(text).encode("utf-8", "backslashreplace").decode()
+    return harmless(text)
+
+
+def harmless(value):
+    """Spreadsheets run a cell that begins like a formula; a quote in front makes it text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def quiet():

@@ -7,8 +7,6 @@ one size for the region model share a batch, because padding changes what a dete
 
 import json
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -26,6 +24,7 @@ from ..pipeline_mengzi_oscar import describe_regions, load_region_model
 from ..precision import region_dtype
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
+from .photo_stream import read_ahead
 from .stopping import stopped_politely
 from .store import RegionFeatureStore
 from .store_folder import EXTRACTION_SETTINGS, LEFTOVERS, SECONDS_PER_SHARD, hash_id
@@ -34,7 +33,6 @@ IMAGES_PER_SHARD = 256  # what a killed process has to do again, at most, or wha
 BATCH_SIZE = 16
 PIXELS_ON_CPU = 16 * 260 * 260  # in one forward, where nobody says how many photos: a batch is lost as a whole
 SHARDS_PER_INDEX = 32  # then the index is brought up to date, and the writer forgets what it added
-THREADS = 4  # decode and resize while the model works
 WAITING_BATCHES = 4  # photos of rare sizes wait for others of theirs, at most so many batches of them
 PHOTOS_PICTURED = 4
 
@@ -287,25 +285,14 @@ def prepare_photo(content, name, image_processor, flip=False, limit_pixels=MAX_P
 def prepared(photos, prepare, ahead, report):
     """(photo, tensors), in order, made in threads while the model works, at most `ahead` before it needs them."""
 
-    def result(photo, future):
+    def tensors(content, name):  # the pixels of a large photo take a hundred times as much
+        return prepare(content, name)[1]
+
+    for photo, future in read_ahead(photos, tensors, ahead):
         try:
-            yield photo, future.result()[1]
+            yield photo, future.result()
         except ValueError as error:
             report.failed(photo, error)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting = deque()
-        for photo in photos:
-            try:
-                future = pool.submit(prepare, photo.fetch(), photo.name)
-            except PhotoError as error:
-                future = Future()
-                future.set_exception(error)
-            waiting.append((photo, future))
-            if len(waiting) > ahead:
-                yield from result(*waiting.popleft())
-        while waiting:
-            yield from result(*waiting.popleft())
 
 
 def batches_of_one_size(photos, batch_size=None, device="cpu"):

@@ -30,6 +30,7 @@ from ..photos import (
 MAX_FILE_BYTES = 2**28  # of one photo in an archive; a sparse file there may claim any size
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_SUFFIXES = (".txt", ".jsonl", ".csv")
+TABLE_SUFFIXES = (".parquet", ".arrow")
 ID_COLUMNS = ("image_id", "id", "__key__")
 
 
@@ -80,7 +81,7 @@ def open_source(source):
     name = path.name.lower()
     if name.endswith(TAR_SUFFIXES):
         return TarPhotos([path])
-    if name.endswith((".parquet", ".arrow")):
+    if name.endswith(TABLE_SUFFIXES):
         return open_tables([path])
     if name.endswith(LIST_SUFFIXES):
         return ListedPhotos(path)
@@ -88,7 +89,7 @@ def open_source(source):
         raise PhotoError(f"{path}: what macOS keeps beside a photo, not the photo; name the file without ._")
     if name.endswith(SUFFIXES) or is_photo_by_content(path):
         return OnePhoto(path)
-    known = ", ".join((*LIST_SUFFIXES, *TAR_SUFFIXES, ".parquet", ".arrow", *SUFFIXES))
+    known = ", ".join((*LIST_SUFFIXES, *TAR_SUFFIXES, *TABLE_SUFFIXES, *SUFFIXES))
     raise PhotoError(f"{path}: no photo, list, tar shard or dataset by its name ({known})")
 
 
@@ -104,7 +105,7 @@ def open_folder(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if shards := [path for path in files if path.name.lower().endswith(TAR_SUFFIXES)]:
         return TarPhotos(shards)
-    for suffix in (".parquet", ".arrow"):
+    for suffix in TABLE_SUFFIXES:
         if tables := [path for path in files if path.suffix == suffix]:
             return open_tables(tables)
     found = f"; {photos.passed_over}" if photos.passed_over.count else ""

@@ -23,24 +23,22 @@ PREPARED = "prepared.json"
 
 
 class StampedPhotos:
-    """The photos of several sources, each once, under an id that changes when the photo does."""
+    """The photos of a source, each once, under an id that changes when the photo does."""
 
-    def __init__(self, sources):
-        self.sources = sources
+    def __init__(self, source):
+        self.source = source
 
     @property
     def total(self):
-        totals = [source.total for source in self.sources]
-        return None if None in totals else sum(totals)
+        return self.source.total
 
     def fetch_photos(self) -> Iterator[Photo]:
         came = set()
-        for source in self.sources:
-            for photo in source.fetch_photos():
-                stamp = stamp_of(photo)
-                if stamp not in came:
-                    came.add(stamp)
-                    yield photo._replace(image_id=stamp)
+        for photo in self.source.fetch_photos():
+            stamp = stamp_of(photo)
+            if stamp not in came:
+                came.add(stamp)
+                yield photo._replace(image_id=stamp)
 
 
 def stamp_of(photo) -> str:

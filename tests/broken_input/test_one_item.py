@@ -236,13 +236,16 @@ def test_a_full_disk_is_one_line(tiny_checkpoint, photos, capsys, monkeypatch):
     assert lines(capsys)[1][-1] == "[Errno 28] No space left on device"
 
 
-def test_files_where_words_should_stand(photos, capsys, nothing_is_loaded):
-    for command in (
-        ["match", *photos, "一只猫"],
-        ["match", photos[0], "一只猫", "*.jpg"],
-        ["ask", photos[0], photos[2]],
-    ):
-        assert main(command) == 2
+def test_files_where_words_should_stand(photos, tmp_path, capsys, nothing_is_loaded):
+    for command, said in {
+        ("match", photos[0], "一只猫", photos[2]): f"{photos[2]}: is a file, not a sentence; photos come first",
+        ("match", photos[0], "一只猫", "*.jpg"): "*.jpg: is a file, not a sentence; photos come first",
+        ("match", photos[0], str(tmp_path)): f"{tmp_path}: is a file, not a sentence",
+        ("ask", photos[0], photos[2]): f"{photos[2]}: is a file, not a question",
+        ("ask", photos[0], "no/such/folder/"): "is a file, not a question",
+        ("ask", photos[0], "how", "many"): "one question at a time, not 'how', 'many'; a question with spaces",
+    }.items():
+        assert main([*command]) == 2
         out, [error] = lines(capsys)
         assert not out
-        assert "is a file, not a" in error
+        assert said in error

@@ -82,7 +82,7 @@ def test_a_bad_photo_costs_itself_and_mistakes_are_one_line(search, photos, tmp_
             str(tmp_path / name) for name in ("gone.jpg", "photos/broken.jpg")
         ]
     for words, reason in {
-        (photos[0],): "a sentence is missing",
+        (photos[0],): f"{photos[0]}: is a file, not a sentence; photos come first",
         (photos[0], "狗", photos[1]): f"{photos[1]}: is a file, not a sentence",
         (photos[0], "狗", "--prepared", tmp_path / "photos"): "holds something else than prepared photos",
         (photos[0], "狗", "--picture", photos[0]): "is one of the photos",
@@ -121,7 +121,7 @@ def test_what_is_prepared_is_not_looked_at_again(search, photos, tmp_path, monke
 
 def test_a_run_that_was_interrupted_goes_on(photos, tmp_path, with_heads):  # noqa: F811
     pipeline = MengziOscarPipeline.from_pretrained(with_heads)
-    stream = prepared.StampedPhotos([prepared_source(photos)])
+    stream = prepared.StampedPhotos(prepared_source(photos))
     fetch, calls = stream.fetch_photos, []
 
     def interrupted():
@@ -135,7 +135,7 @@ def test_a_run_that_was_interrupted_goes_on(photos, tmp_path, with_heads):  # no
     with pytest.raises(KeyboardInterrupt):
         prepared.prepare(pipeline, stream, tmp_path / "prepared")
     (tmp_path / "prepared" / "00000-000007.safetensors.00000.tmp").write_bytes(b"of a killed run")
-    there, errors = prepared.prepare(pipeline, prepared.StampedPhotos([prepared_source(photos)]), tmp_path / "prepared")
+    there, errors = prepared.prepare(pipeline, prepared.StampedPhotos(prepared_source(photos)), tmp_path / "prepared")
     assert [name for _, name in there] == photos
     assert errors == []
     assert RegionFeatureStore.open(tmp_path / "prepared").verify() == 4

@@ -29,8 +29,10 @@ def blocks(name, language=""):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with photo.jpg and the bundled checkpoint, to stand in."""
+    """A folder with photo.jpg, photos/ and the bundled checkpoint, to stand in."""
     Image.open(sample_photos()["astronaut"][0]).convert("RGB").save(tmp_path / "photo.jpg")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(tmp_path / "photo.jpg", tmp_path / "photos" / "1.jpg")
     (tmp_path / "checkpoints").symlink_to(REPOSITORY / "checkpoints")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -46,6 +48,19 @@ def test_commands(name, folder, capsys):
         assert cli.main(words) == 0
         assert capsys.readouterr().out.strip()
     assert (folder / "captions.png").is_file()
+
+
+def test_commands_for_many_photos(folder, capsys):
+    shutil.copy("photo.jpg", "a.jpg")
+    (folder / "list.csv").write_text("image_id,path\n1,photo.jpg\n")
+    [block, *_] = blocks("docs/many_photos.md")
+    commands = re.findall(r"^\$ mengzi-oscar (.*)", block, flags=re.MULTILINE)
+    assert len(commands) == 7
+    for command in commands:
+        assert cli.main(shlex.split(command, comments=True)) == 0
+        assert capsys.readouterr().out.strip()
+    for name in ("captions.csv", "answers.csv", "stored.jsonl"):
+        assert (folder / name).read_text("utf-8-sig").strip()
 
 
 @BOTH

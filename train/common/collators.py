@@ -11,6 +11,7 @@ from PIL import ImageOps
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from modeling_mengzi_oscar.features.stored_photos import tag_words
 from modeling_mengzi_oscar.photos import open_photo
 from modeling_mengzi_oscar.processing_mengzi_oscar import pack_captions, pad_regions, pad_rows
 
@@ -76,15 +77,6 @@ class LikeLengths(Dataset):
         longest = max(range(len(chunks)), key=lambda number: self.lengths[chunks[number][0]])
         chunks.insert(0, chunks.pop(longest))
         return [index for chunk in chunks for index in chunk]
-
-
-def tag_words(regions, labels) -> list[str]:
-    """Names of an image's tags, as a store's row holds them: of the whole image if there are any, else of its regions.
-
-    Doubles stay, as Oscar's label files have them. `labels[0]` stands for none.
-    """
-    ids = regions["tag_ids"] if "tag_ids" in regions else regions["class_ids"]
-    return [labels[number] for number in ids.tolist() if number > 0]
 
 
 class CaptionRows(SeededRows):
