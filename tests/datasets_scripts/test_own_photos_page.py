@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib.util import find_spec
 
 import caption
 import datasets
@@ -14,9 +15,10 @@ from modeling_mengzi_oscar import cli
 ENGLISH, CHINESE = ((REPOSITORY / "docs" / name).read_text("utf-8") for name in ("own_photos.md", "own_photos_zh.md"))
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 SCRIPTS = {"train/caption.py": caption, "train/retrieval.py": retrieval}
-FEW_STEPS = "--max_steps 2 --eval_steps 2 --save_steps 2 --per_device_train_batch_size 2 --use_cpu"  # of 180 and 100
+FEW_STEPS = "--max_steps 2 --eval_steps 2 --save_steps 2 --per_device_train_batch_size 2 --use_cpu"  # of 180 and 60
 
 
+@pytest.mark.xfail(not find_spec("modeling_mengzi_oscar.convert.heads"), reason="no heads to put below a captioner")
 def test_the_journey(data, tmp_path, monkeypatch, capsys):
     data("image_captions").rename(tmp_path / "my-photos")
     for name in ("checkpoints", "train"):
