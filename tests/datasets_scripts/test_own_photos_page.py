@@ -18,7 +18,10 @@ SCRIPTS = {"train/caption.py": caption, "train/retrieval.py": retrieval}
 FEW_STEPS = "--max_steps 2 --eval_steps 2 --save_steps 2 --per_device_train_batch_size 2 --use_cpu"  # of 180 and 60
 
 
-@pytest.mark.xfail(not find_spec("modeling_mengzi_oscar.convert.heads"), reason="no heads to put below a captioner")
+MISSING = not find_spec("modeling_mengzi_oscar.convert.heads") or "search" not in cli.COMMANDS
+
+
+@pytest.mark.xfail(MISSING, reason="convert of a head of ours, and search, are still to come")
 def test_the_journey(data, tmp_path, monkeypatch, capsys):
     data("image_captions").rename(tmp_path / "my-photos")
     for name in ("checkpoints", "train"):
