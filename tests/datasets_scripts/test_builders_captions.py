@@ -1,22 +1,17 @@
 """Builders of photos with sentences: the original layouts in, rows out, errors with file and row."""
 
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 
-import caption
-import datasets
 import pytest
 from builders import AIC_TRAIN, build, builder_of, edit, without_image, wrong
-from conftest import REPOSITORY, shared_path
+from conftest import shared_path
 from PIL import Image
 
 from datasets_scripts.aic_icc import retrieval_keys
 from datasets_scripts.coco_caption import CocoCaption
 from datasets_scripts.flickr30k import join_words
-from modeling_mengzi_oscar import cli
 
 # image_captions
 
@@ -90,24 +85,6 @@ def test_own_photos_missing_or_ambiguous(data):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="none of captions.csv"):
         builder_of("image_captions", folder)
-
-
-def test_the_code_of_the_tutorial(data, tmp_path, tiny_checkpoint, monkeypatch):
-    """docs/own_photos.md, from the photos to a caption, with a tiny checkpoint in place of the mini."""
-    data("image_captions").rename(tmp_path / "my-photos")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    assert (
-        cli.main(["extract", "my-photos/images", "--output", "stores/my-photos", "--model", str(tiny_checkpoint)]) == 0
-    )
-    text = (REPOSITORY / "docs" / "own_photos.md").read_text("utf-8")
-    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(code, {})
-    [command] = re.findall(r"python train/caption.py (.*?)\n\n", text, flags=re.DOTALL)
-    command = command.replace("\\\n", " ").replace("checkpoints/mengzi-oscar-mini", str(tiny_checkpoint))
-    caption.main([*shlex.split(command), "--num_train_epochs", "1", "--use_cpu", "--report_to", "none"])
-    photo = "my-photos/images/cat.jpg"
-    assert cli.main(["caption", photo, "--model", "outputs/my-photos/best"]) == 0
 
 
 # coco_caption

@@ -306,7 +306,7 @@ def test_weight_average_is_the_average(tmp_path):
     "recipe", sorted((REPOSITORY / "train" / "recipes").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_recipes_of_captioning_name_flags_only(recipe):
-    if not recipe.stem.startswith(("caption", "mini_stage")):
+    if not recipe.stem.startswith(("caption", "mini_stage", "own_photos")):
         pytest.skip("a recipe of another script, tested there")
     needed = ["--output_dir", "x", "--model_name_or_path", "y", "--recipe", str(recipe), "--use_cpu"]
     flags = (CaptionArguments, TagSentenceArguments, TrainingArguments)
