@@ -83,9 +83,7 @@ def test_the_mini_writes_answers_and_matches_nearly_the_same():
 def test_the_command(tiny_checkpoint, tmp_path, capsys):
     photo = str(tmp_path / "照片.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(photo)
-    result = MengziOscarPipeline.from_pretrained(tiny_checkpoint, dtype="int8").caption(
-        photo, num_beams=5, max_length=20
-    )
+    result = MengziOscarPipeline.from_pretrained(tiny_checkpoint, dtype="int8").caption(photo)
     assert main(["caption", photo, "--model", str(tiny_checkpoint), "--dtype", "int8"]) == 0
     assert capsys.readouterr().out == f"{photo}\t{result['caption']}\t{result['score']:.3f}\n"
     assert main(["ask", photo, "有几个人？", "--model", MINI, "--dtype", "int8"]) == 0

@@ -477,7 +477,7 @@ def test_every_setting_at_its_ends(client, photo):
     """Also together, and as a browser sends them: a slider's 2.0 is the integer 2."""
     sliders = [component["props"] for component in client.config["components"] if component["type"] == "slider"]
     ends = [(slider["minimum"], slider["maximum"]) for slider in sliders]
-    assert ends == [(1, 10), (5, 50), (0, 2)]  # 50: what the positions of the checkpoint leave
+    assert ends == [(1, 10), (5, 50), (0, 2)]  # 80 positions, 30 of them for tags
     for beams, length, temperature in itertools.product(*ends[:2], (0, 5e-324, 2)):
         result = client.predict(photo, beams, length, temperature, api_name="/caption")
         assert len(result["captions"]) == beams if temperature == 0 else 1 <= len(result["captions"]) <= beams
