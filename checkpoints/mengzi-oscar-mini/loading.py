@@ -303,6 +303,19 @@ def region_model_classes(model_type):
     return None
 
 
+def refuse_blind_originals(folder: CheckpointFolder) -> None:
+    """
+    Raises:
+        CheckpointError: an original checkpoint that names no region model; how to make one of it that sees photos.
+    """
+    said = folder.json("config.json")
+    if said.get("model_type") in (None, "bert") and not said.get("region_model"):
+        raise CheckpointError(
+            f"{folder.name}: an original checkpoint, which names no region model: mengzi-oscar convert {folder.name} "
+            "OUTPUT --region-model FOLDER_OR_ID@REVISION makes one of it that sees photos"
+        )
+
+
 def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
     """Where the region model lies: at `name`, or where the config of the checkpoint at `name` says.
 
@@ -315,11 +328,7 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
         return folder
     if not said.get("region_model"):
         model_type = shown(said.get("model_type"))
-        if said.get("model_type") in (None, "bert"):
-            raise CheckpointError(
-                f"{folder.name}: an original checkpoint, which names no region model: mengzi-oscar convert "
-                f"{folder.name} OUTPUT --region-model FOLDER_OR_ID@REVISION makes one of it that sees photos"
-            )
+        refuse_blind_originals(folder)
         raise CheckpointError(
             f"{folder.said('config.json')}: no region model there, and its config names none (model_type {model_type})"
         )

@@ -18,9 +18,17 @@ import torch
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline
 
-from .checkpoint_folder import CheckpointError, check_weights
+from .checkpoint_folder import CheckpointError, CheckpointFolder, check_weights
 from .generation_mengzi_oscar import check_whole
-from .loading import check_together, check_width, has_head, load_checked, load_processor, load_region_model
+from .loading import (
+    check_together,
+    check_width,
+    has_head,
+    load_checked,
+    load_processor,
+    load_region_model,
+    refuse_blind_originals,
+)
 from .matching import Matcher
 from .modeling_mengzi_oscar import (
     MengziOscarForImageCaptioning,
@@ -81,6 +89,7 @@ class MengziOscarPipeline:
             model = model.to(device)
             return quantize(model) if int8 else model
 
+        refuse_blind_originals(CheckpointFolder(name, revision))
         captioner = prepared(load_checked(MengziOscarForImageCaptioning, name, revision=revision, dtype=dtype))
         processor = load_processor(name, revision)
         region_model, image_processor = load_region_model(name, revision=revision)
