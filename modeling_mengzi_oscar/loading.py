@@ -322,6 +322,19 @@ def region_model_classes(model_type):
     return None
 
 
+def refuse_blind_originals(folder: CheckpointFolder) -> None:
+    """
+    Raises:
+        CheckpointError: an original checkpoint that names no region model; how to make one of it that sees photos.
+    """
+    said = folder.json("config.json")
+    if said.get("model_type") in (None, "bert") and not said.get("region_model"):
+        raise CheckpointError(
+            f"{folder.name}: an original checkpoint, which names no region model: mengzi-oscar convert {folder.name} "
+            "OUTPUT --region-model FOLDER_OR_ID@REVISION makes one of it that sees photos"
+        )
+
+
 def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
     """Where the region model lies: at `name`, or where the config of the checkpoint at `name` says.
 
@@ -334,11 +347,7 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
         return folder
     if not said.get("region_model"):
         model_type = shown(said.get("model_type"))
-        if said.get("model_type") in (None, "bert"):
-            raise CheckpointError(
-                f"{folder.name}: an original checkpoint, which names no region model: mengzi-oscar convert "
-                f"{folder.name} OUTPUT --region-model FOLDER_OR_ID@REVISION makes one of it that sees photos"
-            )
+        refuse_blind_originals(folder)
         if said.get("model_type") == MengziOscarConfig.model_type:
             raise CheckpointError(
                 f"{folder.said('config.json')}: names no region model, so it reads features only: for photos convert "
@@ -416,11 +425,7 @@ def task_of_root(name, revision=None) -> str:
     root = architectures[0] if listed(word).holds(architectures) and len(architectures) == 1 else None
     if root in WITHOUT_TASK:
         raise CheckpointError(f"{name}: {WITHOUT_TASK[root]}")
-    if said.get("model_type") in (None, "bert") and root not in TASKS:
-        raise CheckpointError(
-            f"{name}: is an original checkpoint; for photos convert it first: mengzi-oscar convert {name} OUTPUT "
-            "--region-model ID@REV"
-        )
+    refuse_blind_originals(folder)
     return TASKS.get(root, "caption")  # another class is told when its weights do not fit
 
 

@@ -183,7 +183,10 @@ class OriginalFolder(CheckpointFolder):
         return make_config(self.json("config.json"), self.weights(), make_tokenizer(None, self), self)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return with_todays_names(super().weights(), self.name)
+        state = with_todays_names(super().weights(), self.name)
+        if DECODER in state:  # a pickle has tied weights as one tensor; a model that does not tie them trains two
+            state[DECODER] = state[DECODER].clone()
+        return state
 
     def processor(self, task) -> MengziOscarProcessor:
         """With layout, lengths and tags of a task."""
