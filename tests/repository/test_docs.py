@@ -102,7 +102,7 @@ def test_both_readmes_are_alike():
         found = [re.findall(pattern, text, flags=re.MULTILINE | re.DOTALL) for text in (english, chinese)]
         assert found[0] == found[1]
     links = [re.findall(r"\]\(((?!README)[^)]+)\)", text) for text in (english, chinese)]
-    assert links[0] == links[1]
+    assert links[0] == [link.replace("_zh.md", ".md") for link in links[1]]  # some pages are there in Chinese, too
     tables = ["\n".join(re.findall(r"^\|.*", text, flags=re.MULTILINE)) for text in (english, chinese)]
     numbers = [re.findall(r"\d+(?:\.\d+)?", table) for table in tables]
     assert numbers[0] == numbers[1]
