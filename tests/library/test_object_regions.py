@@ -5,6 +5,9 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
+from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
+from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.hub import check_repo, save_checkpoint
 from modeling_mengzi_oscar.labels.coco import object_words
 from modeling_mengzi_oscar.modeling_nanodet import STRIDES, NanoDetConfig, NanoDetForObjectDetection
 from modeling_mengzi_oscar.modeling_object_regions import (
@@ -173,3 +176,27 @@ def test_every_class_of_coco_has_its_word():
     assert len(set(words.values())) == 80
     assert [*words][:3] == ["person", "bicycle", "car"]
     assert words["cup"] == "杯子"
+
+
+def test_a_checkpoint_that_looks_with_it(tiny_checkpoint, tmp_path):
+    """Saved, checked as a Hub repo, loaded, and the same regions and tags by the pipeline and out of a store."""
+    started = MengziOscarPipeline.from_pretrained(tiny_checkpoint)
+    started.processor.max_regions = 20
+    model = region_model(object_labels=["猫", "狗", "草地"], object_threshold=0.4)
+    processor = ObjectRegionImageProcessor(grid={"size": 64}, detector_size=64)
+    save_checkpoint(tmp_path / "eyes", started.captioner, started.processor, model, processor, dtype=torch.float32)
+    check_repo(tmp_path / "eyes")
+    (tmp_path / "photos").mkdir()
+    PHOTO.save(tmp_path / "photos" / "noise.png")
+
+    pipe = MengziOscarPipeline.from_pretrained(tmp_path / "eyes")
+    result = pipe.caption(tmp_path / "photos" / "noise.png")
+    objects = [region for region in result["regions"] if "label" in region]
+    assert 0 < len(objects) < len(result["regions"]) == len(result["captions"][0]["region_weights"][0])
+    store = str(tmp_path / "store")
+    assert main(["extract", str(tmp_path / "photos"), "--model", str(tmp_path / "eyes"), "--output", store]) == 0
+    row = RegionFeatureStore.open(store)["noise"]
+    assert row["class_ids"][: len(objects)].tolist() == [
+        model.tag_labels.index(region["label"]) + 1 for region in objects
+    ]
+    assert [model.tag_labels[index - 1] for index in row["tag_ids"]] == result["tags"]
