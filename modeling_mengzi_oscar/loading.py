@@ -314,6 +314,10 @@ def region_model_classes(model_type):
         from .modeling_grid_regions import GridRegionImageProcessor, GridRegionModel
 
         return GridRegionModel, GridRegionImageProcessor
+    if model_type == "object_regions":
+        from .modeling_object_regions import ObjectRegionImageProcessor, ObjectRegionModel
+
+        return ObjectRegionModel, ObjectRegionImageProcessor
     if model_type == "vinvl":
         from .image_processing_vinvl import VinVLImageProcessor
         from .modeling_vinvl import VinVLModel

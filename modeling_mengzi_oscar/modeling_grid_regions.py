@@ -302,21 +302,13 @@ class GridRegionModel(RegionModel):
             `region_features` (B, R, num_features + 6), `boxes` (B, R, 4) in pixels of the photos, `tag_ids` and
             `tag_scores` (B, L) if there are tag labels, falling, cut at `tag_threshold`.
         """
-        pixel_values = pixel_values.to(self.dtype)
-        if self.config.tag_classes:
-            net, stage = self.backbone, self.config.tag_stage
-            trunk = net.blocks[:stage](net.bn1(net.conv_stem(pixel_values)))
-            appearance = self.grid(net.bn2(net.conv_head(net.blocks[stage:](trunk))))
-        else:
-            appearance = self.grid(self.backbone.forward_features(pixel_values))  # (B, C, G, G)
-        boxes = self.cell_boxes(original_sizes)  # (B, R, 4)
-        tokens = appearance.flatten(2).transpose(1, 2)  # (B, R, C)
-        features = torch.cat([tokens.float(), box_geometry(boxes, original_sizes)], dim=-1)
+        feature_map, probabilities = self.encode(pixel_values)
+        features, boxes = self.cells(feature_map, original_sizes)
         tag_ids = tag_scores = None
-        if self.config.tag_classes:
-            tag_ids, tag_scores = self.rank_tags(self.word_probabilities(self.tag_branch(trunk)))
-        elif self.config.tag_labels:
-            tag_ids, tag_scores = self.rank_tags(self.tag_logits(features).float().sigmoid())
+        if probabilities is None and self.config.tag_labels:
+            probabilities = self.tag_logits(features).float().sigmoid()
+        if probabilities is not None:
+            tag_ids, tag_scores = self.rank_tags(probabilities)
         return RegionModelOutput(
             region_features=features,
             region_attention_mask=torch.ones(boxes.shape[:2], dtype=torch.long, device=boxes.device),
@@ -325,15 +317,31 @@ class GridRegionModel(RegionModel):
             tag_scores=tag_scores,
         )
 
-    def grid(self, features: torch.FloatTensor) -> torch.FloatTensor:
-        """Last feature map of the backbone, whatever its layout, pooled to (B, C, grid_size, grid_size)."""
+    def encode(self, pixel_values) -> tuple[torch.FloatTensor, torch.FloatTensor | None]:
+        """-> last feature map (B, C, h, w), and with `tag_classes` the probabilities of the words (B, words)."""
+        pixel_values = pixel_values.to(self.dtype)
+        if not self.config.tag_classes:
+            return self.channels_first(self.backbone.forward_features(pixel_values)), None
+        net, stage = self.backbone, self.config.tag_stage
+        trunk = net.blocks[:stage](net.bn1(net.conv_stem(pixel_values)))
+        feature_map = net.bn2(net.conv_head(net.blocks[stage:](trunk)))
+        return self.channels_first(feature_map), self.word_probabilities(self.tag_branch(trunk))
+
+    def cells(self, feature_map, original_sizes) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """Feature map -> feature rows (B, R, num_features + 6) and boxes (B, R, 4) of the cells."""
+        boxes = self.cell_boxes(original_sizes)
+        tokens = F.adaptive_avg_pool2d(feature_map, self.config.grid_size).flatten(2).transpose(1, 2)  # (B, R, C)
+        return torch.cat([tokens.float(), box_geometry(boxes, original_sizes)], dim=-1), boxes
+
+    def channels_first(self, features: torch.FloatTensor) -> torch.FloatTensor:
+        """Last feature map of the backbone, whatever its layout, as (B, C, h, w)."""
         if features.dim() == 3:  # a ViT: (B, prefix tokens + h x w, C)
             features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
             side = round(features.shape[1] ** 0.5)
             features = features.transpose(1, 2).unflatten(2, (side, side))
         elif features.shape[1] != self.config.num_features:  # channels last, as Swin has them
             features = features.permute(0, 3, 1, 2)
-        return F.adaptive_avg_pool2d(features, self.config.grid_size)
+        return features
 
     def cell_boxes(self, original_sizes: torch.LongTensor) -> torch.FloatTensor:
         """Boxes (B, R, 4) of the cells, x1 y1 x2 y2 in pixels of photos of the given (height, width)."""

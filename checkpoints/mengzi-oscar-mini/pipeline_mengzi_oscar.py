@@ -56,6 +56,8 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .generation_mengzi_oscar import MaskQueryGenerationMixin  # noqa: F401
     from .image_processing_vinvl import VinVLImageProcessor  # noqa: F401
     from .modeling_grid_regions import GridRegionModel  # noqa: F401
+    from .modeling_nanodet import NanoDetForObjectDetection  # noqa: F401
+    from .modeling_object_regions import ObjectRegionModel  # noqa: F401
     from .modeling_vinvl import VinVLModel  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .quantization import quantize  # noqa: F401

@@ -54,6 +54,10 @@ AUTO_MAPS = {  # model_type -> `auto_map` of config.json; every checkpoint can s
         "AutoConfig": "modeling_grid_regions.GridRegionConfig",
         "AutoModel": "modeling_grid_regions.GridRegionModel",
     },
+    "object_regions": {
+        "AutoConfig": "modeling_object_regions.ObjectRegionConfig",
+        "AutoModel": "modeling_object_regions.ObjectRegionModel",
+    },
     "vinvl": {"AutoConfig": "configuration_vinvl.VinVLConfig", "AutoModel": "modeling_vinvl.VinVLModel"},
 }
 PROCESSORS = {  # model_type -> the file that names the processor, and its `auto_map`
@@ -61,6 +65,10 @@ PROCESSORS = {  # model_type -> the file that names the processor, and its `auto
     "grid_regions": (
         "preprocessor_config.json",
         {"AutoImageProcessor": "modeling_grid_regions.GridRegionImageProcessor"},
+    ),
+    "object_regions": (
+        "preprocessor_config.json",
+        {"AutoImageProcessor": "modeling_object_regions.ObjectRegionImageProcessor"},
     ),
     "vinvl": ("preprocessor_config.json", {"AutoImageProcessor": "image_processing_vinvl.VinVLImageProcessor"}),
 }
@@ -71,6 +79,7 @@ OF_A_MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json"
 OF_A_KIND = {
     "mengzi_oscar": ("generation_config.json", "processor_config.json", *TOKENIZER_FILES),
     "grid_regions": ("preprocessor_config.json",),
+    "object_regions": ("preprocessor_config.json",),
     "vinvl": ("preprocessor_config.json",),
 }
 OF_A_REPO = ("README.md", "LICENSE", "samples.md", "samples.png", "curves.png", "scores.md", "scores.json")

@@ -118,6 +118,8 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "model.safetensors",
         "modeling_grid_regions.py",
         "modeling_mengzi_oscar.py",
+        "modeling_nanodet.py",
+        "modeling_object_regions.py",
         "modeling_regions.py",
         "modeling_vinvl.py",
         "photos.py",
