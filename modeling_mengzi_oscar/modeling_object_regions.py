@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.ops import batched_nms, roi_align
 from transformers import (
-    MODEL_FOR_OBJECT_DETECTION_MAPPING,
     AutoConfig,
     AutoModelForObjectDetection,
     BaseImageProcessor,
@@ -125,15 +123,16 @@ class ObjectRegionConfig(PretrainedConfig):
     def detector_config(self) -> PretrainedConfig:
         """
         Raises:
-            ValueError: a kind of model that detects no objects, or fields that it does not take.
+            ValueError: a kind of model that transformers does not know.
         """
         fields = {name: deepcopy(value) for name, value in self.detector.items() if name != "model_type"}
         kind = self.detector["model_type"]
         if kind == NanoDetConfig.model_type:
             return NanoDetConfig(**fields)
-        if kind not in {config.model_type for config in MODEL_FOR_OBJECT_DETECTION_MAPPING}:
-            raise ValueError(f"detector has the model_type {kind!r}, which is no object detection model")
-        return AutoConfig.for_model(kind, **fields)
+        try:
+            return AutoConfig.for_model(kind, **fields)
+        except ValueError:
+            raise ValueError(f"detector has the model_type {kind!r}, which transformers does not know") from None
 
     @property
     def region_feature_size(self) -> int:
@@ -221,7 +220,11 @@ class ObjectRegionModel(RegionModel):
         if isinstance(detector, NanoDetConfig):
             self.detector = NanoDetForObjectDetection(detector)
         else:
-            self.detector = AutoModelForObjectDetection.from_config(detector)
+            try:
+                self.detector = AutoModelForObjectDetection.from_config(detector)
+            except ValueError:
+                kind = config.detector["model_type"]
+                raise ValueError(f"detector has the model_type {kind!r}, which is no object detection model") from None
         self.words, self.tag_labels = config.object_words, config.tag_labels
         self.post_init()
 
@@ -285,7 +288,9 @@ class ObjectRegionModel(RegionModel):
         best = scores.topk(min(BOXES_BEFORE_NMS, len(scores)))
         boxes, scores, classes = boxes[best.indices], best.values, classes[best.indices]
         boxes, scores, classes = boxes[scores >= 0], scores[scores >= 0], classes[scores >= 0]
-        kept = batched_nms(boxes, scores, classes, self.config.nms_threshold)[: self.config.max_objects]
+        kept = torchvision_ops().batched_nms(boxes, scores, classes, self.config.nms_threshold)[
+            : self.config.max_objects
+        ]
         return boxes[kept], scores[kept], classes[kept] + 1
 
     def pool(self, feature_map, unit_boxes) -> list[torch.FloatTensor]:
@@ -293,7 +298,8 @@ class ObjectRegionModel(RegionModel):
         feature_map, (height, width) = feature_map.float(), feature_map.shape[-2:]
         scale = unit_boxes[0].new_tensor([width, height, width, height])
         boxes = [boxes * scale for boxes in unit_boxes]
-        pooled = roi_align(feature_map.contiguous(), boxes, output_size=1, sampling_ratio=4, aligned=True).flatten(1)
+        settings = {"output_size": 1, "sampling_ratio": 4, "aligned": True}
+        pooled = torchvision_ops().roi_align(feature_map.contiguous(), boxes, **settings).flatten(1)
         return list(pooled.split([len(image) for image in boxes]))
 
     def rank_tags(self, class_probabilities, word_probabilities) -> tuple[torch.LongTensor, torch.FloatTensor]:
@@ -342,3 +348,12 @@ class ObjectRegionModel(RegionModel):
                 regions.append({"box": box} | named)
             images.append(regions[: sum(mask)])
         return images
+
+
+def torchvision_ops():
+    """Imported here because it takes seconds, and in a try because transformers wants everything else installed."""
+    try:
+        from torchvision import ops
+    except ImportError:
+        raise ImportError("ObjectRegionModel needs torchvision: pip install torchvision") from None
+    return ops

@@ -57,6 +57,13 @@ def _seed():
     torch.manual_seed(0)
 
 
+def rounded(value):
+    """Probabilities as far as they are the same whatever shares a pass."""
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return {name: round(one, 5) if isinstance(one, float) else one for name, one in value.items()}
+
+
 def tiny_config(**changes) -> MengziOscarConfig:
     settings = {
         "vocab_size": len(SPECIAL_TOKENS + CHARACTERS),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from conftest import REPOSITORY
+from conftest import REPOSITORY, rounded
 from PIL import Image
 from test_pipeline import with_heads  # noqa: F401  (a fixture)
 
@@ -70,7 +70,7 @@ def test_a_list_loses_only_the_bad_photo(pipeline, photos):
             results, alone = [[one["caption"] for one in rows if "caption" in one] for rows in (results, alone)]
             assert results == alone
         else:
-            assert [results[0], results[2]] == alone
+            assert rounded([results[0], results[2]]) == rounded(alone)  # passes are shared
         with pytest.raises(PhotoError, match="not a photo"):
             door(photos[1])
         assert [row.keys() for row in door([photos[1], None])] == [{"error"}] * 2

@@ -79,7 +79,7 @@ def test_a_bad_photo_costs_itself_and_mistakes_are_one_line(search, photos, tmp_
         status, lines, errors = search(tmp_path / "photos", tmp_path / "gone.jpg", "狗", *more)
         assert (status, len(lines)) == (2, 4)
         assert [error.split(": ")[0] for error in errors] == [
-            str(tmp_path / name) for name in ("gone.jpg", "photos/broken.jpg")
+            str(tmp_path / name) for name in ("photos/broken.jpg", "gone.jpg")
         ]
     for words, reason in {
         (photos[0],): f"{photos[0]}: is a file, not a sentence; photos come first",

@@ -161,13 +161,14 @@ def test_any_detector_of_transformers(detector, tmp_path):
             "nothing that is downloaded",
         ),
         ({"object_labels": ["人", "人", "狗"]}, "object_labels has 2 different words for 3 classes"),
+        ({"detector": {"model_type": "no_such"}}, "detector has the model_type 'no_such', which transformers does not"),
         ({"absent_labels": {"马": "无马"}}, "absent_labels names '马', which is no word of the detector"),
         ({"max_objects": -1}, "max_objects is -1"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(fields, said):
     with pytest.raises(ValueError, match=said):
-        ObjectRegionConfig(**{"grid": GRID, "detector": NANODET} | fields)
+        ObjectRegionModel(ObjectRegionConfig(**{"grid": GRID, "detector": NANODET} | fields))
 
 
 def test_every_class_of_coco_has_its_word():

@@ -53,7 +53,7 @@ def test_all_parts_follow(with_heads, with_matrix_units):  # noqa: F811
     """Near the same, not equal: it does compute in bfloat16, in every part."""
     fast, exact = (MengziOscarPipeline.from_pretrained(with_heads, **named) for named in ({}, {"dtype": "float32"}))
     assert (dtypes(fast), dtypes(exact)) == ([torch.bfloat16] * 4, [torch.float32] * 4)
-    one, other = (pipeline.find_regions([PHOTO])[0].region_features for pipeline in (fast, exact))
+    one, other = (pipeline.look(PHOTO).region_features for pipeline in (fast, exact))
     assert one.dtype == other.dtype == torch.float32
     assert torch.cosine_similarity(one, other, dim=-1).min() > 0.99
     assert torch.equal(one[:, -6:], other[:, -6:])  # the geometry is not rounded
@@ -67,7 +67,7 @@ def test_all_parts_follow(with_heads, with_matrix_units):  # noqa: F811
 
 def test_beside_8_bits_the_regions_stay(with_heads, with_matrix_units):  # noqa: F811
     exact, small = (MengziOscarPipeline.from_pretrained(with_heads, dtype=dtype) for dtype in ("float32", "int8"))
-    found = [pipeline.find_regions([PHOTO])[0].region_features for pipeline in (exact, small)]
+    found = [pipeline.look(PHOTO).region_features for pipeline in (exact, small)]
     assert torch.equal(*found)
 
 
@@ -89,7 +89,7 @@ def test_pipeline_of_transformers(tiny_checkpoint, with_matrix_units, tmp_path):
 
     fast, exact, small = load(), load(dtype="float32"), load(dtype="int8")
     for pipe, dtype in ((fast, torch.bfloat16), (exact, torch.float32), (small, torch.float32)):
-        region_model = pipe.captioning.region_model
+        region_model = pipe.photos.region_model
         assert next(region_model.parameters()).dtype == dtype
         assert len(pipe(PHOTO)["captions"]) == 3
     assert fast.model.dtype == torch.bfloat16
@@ -108,9 +108,7 @@ def test_the_command(tiny_checkpoint, photo, with_matrix_units, capsys):
         return capsys.readouterr().out
 
     for flags, dtype in (([], "bfloat16"), (["--dtype", "float32"], "float32"), (["--dtype", "auto"], "bfloat16")):
-        result = MengziOscarPipeline.from_pretrained(tiny_checkpoint, dtype=dtype).caption(
-            photo, max_length=20, num_beams=5
-        )
+        result = MengziOscarPipeline.from_pretrained(tiny_checkpoint, dtype=dtype).caption(photo)
         assert printed(*flags) == f"{photo}\t{result['caption']}\t{result['score']:.3f}\n"
     with pytest.raises(SystemExit, match="2"):
         main(["caption", photo, "--int8"])

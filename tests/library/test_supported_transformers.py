@@ -31,6 +31,7 @@ TAKEN = {  # all that shipped files import from transformers, and why it can be 
     "AutoModel": AUTO,
     "AutoModelForImageTextToText": AUTO,
     "AutoModelForMultipleChoice": AUTO,
+    "AutoModelForObjectDetection": AUTO,
     "AutoModelForPreTraining": AUTO,
     "AutoModelForSequenceClassification": AUTO,
     "AutoModelForVisualQuestionAnswering": AUTO,

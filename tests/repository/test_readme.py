@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
 def test_commands(name, folder, capsys):
     [block] = [block for block in blocks(name) if block.startswith("$ ")]
     commands = re.findall(r"^\$ \.venv/bin/mengzi-oscar (.*)", block, flags=re.MULTILINE)
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         words = shlex.split(command.replace("*.jpg", "photo.jpg"), comments=True)
         assert cli.main(words) == 0

@@ -1,7 +1,13 @@
-"""docs/released_weights.md, run as it is printed: every command in its order, with tiny stand-ins for the downloads."""
+"""docs/released_weights.md, run as it is printed: every command in its order, with tiny stand-ins for the downloads.
+
+MENGZI_OSCAR_FULL_SIZE=1 makes them as large as what was released, with random weights: 12 GB on the disk, 10 GB of
+memory, and half an hour on two cores.
+"""
 
 import base64
+import inspect
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,9 +23,15 @@ import vqa
 from builders import copy_files
 from conftest import CHARACTERS, REPOSITORY, SPECIAL_TOKENS, tiny_config
 from PIL import Image
-from test_vinvl import random_model, random_photos
+from test_vinvl import TINY, random_model, random_photos
 
-from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarForImageTextRetrieval, cli
+from modeling_mengzi_oscar import (
+    MengziOscarConfig,
+    MengziOscarForImageCaptioning,
+    MengziOscarForImageTextRetrieval,
+    VinVLConfig,
+    cli,
+)
 
 PAGES = ["released_weights.md", "released_weights_zh.md"]
 SCRIPTS = {"caption": caption, "retrieval": retrieval, "vqa": vqa}
@@ -28,7 +40,10 @@ SHORT = {  # what makes a published training short, by recipe; the flags of the 
     "--per_device_train_batch_size 2 --per_device_eval_batch_size 2 --dataloader_num_workers 0 --use_cpu",
     "predict": "--per_device_eval_batch_size 2 --dataloader_num_workers 0 --use_cpu --report_to none",
 }
-VOCABULARY = "".join(f"{token}\n" for token in SPECIAL_TOKENS + CHARACTERS)
+FULL_SIZE = os.environ.get("MENGZI_OSCAR_FULL_SIZE") == "1"
+VOCABULARY = SPECIAL_TOKENS + CHARACTERS
+if FULL_SIZE:
+    VOCABULARY += [f"[unused{number}]" for number in range(21_128 - len(VOCABULARY))]
 
 
 def text_of(page):
@@ -45,14 +60,15 @@ def folder(tmp_path, monkeypatch):
     """A working folder after the downloads: small files under the names that the page has."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    detector = random_model()
+    detector = full_detector() if FULL_SIZE else random_model()
+    config = detector.config
     width = detector.config.region_feature_size
     state = {name: value.clone() for name, value in detector.state_dict().items()}
     for name in [name for name in state if "feature_extractor" in name]:  # under both names, as released
         state[name.replace("roi_heads.box.", "attribute.")] = state[name].clone()
     torch.save({"model": state}, "vinvl_vg_x152c4.pth")
-    words = {f"thing {number}": number for number in range(1, 31)}
-    kinds = {f"kind {number}": number for number in range(1, 25)}
+    words = {f"thing {number}": number for number in range(1, config.num_classes)}
+    kinds = {f"kind {number}": number for number in range(1, config.num_attributes)}
     write_json("VG-SGG-dicts-vgoi6-clipped.json", {"label_to_idx": words, "attribute_to_idx": kinds})
     write_json("chinese_label.json", {word: CHARACTERS[number % 20] for word, number in words.items()})
     original("Langboat/mengzi-oscar-base-caption", MengziOscarForImageCaptioning, width)
@@ -77,6 +93,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def full_detector():
+    sizes = inspect.signature(VinVLConfig.__init__).parameters
+    detector = random_model(**{name: sizes[name].default for name in TINY})
+    with torch.no_grad():
+        for name, value in detector.named_parameters():
+            if "conv3" in name:  # fifty random blocks would otherwise add up to numbers that float16 does not have
+                value *= 0.05
+    return detector
+
+
 def write_json(name, content):
     with open(name, "w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False)
@@ -84,14 +110,16 @@ def write_json(name, content):
 
 def original(name, model_class, width, **fields):
     torch.manual_seed(0)
-    model = model_class(tiny_config(img_feature_dim=width, **fields))
+    config = MengziOscarConfig(vocab_size=len(VOCABULARY), use_img_layernorm=True) if FULL_SIZE else tiny_config()
+    config = MengziOscarConfig(**config.to_dict() | {"img_feature_dim": width} | fields)
+    model = model_class(config)
     names = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings"
     said = {name: getattr(model.config, name) for name in [*names.split(), "img_feature_dim", "use_img_layernorm"]}
     folder = Path(name)
     folder.mkdir(parents=True)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     write_json(folder / "config.json", said | fields)
-    (folder / "vocab.txt").write_text(VOCABULARY, encoding="utf-8")
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCABULARY), encoding="utf-8")
 
 
 def write_features(split, width, more=()):

@@ -239,13 +239,13 @@ def test_one_thread_runs_the_model_for_everybody(engine):
     """Every thread that ever calls it keeps scratch memory: it must not be those of the callers."""
     threads, regions = [], engine.pipeline.region_model
     hook = regions.register_forward_pre_hook(lambda *_: threads.append(threading.current_thread().name))
-    calls = (
-        lambda: engine.caption(noise(), 2, 8),
-        lambda: engine.match(noise(), ["猫"]),
-        lambda: engine.rank("猫", [("a.png", noise())]),
-        lambda: engine.ask(noise(), "猫？"),
-        lambda: engine.suggestions(noise()),
-        lambda: list(engine.batch([("a.png", noise)])),
+    calls = (  # each with a photo of its own: what was looked at is remembered
+        lambda: engine.caption(noise(seed=11), 2, 8),
+        lambda: engine.match(noise(seed=12), ["猫"]),
+        lambda: engine.rank("猫", [("a.png", noise(seed=13))]),
+        lambda: engine.ask(noise(seed=14), "猫？"),
+        lambda: engine.suggestions(noise(seed=15)),
+        lambda: list(engine.batch([("a.png", lambda: noise(seed=16))])),
     )
     try:
         with ThreadPoolExecutor(len(calls)) as pool:

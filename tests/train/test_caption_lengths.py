@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from modeling_mengzi_oscar import MengziOscarPipeline, MengziOscarProcessor, RegionFeatureStore
 from modeling_mengzi_oscar.cli import main
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import MengziOscarCaptioningPipeline
+from modeling_mengzi_oscar.pipeline_mengzi_oscar import MengziOscarPhotoPipeline
 
 LONG = "一个男孩和一只大白狗在草地上跑，一个女孩骑着马。"  # 24 characters
 
@@ -112,7 +112,7 @@ def test_every_door_writes_as_long_as_the_checkpoint_says(trained, capsys):
     capsys.readouterr()
     assert main(["caption", str(photo), "--model", str(best)]) == 0
     assert expected in capsys.readouterr().out
-    of_transformers = MengziOscarCaptioningPipeline(python.captioner, python.processor)
+    of_transformers = MengziOscarPhotoPipeline(python.captioner, python.processor)
     assert of_transformers(str(photo))["caption"] == expected
     engine = Engine(str(best))
     assert (engine.num_beams, engine.lengths, engine.max_length) == (3, {None: 26}, 50)

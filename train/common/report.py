@@ -171,7 +171,7 @@ def how_to_use(task, config, options, training, folder) -> str:
     for name in ("dataset_config", "data_dir"):
         if getattr(options, name) is not None:
             words += [f"--{name}", getattr(options, name)]
-    words += ["--features", *options.features, *["--add_od_labels"] * options.add_od_labels, "--output_dir", output]
+    words += ["--features", *options.features, "--output_dir", output]
     return shlex.join(map(str, words))
 
 
