@@ -115,7 +115,7 @@ def test_every_door_writes_as_long_as_the_checkpoint_says(trained, capsys):
     of_transformers = MengziOscarPhotoPipeline(python.captioner, python.processor)
     assert of_transformers(str(photo))["caption"] == expected
     engine = Engine(str(best))
-    assert (engine.num_beams, engine.lengths, engine.max_length) == (3, {None: 26}, 50)
+    assert (engine.num_beams, engine.lengths, engine.max_length) == (3, {None: 26}, 60)
     opened = Image.open(photo)
     assert engine.caption(opened)["caption"] == expected
     [[row]] = engine.batch([("a", lambda: opened)])
