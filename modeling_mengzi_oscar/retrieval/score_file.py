@@ -231,7 +231,7 @@ def fingerprint(matcher, images, texts, candidates=None) -> dict[str, str]:
         digests["weights"].update(name.encode())
         for tensor in weight if isinstance(weight, tuple) else [weight]:  # in 8 bits weight and bias are one
             if isinstance(tensor, torch.Tensor):
-                digests["weights"].update(tensor.dequantize().cpu().contiguous().numpy().tobytes())
+                digests["weights"].update(tensor.detach().dequantize().cpu().contiguous().numpy().tobytes())
     for text_numbers in candidates if candidates is not None else ():
         digests["candidates"].update(repr(list(text_numbers)).encode())
     settings = [matcher.processor.max_length, matcher.processor.max_regions, matcher.model.config.regions_read_text]

@@ -282,8 +282,8 @@ def test_a_run_without_steps_evaluates_the_start(tmp_path, capsys, settings):
 
 
 def test_scores_of_a_resumed_run_have_their_columns_in_the_same_order(tmp_path):
+    scores = {"worth": 1.0, "distinct": 2}
     for steps in (2, 4):
-        scores = {"worth": 1.0, "distinct": 2}
         make_trainer(tmp_path, max_steps=steps, best_metric="worth", evaluate_task=lambda model: (scores, [])).run()
     assert (tmp_path / "scores.md").read_text().startswith("| step | epoch | loss | worth | distinct |")
 
