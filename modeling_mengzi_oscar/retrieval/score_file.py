@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from ..files import Lock, naming, open_whole, read_json, with_checksum, write_whole
@@ -226,8 +227,11 @@ def fingerprint(matcher, images, texts, candidates=None) -> dict[str, str]:
         digests["images"].update(np.ascontiguousarray(image["region_features"]).tobytes())
         digests["images"].update(repr(matcher._tag_ids(image)).encode())
     digests["texts"].update(texts.lengths.tobytes() + texts.ids.tobytes() + texts.row_of.tobytes())
-    for name, tensor in matcher.model.state_dict().items():
-        digests["weights"].update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
+    for name, weight in matcher.model.state_dict().items():
+        digests["weights"].update(name.encode())
+        for tensor in weight if isinstance(weight, tuple) else [weight]:  # in 8 bits weight and bias are one
+            if isinstance(tensor, torch.Tensor):
+                digests["weights"].update(tensor.detach().dequantize().cpu().contiguous().numpy().tobytes())
     for text_numbers in candidates if candidates is not None else ():
         digests["candidates"].update(repr(list(text_numbers)).encode())
     settings = [matcher.processor.max_length, matcher.processor.max_regions, matcher.model.config.regions_read_text]

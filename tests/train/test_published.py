@@ -173,6 +173,18 @@ def test_tags_are_read_as_the_checkpoint_learnt(work, tmp_path, capsys):
     assert (tmp_path / "again" / "captions.jsonl").read_text() != (tmp_path / "with" / "captions.jsonl").read_text()
 
 
+@pytest.mark.parametrize("task", ["caption", "retrieval", "vqa"])
+def test_a_split_is_predicted_in_every_type_of_numbers(work, tmp_path, task):
+    settings = {"model_name_or_path": original(tmp_path / "original", task), "test_split": "test"}
+    settings |= {"num_beams": 2, "max_gen_length": 8} if task == "caption" else {}
+    if task == "vqa":
+        run("vqa", work, tmp_path / "run", "--do_train", **settings)
+        settings["model_name_or_path"] = tmp_path / "run" / "best"
+    for dtype in ("bfloat16", "int8"):
+        run(task, work, tmp_path / dtype, "--do_predict", dtype=dtype, **settings)
+        assert (tmp_path / dtype / WRITTEN[task]).is_file()
+
+
 def test_the_scores_say_what_they_are_of(work, tmp_path):
     """With the protocol of the AI Challenger those of its evaluator, too."""
     settings = {"model_name_or_path": original(tmp_path / "original", "caption"), "num_beams": 2, "max_gen_length": 8}

@@ -270,6 +270,24 @@ def test_the_scores_begin_before_training_and_the_last_lines_say_how_it_ended(tm
     assert "; weights of step 6" in card
 
 
+@pytest.mark.parametrize("settings", [{"max_steps": 0}, {"max_steps": -1, "num_train_epochs": 0}])
+def test_a_run_without_steps_evaluates_the_start(tmp_path, capsys, settings):
+    trainer = make_trainer(tmp_path, eval_on_start=True, **settings)
+    trainer.run()
+    assert trainer.state.global_step == 0
+    assert rows_of(tmp_path) == ["0 (before training)"]
+    [line, _] = capsys.readouterr().err.splitlines()[-2:]
+    assert line.startswith(f"nothing was trained: {tmp_path / 'best'} holds the weights of the start, loss ")
+    assert (tmp_path / "best").is_dir()
+
+
+def test_scores_of_a_resumed_run_have_their_columns_in_the_same_order(tmp_path):
+    scores = {"worth": 1.0, "distinct": 2}
+    for steps in (2, 4):
+        make_trainer(tmp_path, max_steps=steps, best_metric="worth", evaluate_task=lambda model: (scores, [])).run()
+    assert (tmp_path / "scores.md").read_text().startswith("| step | epoch | loss | worth | distinct |")
+
+
 def test_a_run_of_epochs_that_is_over_trains_no_more(tmp_path, capsys):
     for _ in range(2):
         trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=1, eval_strategy="epoch")

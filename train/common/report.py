@@ -73,7 +73,8 @@ def write_score_table(log_history, path):
     """One row per evaluation, Markdown; the first, of step 0, is the one before training."""
     rows = [entry for entry in log_history if "eval_loss" in entry]
     ignored = {"eval_runtime", "eval_samples_per_second"}
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval_"))
+    # the newest row first: those before a resume have their names sorted, as the state of a checkpoint has them
+    names = dict.fromkeys(name for row in reversed(rows) for name in row if name.startswith("eval_"))
     names = [name for name in names if name not in ignored]
     lines = ["| step | epoch | " + " | ".join(name.removeprefix("eval_") for name in names) + " |"]
     lines += ["|" + "--:|" * (len(names) + 2)]
@@ -123,6 +124,7 @@ def run_card(task, config, options, training, state, scores) -> str:
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     settings = {name: getattr(training, name) for name in CARD_SETTINGS}
     settings = {name: value for name, value in settings.items() if value not in (None, False, -1)}
+    settings["lr_scheduler_type"] = training.lr_scheduler_type.value
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "datasets"))
     weights = f"averaged weights (decay {options.ema_decay})" if options.ema_decay else "weights"
     step = f"step {state.global_step}" if state.global_step else "the start: no evaluation after it was better"
@@ -146,6 +148,8 @@ def outcome(history, metric, greater_is_better, folder) -> str:
     known = [entry for entry in history if isinstance(entry.get(name), int | float)]
     before = next((entry for entry in known if not entry["step"]), None)
     trained = [entry for entry in known if entry["step"]]
+    if before is not None and all(entry["step"] == 0 for entry in history):
+        return f"nothing was trained: {folder} holds the weights of the start, {metric} {before[name]:.4g}"
     if not trained:
         return f"{folder}: the weights of this run; no evaluation gave {metric}"
     best = max(trained, key=lambda entry: sign * entry[name])

@@ -97,6 +97,8 @@ class OscarTrainer(Trainer):
         self.samples = []
         callbacks = [*callbacks, self.average, WholeCheckpoints(self.average, limit), EpochOfDraws(), FreedMemory()]
         recompute_without_reentering(args)
+        if args.max_steps == 0:  # of which Trainer takes one, at a learning rate of 0
+            args.max_steps, args.num_train_epochs = -1, 0
         if args.eval_steps == LOGS:  # not given, so transformers took that of --logging_steps
             args.eval_steps = args.save_steps
         if args.logging_steps < 1:
