@@ -22,6 +22,7 @@ from modeling_mengzi_oscar.photos import is_apple_double, is_photo_by_content, i
 
 from .reading import (
     SENTENCES,
+    BadRow,
     FilesBuilder,
     FilesConfig,
     Photos,
@@ -57,7 +58,8 @@ class ImageCaptions(FilesBuilder):
     Raises:
         FileNotFoundError: no file of sentences.
         ValueError: names file and row of a photo that is not there, an empty sentence, an unknown or contradicting
-            split, broken UTF-8; or two of the four files are there, or two photos differ only in their suffix.
+            split, broken UTF-8; or no row is left, two of the four files are there, or two photos differ only in
+            their suffix.
     """
 
     BUILDER_CONFIG_CLASS = ImageCaptionsConfig
@@ -90,13 +92,17 @@ class ImageCaptions(FilesBuilder):
                 if splits.setdefault(image_id, split) != split:
                     raise ValueError(f"{where}: {image_id!r} is in split {splits[image_id]!r} above, here in {split!r}")
                 captions.setdefault(image_id, []).extend(sentences)
+        if not captions:
+            bad = f"; the first bad one: {self.bad_rows[0]}" if self.bad_rows else ""
+            raise ValueError(f"{path} has no row of a photo and a sentence{bad}; see docs/own_photos.md")
         splits = self.group(captions, splits)
+        left_out = [f"{len(photos.keys() - captions.keys()):,} photos without sentences"]
+        left_out += [f"columns {', '.join(sorted(other_columns))}"] if other_columns else []
+        left_out += [photos.say_unnamed()] if photos.unnamed else []
         self.report(
             f"{path}: {len(captions):,} photos with {sum(map(len, captions.values())):,} sentences; "
             + ", ".join(f"{split} {len(image_ids):,}" for split, image_ids in splits.items())
-            + f".\nLeft out: {len(photos.keys() - captions.keys()):,} photos without sentences; "
-            + f"columns {', '.join(sorted(other_columns)) or 'none'}"
-            + (f"; {photos.say_unnamed()}." if photos.unnamed else ".")
+            + f".\nLeft out: {'; '.join(left_out)}."
         )
         if doubled := sum(len(sentences) - len(set(sentences)) for sentences in captions.values()):
             print(f"{path}: {doubled:,} sentences stand twice for the same photo; they were kept.")
@@ -151,7 +157,7 @@ def _rows(path, row):
         yield from csv_rows(path, row, needs=("file_name", "caption"))
     except ValueError as error:
         hint = "; spreadsheet programs write UTF-8 when asked for 'CSV UTF-8'" if "UTF-" in str(error) else ""
-        raise ValueError(f"{error}{hint}") from None
+        raise (BadRow if isinstance(error, BadRow) else ValueError)(f"{error}{hint}") from None
 
 
 def _read(where, item, photos):

@@ -34,6 +34,10 @@ class FilesConfig(datasets.BuilderConfig):
     skip_bad: bool = False
 
 
+class BadRow(ValueError):
+    """What is wrong with one row, which `skip_bad` would leave out; a `ValueError` else is about a file."""
+
+
 class FilesBuilder(datasets.GeneratorBasedBuilder):
     """A builder over the files that its `find_files(data_dir, config_name)` names, as {what it is: path}.
 
@@ -71,7 +75,7 @@ class FilesBuilder(datasets.GeneratorBasedBuilder):
             yield
         except ValueError as error:
             if not self.config.skip_bad:
-                raise
+                raise BadRow(str(error)) from None
             self.bad_rows.append(str(error))
 
     def report(self, text):

@@ -13,6 +13,7 @@ from ..files import open_whole
 SIMPLIFIED_CHINESE = 2  # face of the font collection
 PHOTO_WIDTH, GAP, CAPTION_SIZE, NOTE_SIZE = 400, 16, 24, 14
 PAPER, INK, GREY, BOX = "#ffffff", "#1a1a1a", "#6b6b6b", "#ff9d2e"
+MOST_LINES = 6  # of one caption or sentence
 REGIONS_OUTLINED = 3
 WIDE_PHOTO, LIST_WIDTH, LABEL_SIZE, REGIONS_LISTED, ATTRIBUTES_LISTED = 640, 400, 16, 12, 3
 COLOURS = ("#ff9d2e", "#4cc3ff", "#7be07b", "#ff7eb6", "#ffe14d", "#c9a6ff")
@@ -52,15 +53,18 @@ def arrange(cards, notice=None) -> Image.Image:
 def draw_card(photo, result, name, credit=None) -> Image.Image:
     small = photo.resize((PHOTO_WIDTH, max(1, min(PHOTO_WIDTH * 2, round(PHOTO_WIDTH * photo.height / photo.width)))))
     scale = small.width / photo.width, small.height / photo.height
-    text_height = CAPTION_SIZE + NOTE_SIZE + 3 * GAP // 2
+    lines = wrap(result["caption"], CAPTION_SIZE, 2 * PHOTO_WIDTH)
+    text_height = len(lines) * (CAPTION_SIZE + GAP // 2) + NOTE_SIZE + GAP
     card = Image.new("RGB", (2 * PHOTO_WIDTH, small.height + text_height), PAPER)
     card.paste(small, (0, 0))
     card.paste(highlight_regions(small, result, scale), (PHOTO_WIDTH, 0))
     draw = ImageDraw.Draw(card)
     top = small.height + GAP // 2
-    draw.text((0, top), fit(result["caption"], CAPTION_SIZE, card.width), INK, font(CAPTION_SIZE))
+    for line in lines:
+        draw.text((0, top), line, INK, font(CAPTION_SIZE))
+        top += CAPTION_SIZE + GAP // 2
     note = f"{name}  ·  {result['score']:.2f}" + (f"  ·  {credit}" if credit else "")
-    draw.text((0, top + CAPTION_SIZE + GAP // 2), fit(note, NOTE_SIZE, card.width), GREY, font(NOTE_SIZE))
+    draw.text((0, top), fit(note, NOTE_SIZE, card.width), GREY, font(NOTE_SIZE))
     return card
 
 
@@ -70,19 +74,22 @@ def draw_found(found) -> Image.Image:
     Args:
         found: per sentence (sentence, [(RGB image, note), ...]).
     """
-    parts = [
-        (sentence, arrange([draw_noted(photo, f"{n}  ·  {note}") for n, (photo, note) in enumerate(photos, 1)]))
-        for sentence, photos in found
+    pages = [
+        arrange([draw_noted(photo, f"{n}  ·  {note}") for n, (photo, note) in enumerate(photos, 1)])
+        for _, photos in found
         if photos
     ]
-    heading = CAPTION_SIZE + 3 * GAP // 2
-    width, height = max(page.width for _, page in parts), sum(heading + page.height for _, page in parts)
+    width, line_height = max(page.width for page in pages), CAPTION_SIZE + GAP // 2
+    headings = [wrap(sentence, CAPTION_SIZE, width - 2 * GAP) for sentence, photos in found if photos]
+    height = sum(page.height for page in pages) + sum(len(lines) * line_height + GAP for lines in headings)
     whole, top = Image.new("RGB", (width, height), PAPER), 0
-    for sentence, page in parts:
-        text = fit(sentence, CAPTION_SIZE, width - 2 * GAP)
-        ImageDraw.Draw(whole).text((GAP, top + GAP // 2), text, INK, font(CAPTION_SIZE))
-        whole.paste(page, (0, top + heading))
-        top += heading + page.height
+    for lines, page in zip(headings, pages, strict=True):
+        top += GAP // 2
+        for line in lines:
+            ImageDraw.Draw(whole).text((GAP, top), line, INK, font(CAPTION_SIZE))
+            top += line_height
+        whole.paste(page, (0, top + GAP // 2))
+        top += GAP // 2 + page.height
     return whole
 
 
@@ -184,12 +191,30 @@ def scaled(box, size, new_size) -> tuple[float, float, float, float]:
 
 def fit(text, size, width) -> str:
     """The text on one line, cut with an ellipsis where it is longer than `width` pixels."""
-    text = " ".join(text.split()).encode(errors="backslashreplace").decode()  # names can be no Unicode
+    text = on_one_line(text)
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def wrap(text, size, width) -> list[str]:
+    """The text on as many lines of `width` pixels as it takes; what is longer than `MOST_LINES` is cut."""
+    text, lines = on_one_line(text), []
+    while font(size).getlength(text) > width and len(lines) < MOST_LINES - 1:
+        end = next(end for end in range(len(text), 0, -1) if end == 1 or font(size).getlength(text[:end]) <= width)
+        if text[end - 1 : end + 1].isascii() and " " in text[:end]:
+            end = text.rindex(" ", 0, end) + 1  # words stay whole
+        elif text[end] in "，。、；：！？”）" and end > 1:
+            end -= 1  # no line begins with a stop
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    return [*lines, fit(text, size, width)]
+
+
+def on_one_line(text) -> str:
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()  # names can be no Unicode
 
 
 def font(size) -> ImageFont.FreeTypeFont:

@@ -114,7 +114,15 @@ def test_a_table_without_rows(script, own_photos, tiny_checkpoint, tmp_path, cap
     (own_photos / "captions.csv").write_text("file_name,caption\n", encoding="utf-8")
     settings = {"model_name_or_path": tiny_checkpoint, "dataset": "image_captions", "data_dir": own_photos}
     line = refused(script, flags(tmp_path, "--do_train", **settings, features=tmp_path / "store"), capsys)
-    assert line.endswith(f"--data_dir {own_photos}: there is no row that can be used")
+    assert f"{own_photos}/captions.csv has no row of a photo and a sentence" in line
+    text = "file_name,caption\na.jpg,窗台上的猫\n".encode("gb18030")
+    (own_photos / "captions.csv").write_bytes(text)
+    line = refused(script, flags(tmp_path, "--do_train", **settings, features=tmp_path / "store"), capsys)
+    assert "row 2: broken UTF-8" in line
+    assert line.endswith("'CSV UTF-8'; --skip_bad leaves bad rows out")
+    settings |= {"skip_bad": True}
+    line = refused(script, flags(tmp_path, "--do_train", **settings, features=tmp_path / "store"), capsys)
+    assert "no row of a photo and a sentence; the first bad one: " in line
 
 
 def test_own_photos_from_pixels(own_photos, tiny_checkpoint, tmp_path, capsys):

@@ -209,6 +209,7 @@ def test_csv_as_programs_write_it(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (HEADER, "captions.csv has no row of a photo and a sentence"),
         ("file_name,text\ncat.jpg,猫\n", "row 1: no column caption, but file_name, text: rename text to caption"),
         ("Image,Sentence\ncat.jpg,猫\n", "row 1: no column file_name, but image, sentence: rename image to file_name"),
         ("file_name;caption\ncat.jpg;猫\n", "row 1: columns are separated by semicolons; save it with commas"),

@@ -274,3 +274,18 @@ def test_a_picture_of_what_was_seen(detecting):
         draw_captions([PHOTOS[0]], [result], ["a"]).size
         == draw_captions([Image.new("RGB", seen.size)], [result], ["a"]).size
     )
+
+
+def test_long_captions_are_not_cut_in_a_picture():
+    from modeling_mengzi_oscar.demo.pictures import font, wrap
+
+    caption = "舞台上有一个右手拿着话筒的女人和一个穿着黑色西装的男人，旁边站着三个穿着裙子的女孩在唱歌"
+    lines = wrap(caption, 24, 300)
+    assert "".join(lines) == caption
+    assert len(lines) > 2
+    assert all(font(24).getlength(line) <= 300 for line in lines)
+    assert not [line for line in lines if line.startswith("，")]
+    assert " ".join(wrap("a woman with a microphone stands on a stage", 24, 200)).split() == [
+        *["a", "woman", "with", "a", "microphone", "stands", "on", "a", "stage"]
+    ]
+    assert wrap("唱" * 1000, 24, 300)[-1].endswith("…")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from datasets_scripts.prepare import NAMES, builder_class
+from datasets_scripts.reading import BadRow
 from modeling_mengzi_oscar import RegionFeatureStore
 from modeling_mengzi_oscar.checkpoint_folder import CheckpointError, CheckpointFolder
 from modeling_mengzi_oscar.convert.oscar import (
@@ -389,8 +390,8 @@ def load_splits(options, *needed, **settings):
         )
         try:
             builder.download_and_prepare()
-        except ValueError as error:
-            raise ValueError(f"{error}" + ("" if options.skip_bad else "; --skip_bad leaves bad rows out")) from None
+        except BadRow as error:
+            raise ValueError(f"{error}; --skip_bad leaves bad rows out") from None
         splits = builder.as_dataset()
     else:
         splits = load_dataset(options.dataset, options.dataset_config)

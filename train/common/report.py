@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image, ImageDraw
 
-from modeling_mengzi_oscar.demo.pictures import GREY, INK, PAPER, arrange, fit, font
+from modeling_mengzi_oscar.demo.pictures import GREY, INK, PAPER, arrange, font, wrap
 from modeling_mengzi_oscar.files import write_whole
 from modeling_mengzi_oscar.hub.model_card import escaped, model_card
 from modeling_mengzi_oscar.photos import open_photo
@@ -73,9 +73,8 @@ def write_score_table(log_history, path):
     """One row per evaluation, Markdown; the first, of step 0, is the one before training."""
     rows = [entry for entry in log_history if "eval_loss" in entry]
     ignored = {"eval_runtime", "eval_samples_per_second"}
-    # the newest row first: those before a resume have their names sorted, as the state of a checkpoint has them
-    names = dict.fromkeys(name for row in reversed(rows) for name in row if name.startswith("eval_"))
-    names = [name for name in names if name not in ignored]
+    names = {name for row in rows for name in row if name.startswith("eval_")} - ignored
+    names = sorted(names, key=lambda name: (name != "eval_loss", name))  # a resumed log has another order
     lines = ["| step | epoch | " + " | ".join(name.removeprefix("eval_") for name in names) + " |"]
     lines += ["|" + "--:|" * (len(names) + 2)]
     for row in rows:
@@ -109,13 +108,17 @@ def save_samples(samples, folder):
 def sample_card(sample) -> Image.Image:
     photo = open_photo(sample["image"])
     height = round(PHOTO_WIDTH * photo.height / photo.width)
-    photo = photo.resize((PHOTO_WIDTH, max(1, min(PHOTO_WIDTH, height))))
-    card = Image.new("RGB", (PHOTO_WIDTH, photo.height + LINE * len(sample["lines"]) + 10), PAPER)
+    photo = photo.resize((PHOTO_WIDTH, max(1, min(2 * PHOTO_WIDTH, height))))
+    lines = [
+        (line, INK if number == 0 else GREY)
+        for number, text in enumerate(sample["lines"])
+        for line in wrap(text, TEXT_SIZE, PHOTO_WIDTH)
+    ]
+    card = Image.new("RGB", (PHOTO_WIDTH, photo.height + LINE * len(lines) + 10), PAPER)
     card.paste(photo, (0, 0))
     draw = ImageDraw.Draw(card)
-    for number, line in enumerate(sample["lines"]):
-        text = fit(line, TEXT_SIZE, card.width)
-        draw.text((0, photo.height + 5 + LINE * number), text, INK if number == 0 else GREY, font(TEXT_SIZE))
+    for number, (line, colour) in enumerate(lines):
+        draw.text((0, photo.height + 5 + LINE * number), line, colour, font(TEXT_SIZE))
     return card
 
 

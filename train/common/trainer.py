@@ -79,6 +79,7 @@ class OscarTrainer(Trainer):
         **kwargs,
     ):
         args.remove_unused_columns = False  # the collators make the inputs
+        args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one torch warns of it
         args.metric_for_best_model = args.metric_for_best_model or best_metric
         name = args.metric_for_best_model.removeprefix("eval_")
         known = ("loss", *(score_names or (() if evaluate_task is None else (best_metric,))))
@@ -126,6 +127,8 @@ class OscarTrainer(Trainer):
             self.args.eval_on_start = self.args.eval_on_start and not checkpoint
             if checkpoint:
                 say(f"goes on from {checkpoint}")
+                # A file has tied weights once; transformers warns of the other name as of one that is missing.
+                self.model._keys_to_ignore_on_save = set(self.model._tied_weights_keys or ())
             with naming_what_is_not_written(self.args.output_dir):
                 self.train(resume_from_checkpoint=checkpoint)
         last = self.state.global_step
