@@ -27,27 +27,38 @@ from .modeling_regions import RegionModel, RegionModelOutput, as_pictures, box_g
 from .photos import to_rgb
 
 DOUBT = "？"  # written behind the word of a tag that may be wrong
+FETCHING = (
+    "auto_map",
+    "trust",
+    "cache",
+    "checkpoint",
+    "attn_",
+    "_attn_",
+)  # begin fields that read or run
+REPEATED = ("layers", "depth", "blocks", "stages", "levels")  # in names of fields that say how many modules are built
 BOXES_BEFORE_NMS = 300  # the most probable ones; a detector of queries has about as many
 
 
-def _is_harmless(value, depth=0) -> bool:
-    """Sizes, choices and names: nothing that reads, downloads or runs."""
+def _is_harmless(value, name="", depth=0) -> bool:
+    """Sizes, choices and names: nothing that reads, downloads or runs, or is too large to be built."""
     if isinstance(value, Mapping):
-        allowed = all(
-            isinstance(name, (str, int)) and not str(name).startswith(("auto_map", "trust", "cache", "checkpoint"))
-            for name in value
-        )
-        fetched = any(value.get(name) for name in ("use_pretrained_backbone", "pretrained", "_name_or_path"))
-        return allowed and not fetched and depth < 6 and all(_is_harmless(one, depth + 1) for one in value.values())
+        if name in ("id2label", "label2id"):  # COMMON looks at them
+            return True
+        fetched = any(value.get(one) for one in ("use_pretrained_backbone", "pretrained", "_name_or_path"))
+        names = all(isinstance(one, (str, int)) and not str(one).startswith(FETCHING) for one in value)
+        return names and not fetched and depth < 6 and all(_is_harmless(value[n], str(n), depth + 1) for n in value)
     if isinstance(value, (list, tuple)):
-        return len(value) <= 10_000 and all(_is_harmless(one, depth + 1) for one in value)
-    if isinstance(value, str):
-        return len(value) < 200 and not value.startswith((".", "~")) and "//" not in value and "\\" not in value
-    return value is None or isinstance(value, (bool, int, float))
+        return len(value) <= 10_000 and depth < 6 and all(_is_harmless(one, name, depth + 1) for one in value)
+    if isinstance(value, str):  # a slash is in what the Hub or the disk has: a backbone's config, attention's code
+        return len(value) < 200 and "/" not in value and "\\" not in value and not value.startswith((".", "~"))
+    if isinstance(value, int):
+        return abs(value) <= (1_000 if any(part in name for part in REPEATED) else 100_000)
+    return value is None or isinstance(value, float)
 
 
 DETECTOR = Rule(
-    "the config of an object detection model: model_type and its sizes, nothing that is downloaded",
+    "the config of an object detection model: its model_type and sizes (up to 100,000, 1,000 layers), nothing that is "
+    "downloaded",
     lambda value: isinstance(value, Mapping) and isinstance(value.get("model_type"), str) and _is_harmless(value),
 )
 FIELDS = COMMON | {
@@ -99,8 +110,8 @@ class ObjectRegionConfig(PretrainedConfig):
         absent_labels: dict[str, str] | None = None,
         **kwargs,
     ):
-        self.grid = dict(grid or {})
-        self.detector = dict(detector or {"model_type": NanoDetConfig.model_type})
+        self.grid = {} if grid is None else grid
+        self.detector = {"model_type": NanoDetConfig.model_type} if detector is None else detector
         self.object_labels = object_labels
         self.max_objects = max_objects
         self.object_threshold = object_threshold
@@ -108,9 +119,11 @@ class ObjectRegionConfig(PretrainedConfig):
         self.nms_threshold = nms_threshold
         self.absent_labels = absent_labels
         check_fields(vars(self) | kwargs, FIELDS)
+        check_fields(self.detector, COMMON)
         self.grid_config()
         names = self.detector_config().id2label
         words = self.object_words
+        check_fields({"object_labels": words}, FIELDS)
         if len(words) != len(names) or len(set(words)) != len(words):
             raise ValueError(f"object_labels has {len(set(words))} different words for {len(names)} classes")
         if strangers := set(absent_labels or ()) - set(words):
@@ -131,7 +144,9 @@ class ObjectRegionConfig(PretrainedConfig):
             return NanoDetConfig(**fields)
         try:
             return AutoConfig.for_model(kind, **fields)
-        except ValueError:
+        except ValueError as error:
+            if "Unrecognized model identifier" not in str(error):
+                raise
             raise ValueError(f"detector has the model_type {kind!r}, which transformers does not know") from None
 
     @property
@@ -222,7 +237,9 @@ class ObjectRegionModel(RegionModel):
         else:
             try:
                 self.detector = AutoModelForObjectDetection.from_config(detector)
-            except ValueError:
+            except ValueError as error:
+                if "Unrecognized configuration class" not in str(error):
+                    raise
                 kind = config.detector["model_type"]
                 raise ValueError(f"detector has the model_type {kind!r}, which is no object detection model") from None
         self.words, self.tag_labels = config.object_words, config.tag_labels

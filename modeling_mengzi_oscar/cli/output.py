@@ -13,6 +13,7 @@ from pathlib import Path
 BAR_SECONDS = 1  # without a bar, since most is done by then
 LINE_SECONDS = 10  # between two lines about progress where nobody looks at a terminal
 MADE_WITH = "made_with"
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r")  # Chinese spreadsheets run the wide ones too
 
 
 def print_row(as_json, record, *columns):
@@ -131,7 +132,7 @@ class RowFile:
     def add(self, name, record, cells=(), error=""):
         """A row: `record` of a .jsonl, `cells` of a .csv."""
         if self.as_csv:
-            cells = [*cells, *[""] * (len(self.columns) - 3 - len(cells))]
+            cells = [*map(harmless, cells), *[""] * (len(self.columns) - 3 - len(cells))]
             self._write(csv_line([self._key(name), *cells, cell(error), self.made_with]))
         else:
             record = {"photo": name} | record | ({"error": error} if error else {}) | {MADE_WITH: self.made_with}
@@ -237,7 +238,7 @@ def cell(text) -> str:
 
 def harmless(value):
     """Spreadsheets run a cell that begins like a formula; a quote in front makes it text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def quiet():

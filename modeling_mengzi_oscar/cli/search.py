@@ -82,16 +82,23 @@ def watched(photos, total):
 def draw(photos, sentences, best, path):
     """The best photos of each sentence as a PNG; they are opened once more."""
     from ..demo.pictures import draw_found, save_picture
-    from ..photos import open_photo
+    from ..photos import PhotoError, open_photo
 
     best = [ranking[:MAX_PICTURED] for ranking in best]
     wanted, opened = {name for ranking in best for name, _ in ranking}, {}
     for photo in photos.fetch_photos():
         if photo.name in wanted:
-            opened[photo.name] = open_photo(photo.fetch(), name=photo.name)
+            try:
+                opened[photo.name] = open_photo(photo.fetch(), name=photo.name)
+            except PhotoError as error:  # it went after it was found
+                fail(error)
+                continue
             opened[photo.name].thumbnail((800, 800))  # hundreds of whole ones would fill the memory
+    if not opened:
+        return
     found = [
-        [(opened[name], f"{row['probability']:.3f}  ·  {Path(name).name}") for name, row in ranking] for ranking in best
+        [(opened[name], f"{row['probability']:.3f}  ·  {Path(name).name}") for name, row in ranking if name in opened]
+        for ranking in best
     ]
     save_picture(draw_found(list(zip(sentences, found, strict=True))), path)
     print(f"picture: {printable(str(path))}", file=sys.stderr)

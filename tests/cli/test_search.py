@@ -167,3 +167,21 @@ def test_a_picture_of_the_best(search, photos, tmp_path):
     one, two = (Image.open(tmp_path / f"{number}.png").size for number in (0, 1))
     assert one[0] == two[0] > 800
     assert two[1] > 1.5 * one[1]
+
+
+def test_photos_that_go_after_they_were_found_are_left_out_of_the_picture(search, photos, tmp_path, monkeypatch):
+    from modeling_mengzi_oscar.cli import search as command
+
+    draw = command.draw
+
+    def drawn_late(*arguments):
+        os.remove(gone)
+        draw(*arguments)
+
+    monkeypatch.setattr(command, "draw", drawn_late)
+    for gone, named, drawn in ((photos[0], photos[:2], True), (photos[1], photos[1:2], False)):
+        picture = tmp_path / f"{len(named)}.png"
+        status, _, [line, *_] = search(*named, "狗", "--picture", picture)
+        assert status == 0
+        assert line.startswith(f"{gone}: ")
+        assert picture.exists() == drawn
