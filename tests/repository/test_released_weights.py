@@ -1,6 +1,6 @@
 """docs/released_weights.md, run as it is printed: every command in its order, with tiny stand-ins for the downloads.
 
-MENGZI_OSCAR_FULL_SIZE=1 makes them as large as what was released, with random weights: 12 GB on the disk, 10 GB of
+MENGZI_OSCAR_FULL_SIZE=1 makes them as large as what was released, with random weights: 9 GB on the disk, 5 GB of
 memory, and half an hour on two cores.
 """
 
