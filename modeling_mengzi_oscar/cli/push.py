@@ -26,12 +26,14 @@ def run(options) -> int:
 
             if options.assemble:
                 hub.assemble(options.folder)
-            sizes = {name: (Path(options.folder) / name).stat().st_size for name in hub.check_repo(options.folder)}
+            if options.dry_run:
+                names = hub.check_repo(options.folder)
         if not options.dry_run:
             print(hub.push(options.folder, options.repo_id, options.private, options.create_pr))
             return 0
     except ValueError as error:
         return fail(str(error))
+    sizes = {name: (Path(options.folder) / name).stat().st_size for name in names}
     for name, size in sizes.items():
         print(f"{size:14,}  {printable(str(name))}")
     kind = "private " * options.private + "pull request to " * options.create_pr
