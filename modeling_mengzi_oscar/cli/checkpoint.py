@@ -1,9 +1,8 @@
 """Which checkpoint a command runs: the one that was named, or the mini that comes with the project."""
 
-import sys
 from pathlib import Path
 
-from .output import quiet
+from .output import meanwhile, quiet
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -22,15 +21,11 @@ def load_pipeline(options, **parts):
     Args:
         **parts: what else `MengziOscarPipeline.from_pretrained` takes.
     """
-    if sys.stderr.isatty():  # the libraries below take seconds to import
-        print("loading …", end="\r", file=sys.stderr, flush=True)
-    quiet()
-    from ..pipeline_mengzi_oscar import MengziOscarPipeline
+    with meanwhile("loading …"):  # the libraries below take seconds to import, too
+        quiet()
+        from ..pipeline_mengzi_oscar import MengziOscarPipeline
 
-    pipeline = MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), dtype=options.dtype, **parts)
-    if sys.stderr.isatty():
-        print("         ", end="\r", file=sys.stderr, flush=True)  # where the first result will stand
-    return pipeline
+        return MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), dtype=options.dtype, **parts)
 
 
 def model_or_bundled(model):

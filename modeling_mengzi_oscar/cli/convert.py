@@ -1,6 +1,6 @@
 """`mengzi-oscar convert`: an original checkpoint becomes a folder that is a Hub repo."""
 
-from .output import fail, printable, quiet
+from .output import fail, meanwhile, printable, quiet
 
 TASKS = ("caption", "retrieval", "vqa", "gqa", "nlvr2", "pretrain")
 
@@ -22,21 +22,22 @@ def add_arguments(parser):
 
 
 def run(options) -> int:
-    quiet()
-    from ..convert.oscar import convert as convert_checkpoint
-    from ..convert.oscar import convert_detector
-    from ..hub.repo import read_json
+    with meanwhile("converting …"):
+        quiet()
+        from ..convert.oscar import convert as convert_checkpoint
+        from ..convert.oscar import convert_detector
+        from ..hub.repo import read_json
 
-    try:
-        if options.source.endswith(".pth"):
-            said = [convert_detector(options.source, options.output, options.labelmap, options.labels)]
-        else:
-            names = ("task", "region_model", "answers", "vocab", "allow_missing", "base_model", "datasets")
-            arguments = {name: getattr(options, name) for name in names}
-            arguments["scores"] = read_json(options.scores) if options.scores else None
-            task, notes = convert_checkpoint(options.source, options.output, **arguments)
-            said = [f"task {task}.", *notes]
-    except ValueError as error:
-        return fail(str(error))
+        try:
+            if options.source.endswith(".pth"):
+                said = [convert_detector(options.source, options.output, options.labelmap, options.labels)]
+            else:
+                names = ("task", "region_model", "answers", "vocab", "allow_missing", "base_model", "datasets")
+                arguments = {name: getattr(options, name) for name in names}
+                arguments["scores"] = read_json(options.scores) if options.scores else None
+                task, notes = convert_checkpoint(options.source, options.output, **arguments)
+                said = [f"task {task}.", *notes]
+        except ValueError as error:
+            return fail(str(error))
     print(printable(f"{options.output}: {' '.join(said)}"))
     return 0

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 BAR_SECONDS = 1  # without a bar, since most is done by then
@@ -57,15 +59,21 @@ class Progress:
         self.source, self.count, self.start = source, 0, time.perf_counter()
         self.said = self.start
         total, shown = source.total, sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total, unit="photo", file=sys.stderr, disable=not shown or total == 1, leave=False, delay=BAR_SECONDS
-        )
+        self.bar = tqdm(total=total, unit="photo", file=sys.stderr, disable=not shown, leave=False, delay=BAR_SECONDS)
+        self.timer = threading.Timer(BAR_SECONDS, self.bar.refresh)  # a first photo may take a detector long
+        self.timer.daemon = True
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
+        self.timer.cancel()
         self.bar.close()
+
+    def begin(self):
+        """The model is there; the first photo is looked at."""
+        if not self.bar.disable:
+            self.timer.start()
 
     def passed_over(self):
         """Done before: no part of the speed."""
@@ -79,7 +87,7 @@ class Progress:
         if not self.bar.disable:
             self.bar.total = self.source.total  # of tar shards it is an estimate that gets better
             self.bar.update(count)
-        elif not sys.stderr.isatty() and (now := time.perf_counter()) - self.said > LINE_SECONDS:
+        elif self.count != self.source.total and (now := time.perf_counter()) - self.said > LINE_SECONDS:
             self.said = now
             of = f" of {self.source.total:,}" if self.source.total else ""
             print(f"{self.count:,}{of} photos, {now - self.start:.0f} s", file=sys.stderr, flush=True)
@@ -239,6 +247,19 @@ def cell(text) -> str:
 def harmless(value):
     """Spreadsheets run a cell that begins like a formula; a quote in front makes it text."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+@contextmanager
+def meanwhile(text):
+    """What is being done, on a terminal, until the lines that say what came of it."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(text, end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print(" " * len(text), end="\r", file=sys.stderr, flush=True)
 
 
 def quiet():

@@ -199,6 +199,7 @@ def results(options, source, job, sink, progress, opened):
             progress.update(1)
             continue
         job.load()
+        progress.begin()
         rows = chain([(photo, image)], rows)
         del image
         break

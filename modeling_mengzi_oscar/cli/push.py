@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .output import fail, printable, quiet
+from .output import fail, meanwhile, printable, quiet
 
 
 def add_arguments(parser):
@@ -19,18 +19,21 @@ def add_arguments(parser):
 
 
 def run(options) -> int:
-    quiet()
-    from .. import hub
-
     try:
-        if options.assemble:
-            hub.assemble(options.folder)
+        with meanwhile("checking …"):
+            quiet()
+            from .. import hub
+
+            if options.assemble:
+                hub.assemble(options.folder)
+            if options.dry_run:
+                names = hub.check_repo(options.folder)
         if not options.dry_run:
             print(hub.push(options.folder, options.repo_id, options.private, options.create_pr))
             return 0
-        sizes = {name: (Path(options.folder) / name).stat().st_size for name in hub.check_repo(options.folder)}
     except ValueError as error:
         return fail(str(error))
+    sizes = {name: (Path(options.folder) / name).stat().st_size for name in names}
     for name, size in sizes.items():
         print(f"{size:14,}  {printable(str(name))}")
     kind = "private " * options.private + "pull request to " * options.create_pr

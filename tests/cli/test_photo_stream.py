@@ -290,6 +290,24 @@ def test_bar_and_lines_never_share_a_line(folder, model, monkeypatch):
     ]
 
 
+def test_a_bar_before_the_first_photo_is_done(folder, model, monkeypatch):
+    """VinVL takes seconds for one."""
+    monkeypatch.setattr("modeling_mengzi_oscar.cli.output.BAR_SECONDS", 0.05)
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    caption = MengziOscarPipeline.caption
+
+    def slow(self, photos, **settings):
+        time.sleep(0.5 if photos else 0)
+        return caption(self, photos, **settings)
+
+    monkeypatch.setattr(MengziOscarPipeline, "caption", slow)
+    with open(end, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        assert main(["caption", "photos/0.png", *model]) == 0
+        assert b"0/1" in os.read(terminal, 10_000)
+
+
 def test_lines_about_progress_where_nobody_looks(folder, model, capsys, monkeypatch):
     monkeypatch.setattr("modeling_mengzi_oscar.cli.output.LINE_SECONDS", 0)
     _, lines, errors = call(capsys, "caption", "photos", *model)
