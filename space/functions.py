@@ -63,6 +63,8 @@ class Functions:
         Returns:
             {"matches": [{"text", "probability"}], likeliest first, "seconds"}.
         """
+        if isinstance(sentences, str):  # as the page has them
+            sentences = sentences.splitlines()
         if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
             raise UserError("no_sentence")
         return self.engine.match(open_upload(photo), sentences)

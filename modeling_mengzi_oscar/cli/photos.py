@@ -129,7 +129,8 @@ class Rows:
     def said(self) -> str:
         left_out = f", {self.file.left_out:,} left out because they were done" if self.file.left_out else ""
         errors = f", {self.errors:,} could not be read" if self.errors else ""
-        return f"{printable(str(self.file.path))}: {self.file.written:,} photos{left_out}{errors}"
+        photos = f"{self.file.written:,} photo{'s' * (self.file.written != 1)}"
+        return f"{printable(str(self.file.path))}: {photos}{left_out}{errors}"
 
 
 def run_photos(options, source, job, several=True, opened=None) -> int:

@@ -350,7 +350,11 @@ class Report:
     def __init__(self, source, errors_path, process_index, num_processes):
         self.source, self.errors_path, self.num_processes = source, errors_path, num_processes
         self.bar = tqdm(
-            total=self.total(), unit="photo", unit_scale=num_processes, smoothing=0, disable=process_index > 0
+            total=self.total(),
+            unit="photo",
+            unit_scale=num_processes if num_processes > 1 else False,
+            smoothing=0,
+            disable=process_index > 0,
         )
         errors_path.unlink(missing_ok=True)  # unreadable photos are tried again by every run
 

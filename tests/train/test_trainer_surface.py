@@ -286,7 +286,7 @@ def test_scores_of_a_resumed_run_have_their_columns_in_the_same_order(tmp_path):
     scores = {"worth": 1.0, "distinct": 2}
     for steps in (2, 4):
         make_trainer(tmp_path, max_steps=steps, best_metric="worth", evaluate_task=lambda model: (scores, [])).run()
-    assert (tmp_path / "scores.md").read_text().startswith("| step | epoch | loss | worth | distinct |")
+    assert (tmp_path / "scores.md").read_text().startswith("| step | epoch | loss | distinct | worth |")
 
 
 def test_a_run_of_epochs_that_is_over_trains_no_more(tmp_path, capsys):

@@ -17,6 +17,12 @@ from modeling_mengzi_oscar.hub.model_card import escaped, model_card
 from modeling_mengzi_oscar.photos import open_photo
 
 SAMPLES = 10
+USES = {  # of a checkpoint that sees photos
+    "caption": "caption photo.jpg",
+    "retrieval": "search photos/ SENTENCE",
+    "vqa": "ask photo.jpg QUESTION",
+    "gqa": "ask photo.jpg QUESTION",
+}
 LOGS = 0.02  # --logging_steps where it is not given, of the steps of a run: fifty lines of training loss
 RAREST_LOG = 500  # steps
 PHOTO_WIDTH, TEXT_SIZE, LINE = 420, 22, 30
@@ -169,8 +175,8 @@ def outcome(history, metric, greater_is_better, folder) -> str:
 
 def how_to_use(task, config, options, training, folder) -> str:
     """The command that runs what a training has left in `folder`."""
-    if task == "caption" and config.region_model:
-        return f"mengzi-oscar caption photo.jpg --model {shlex.quote(str(folder))}"
+    if task in USES and config.region_model:
+        return f"mengzi-oscar {USES[task]} --model {shlex.quote(str(folder))}"
     if task == "pretrain":
         return f"python train/caption.py --do_train --model_name_or_path {shlex.quote(str(folder))} --help"
     output = Path(training.output_dir).with_name(f"{Path(training.output_dir).name}-test")
