@@ -35,6 +35,7 @@ FIELDS = {
     "tag_language": optional(one_of("zh", "en")),
     "styles": optional(mapping(word, word)),
     "style_lengths": optional(mapping(word, whole(2, 1_000_000))),
+    "learnt_length": optional(whole(2, 1_000_000)),
 }
 
 
@@ -50,6 +51,8 @@ class MengziOscarProcessor(ProcessorMixin):
         styles: for captioners that write in several: {style: the token that begins a caption of it}.
         style_lengths: {style: tokens of a caption of it at the most, with start and end}, of those that have another
             length than generation_config.json says.
+        learnt_length: tokens of the longest sentence that a captioner was trained on, with start and end; None: not
+            known. A training on longer ones begins where it ends.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class MengziOscarProcessor(ProcessorMixin):
         max_tags=None,
         styles=None,
         style_lengths=None,
+        learnt_length=None,
         tag_language=None,
         **kwargs,
     ):
@@ -72,6 +76,7 @@ class MengziOscarProcessor(ProcessorMixin):
         self.max_tags = max_tags
         self.styles = styles
         self.style_lengths = style_lengths
+        self.learnt_length = learnt_length
         self.tag_language = tag_language
         check_fields(vars(self), FIELDS)
         super().__init__(tokenizer, **kwargs)

@@ -5,6 +5,7 @@ import json
 import caption
 import numpy as np
 import pytest
+import torch
 from common.caption_lengths import length_of_most, set_lengths
 from conftest import tiny_captioner
 from engine import Engine
@@ -29,6 +30,7 @@ def test_ninety_nine_percent_fit(lengths, expected):
 
 def chosen(tokenizer, sentences, length=12, given=(None, None), style=None, machine=None, **settings):
     """(--max_seq_a_length, --max_gen_length), captioner and processor after a choice."""
+    torch.manual_seed(0)
     captioner, processor = tiny_captioner(), MengziOscarProcessor(tokenizer, **settings)
     captioner.generation_config = GenerationConfig(max_length=length)
     options = type("Options", (), {"machine_captions": machine is not None, "style": style})()
@@ -63,6 +65,22 @@ def test_sentences_and_tags_fit_into_the_positions(tokenizer, capsys):
     lengths, _, processor = chosen(tokenizer, [LONG * 3], max_tags=0)  # no tags: all positions are the sentence's
     assert lengths == (74, 74)
     assert len(processor(text=[LONG * 3])["input_ids"][0]) == 74
+
+
+def test_positions_that_no_training_reached_begin_where_it_ended(tokenizer):
+    def rows(**settings):
+        _, captioner, processor = chosen(tokenizer, [LONG], **settings)
+        return captioner.bert.embeddings.position_embeddings.weight.data, processor.learnt_length
+
+    same, learnt = rows()
+    assert learnt == 26
+    again, learnt = rows(learnt_length=26)
+    assert torch.equal(same, again)
+    assert learnt == 26
+    new, learnt = rows(learnt_length=20)
+    assert learnt == 26
+    assert torch.equal(new[18:26], same[17].expand(8, -1))
+    assert torch.equal(torch.cat([new[:18], new[26:]]), torch.cat([same[:18], same[26:]]))
 
 
 def test_styles_have_lengths_of_their_own(tokenizer):

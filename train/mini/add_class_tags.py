@@ -83,6 +83,7 @@ def main(arguments=None):
         max_tags=3,
         styles={"short": "[CLS]", "detailed": "[MT]"},
         style_lengths={"detailed": 30},
+        learnt_length=30,
     )
 
     # 3. Save
