@@ -134,7 +134,7 @@ def test_a_file_of_rows_goes_on_where_it_was(name, folder, model, capsys):
         assert f"{done} left out because they were done" in lines[0] if done else "left out" not in lines[0]
     noise(folder / "bad.png", 7)
     os.replace("bad.png", "bad.jpg")  # what could not be read is tried again
-    assert call(capsys, *caption, name) == (0, [f"{name}: 1 photos, 5 left out because they were done"], [])
+    assert call(capsys, *caption, name) == (0, [f"{name}: 1 photo, 5 left out because they were done"], [])
     assert read(name)[5]["caption"]
     assert call(capsys, *caption, name)[1] == [f"{name}: 0 photos, 6 left out because they were done"]
     for other in (["--num-beams", "2"], ["--max-length", "9"]):

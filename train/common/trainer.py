@@ -109,6 +109,12 @@ class OscarTrainer(Trainer):
         super().__init__(args=args, train_dataset=train_dataset, callbacks=callbacks, **kwargs)
         self.model_accepts_loss_kwargs = True  # what loss_is_scaled_for_ga says, for releases that do not know it yet
 
+    def expect_tied_weights_once(self):
+        """A file has tied weights once; transformers would warn of the other name as of one that is missing."""
+        decoder = self.model.get_output_embeddings()
+        if decoder is not None and decoder.weight is self.model.get_input_embeddings().weight:
+            self.model._keys_to_ignore_on_save = set(self.model._tied_weights_keys)
+
     def run(self):
         """Trains, from the newest whole checkpoint if there is one; evaluates at the end; pushes if asked."""
         parts = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.save_only_model  # in files of their own
@@ -127,8 +133,7 @@ class OscarTrainer(Trainer):
             self.args.eval_on_start = self.args.eval_on_start and not checkpoint
             if checkpoint:
                 say(f"goes on from {checkpoint}")
-                # A file has tied weights once; transformers warns of the other name as of one that is missing.
-                self.model._keys_to_ignore_on_save = set(self.model._tied_weights_keys or ())
+                self.expect_tied_weights_once()
             with naming_what_is_not_written(self.args.output_dir):
                 self.train(resume_from_checkpoint=checkpoint)
         last = self.state.global_step
