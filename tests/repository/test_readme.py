@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import caption
 import datasets
@@ -36,6 +37,17 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to(REPOSITORY / "checkpoints")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@BOTH
+def test_what_search_prints(name, tmp_path, monkeypatch, capsys):
+    """Of the six sample photos, as the page says."""
+    (tmp_path / "photos").mkdir()
+    for sample, (path, _) in sample_photos().items():
+        shutil.copy(path, tmp_path / "photos" / f"{sample}{Path(path).suffix}")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["search", "photos/", "一只猫", "--top", "3"]) == 0
+    assert capsys.readouterr().out in (REPOSITORY / name).read_text("utf-8")
 
 
 @BOTH

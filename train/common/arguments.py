@@ -28,8 +28,8 @@ from modeling_mengzi_oscar.convert.oscar import (
     may_miss,
     processor_settings,
 )
-from modeling_mengzi_oscar.features.extraction import label_texts
-from modeling_mengzi_oscar.loading import load_model, load_processor, load_region_model
+from modeling_mengzi_oscar.features.stored_photos import region_labels
+from modeling_mengzi_oscar.loading import load_model, load_processor
 from modeling_mengzi_oscar.precision import another_precision
 
 from .recipes import recipe_flags
@@ -489,7 +489,7 @@ def tag_words_of(store, checkpoint) -> list[str]:
     if store.labels is not None:
         return store.labels
     try:
-        return label_texts(load_region_model(checkpoint)[0], "zh")
+        return region_labels(checkpoint)
     except ValueError as error:
         raise ValueError(f"{store.path} does not name its tags, nor does --model_name_or_path ({error})") from None
 
