@@ -81,7 +81,7 @@ def made_with(options, subfolder="", region_model=True, **settings) -> str:
             with open(path, "rb") as file:
                 sums.append(checksums(file)[1])
     name = BUNDLED.name if model == str(BUNDLED) else model
-    settings |= {name: getattr(options, name) for name in ("dtype", "int8") if getattr(options, name, None)}
+    settings["dtype"] = getattr(options, "dtype", None)
     settings = {name: value for name, value in settings.items() if value is not None}
     said = (f"{name} {'|'.join(value) if isinstance(value, list) else value}" for name, value in settings.items())
     return printable(", ".join([f"{name} ({' '.join(sums)})", *said]))
@@ -204,7 +204,7 @@ def results(options, source, job, sink, progress, opened):
         rows = chain([(photo, image)], rows)
         del image
         break
-    alone = getattr(options, "int8", False) or getattr(options, "dtype", None) == "int8"  # one scale for a whole batch
+    alone = getattr(options, "dtype", None) == "int8"  # one scale for a whole batch
     for batch in photo_stream.in_batches(rows, 1 if alone else options.batch_size):
         good = [(image, photo.name) for photo, image in batch if not isinstance(image, ValueError)]
         made = iter(job.of(*map(list, zip(*good, strict=True))) if good else ())
