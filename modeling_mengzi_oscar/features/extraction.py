@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 
 from ..files import clear_leftovers, naming, open_whole, read_json, with_checksum, write_whole
 from ..labels.chinese import to_chinese
+from ..loading import load_region_model
 from ..modeling_regions import RegionModelOutput
 from ..photos import MAX_PIXELS, PhotoError, open_photo
-from ..pipeline_mengzi_oscar import describe_regions, load_region_model
 from ..precision import region_dtype
+from ..seen_photos import describe_regions
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
 from .photo_stream import read_ahead

@@ -71,7 +71,7 @@ def prepare(pipeline, photos: StampedPhotos, folder) -> tuple[list[tuple[str, st
         OSError: names the file that could not be written.
     """
     folder, errors = Path(folder), []
-    check_folder(folder, pipeline.region_checksum)
+    check_folder(folder, pipeline.finder.checksum)
     there, names = stored(folder), [(photo.image_id, photo.name) for photo in photos.fetch_photos()]
     if any(stamp not in there for stamp, _ in names):
         look = partial(prepare_photo, image_processor=pipeline.image_processor)

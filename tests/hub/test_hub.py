@@ -131,6 +131,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "region_model/config.json",
         "region_model/model.safetensors",
         "region_model/preprocessor_config.json",
+        "seen_photos.py",
         "supported_transformers.py",
         "tokenizer.json",
         "tokenizer_config.json",

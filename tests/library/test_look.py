@@ -161,7 +161,7 @@ def test_errors_stay_in_their_places(detecting, tmp_path):
 
 def test_another_region_model_is_refused_in_one_line(detecting, with_heads):  # noqa: F811
     other = MengziOscarPipeline.from_pretrained(with_heads)
-    assert MengziOscarPipeline.from_pretrained(with_heads).region_checksum == other.region_checksum
+    assert MengziOscarPipeline.from_pretrained(with_heads).finder.checksum == other.finder.checksum
     seen = other.look(PHOTOS[0])
     with pytest.raises(PhotoError, match="was looked at by another region model") as caught:
         detecting.caption(seen)
@@ -246,7 +246,7 @@ def test_photos_of_a_store_are_those_of_look(detecting, tmp_path):
 
 def test_a_bar_on_a_terminal_where_it_lasts(detecting, monkeypatch):
     """Nothing on a file, on a terminal nothing before `SECONDS_WITHOUT_BAR`."""
-    import modeling_mengzi_oscar.pipeline_mengzi_oscar as module
+    import modeling_mengzi_oscar.seen_photos as module
 
     enable_progress_bars()  # the commands switch them off
 
