@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .modeling_regions import RegionModelOutput  # noqa: F401
     from .modeling_vinvl import VinVLModel  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
+    from .progress import Bar  # noqa: F401
     from .quantization import quantize  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 

@@ -14,12 +14,11 @@ from itertools import islice
 from operator import length_hint
 
 import torch
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils import are_progress_bars_disabled
 
 from .modeling_regions import RegionModelOutput, photos_per_pass
 from .photos import PhotoError, open_photo
-
-SECONDS_WITHOUT_BAR = 2
+from .progress import Bar
 
 
 @dataclass(eq=False)
@@ -32,7 +31,7 @@ class SeenPhoto:
         tags: words of the whole photo, or of its regions, best first, as the captioner reads them.
         regions: R dicts, `box` in pixels and what the region model says of it (`label`, `score`, `attributes`).
         name: path of the photo, or None.
-        region_model: checksum of the region model that looked; others refuse it. None: out of a store, for a pipeline
+        region_model: precision and checksum of the region model that looked; others refuse it. None: out of a store, for a pipeline
             without a region model.
     """
 
@@ -64,9 +63,8 @@ class RegionFinder:
     def batches(self, photos, batch_size) -> Iterator[list[tuple[int, SeenPhoto | PhotoError]]]:
         """Of several photos (number from 0, what was seen or why not), `batch_size` at a time; a bar where it lasts."""
         total = length_hint(photos) or None
-        waits = {"delay": SECONDS_WITHOUT_BAR, "disable": None, "leave": False}  # None: not where nobody watches
         photos, done = iter(photos), 0
-        with tqdm(total=total, unit="photo", **waits) as bar:
+        with Bar(total=total, unit="photo", disable=are_progress_bars_disabled() or None) as bar:
             while batch := list(islice(photos, batch_size)):
                 seen = self.look(batch, done + 1, bar.update)
                 yield list(enumerate(seen, start=done))
@@ -95,9 +93,8 @@ class RegionFinder:
         for number, photo in enumerate(photos):
             opened = open_or_error(photo, "the photo" if first is None else f"photo {first + number}")
             if isinstance(opened, SeenPhoto) and opened.region_model != self.checksum:
-                opened = PhotoError(
-                    f"{opened.name or 'a photo'}: was looked at by another region model; look at it anew"
-                )
+                by = self.other(opened.region_model)
+                opened = PhotoError(f"{opened.name or 'a photo'}: was looked at {by}; look at it anew")
             inputs = None
             if not isinstance(opened, SeenPhoto | PhotoError):
                 try:
@@ -141,8 +138,8 @@ class RegionFinder:
 
     @cached_property
     def checksum(self) -> str | None:
-        """Of the region model's weights and settings and its image processor's: who looks alike has the same. None
-        where there is no region model."""
+        """Of the region model's weights and settings and its image processor's, after the precision that it computes
+        in: who looks alike has the same. None where there is no region model."""
         if self.region_model is None:
             return None
         checksum = 0
@@ -153,7 +150,19 @@ class RegionFinder:
         for name, tensor in sorted(self.region_model.state_dict().items()):
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             checksum = zlib.crc32(content, zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), checksum))
-        return f"{checksum:08x}"
+        return f"{precision_of(self.region_model)} {checksum:08x}"
+
+    def other(self, checksum: str | None) -> str:
+        """How what has another checksum than ours was looked at."""
+        theirs, own = ((found or "").rpartition(" ")[0] for found in (checksum, self.checksum))
+        if theirs and own and theirs != own:
+            return f"in {theirs}, here the region model computes in {own}"
+        return "by another region model"
+
+
+def precision_of(region_model) -> str:
+    """What it computes in, as stores say it."""
+    return str(next(region_model.parameters()).dtype).removeprefix("torch.")
 
 
 def is_one_photo(photos) -> bool:

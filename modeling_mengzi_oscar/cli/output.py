@@ -6,14 +6,10 @@ import json
 import os
 import re
 import sys
-import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-BAR_SECONDS = 1  # without a bar, since most is done by then
-LINE_SECONDS = 10  # between two lines about progress where nobody looks at a terminal
 MADE_WITH = "made_with"
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r")  # Chinese spreadsheets run the wide ones too
 
@@ -44,53 +40,6 @@ def rounded(value, name=""):
     if isinstance(value, list):
         return [rounded(one, name) for one in value]
     return round(value, 1 if name == "box" else 4) if isinstance(value, float) else value
-
-
-class Progress:
-    """How far a stream of photos is: a bar on a terminal, elsewhere a line now and then. `with` ends the bar.
-
-    Args:
-        source: its `total` may become known, or known better, on the way.
-    """
-
-    def __init__(self, source):
-        from tqdm import tqdm
-
-        self.source, self.count, self.start = source, 0, time.perf_counter()
-        self.said = self.start
-        total, shown = source.total, sys.stderr.isatty()
-        self.bar = tqdm(total=total, unit="photo", file=sys.stderr, disable=not shown, leave=False, delay=BAR_SECONDS)
-        self.timer = threading.Timer(BAR_SECONDS, self.bar.refresh)  # a first photo may take a detector long
-        self.timer.daemon = True
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.timer.cancel()
-        self.bar.close()
-
-    def begin(self):
-        """The model is there; the first photo is looked at."""
-        if not self.bar.disable:
-            self.timer.start()
-
-    def passed_over(self):
-        """Done before: no part of the speed."""
-        if not self.bar.disable:
-            self.bar.initial += 1
-            self.bar.n += 1
-        self.count += 1
-
-    def update(self, count):
-        self.count += count
-        if not self.bar.disable:
-            self.bar.total = self.source.total  # of tar shards it is an estimate that gets better
-            self.bar.update(count)
-        elif self.count != self.source.total and (now := time.perf_counter()) - self.said > LINE_SECONDS:
-            self.said = now
-            of = f" of {self.source.total:,}" if self.source.total else ""
-            print(f"{self.count:,}{of} photos, {now - self.start:.0f} s", file=sys.stderr, flush=True)
 
 
 class RowFile:

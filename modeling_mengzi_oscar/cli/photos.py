@@ -8,7 +8,7 @@ from itertools import chain
 
 from .checkpoint import BUNDLED, model_or_bundled
 from .options import whole
-from .output import Progress, RowFile, check_output, fail, print_row, printable, rounded
+from .output import RowFile, check_output, fail, print_row, printable, rounded
 
 PHOTO_HELP = "photo, folder, list (.txt, .csv, .jsonl), tar shards, Parquet or a pattern in quotes, e.g. '*.jpg'"
 
@@ -147,6 +147,7 @@ def run_photos(options, source, job, several=True, opened=None) -> int:
         Exit status: 0, or 2 if something could not be read.
     """
     from ..features import photo_stream
+    from ..progress import Progress
 
     try:
         if options.output is not None:
@@ -164,7 +165,7 @@ def run_photos(options, source, job, several=True, opened=None) -> int:
 
         asked_to_end = stopped_politely(sink.said)
     try:
-        with Progress(source) as progress, asked_to_end:
+        with Progress(lambda: source.total) as progress, asked_to_end:
             for photo, result in results(options, source, job, sink, progress, opened or photo_stream.opened):
                 if isinstance(result, ValueError):
                     sink.failed(photo.name, result)

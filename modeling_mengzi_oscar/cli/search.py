@@ -42,13 +42,13 @@ def run(options) -> int:
         pipeline.rank(sentences, [])  # says what cannot work before any photo is looked at
         photos, names = StampedPhotos(source), []
         if options.prepared is None:
-            seen, total = contents(photos, names), photos.total
+            seen, total = contents(photos, names), lambda: photos.total
         else:
             there, errors = prepare(pipeline, photos, options.prepared)
             for error in errors:
                 status = fail(error)
-            names, total, store = [name for _, name in there], len(there), stored(options.prepared)
-            seen = (pipeline.seen(store[stamp], name) for stamp, name in there)
+            names, store = [name for _, name in there], stored(options.prepared)
+            seen, total = (pipeline.seen(store[stamp], name) for stamp, name in there), lambda: len(there)
         rankings = pipeline.rank(sentences, watched(seen, total), options.top)
     except ValueError as error:
         return fail(error)
@@ -74,9 +74,13 @@ def run(options) -> int:
 
 
 def watched(photos, total):
-    from tqdm import tqdm
+    """The photos; how far they are is said as they are taken."""
+    from ..progress import Progress
 
-    return tqdm(photos, total=total, unit="photo", delay=2, disable=None, leave=False, file=sys.stderr)
+    with Progress(total).begin() as progress:
+        for photo in photos:
+            yield photo
+            progress.update()
 
 
 def draw(photos, sentences, best, path):

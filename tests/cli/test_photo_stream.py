@@ -271,7 +271,7 @@ def test_json_is_short_and_details_are_all(folder, model, capsys):
 
 def test_bar_and_lines_never_share_a_line(folder, model, monkeypatch):
     """Both on one terminal: every caption stands alone on its line."""
-    monkeypatch.setattr("modeling_mengzi_oscar.cli.output.BAR_SECONDS", 0)
+    monkeypatch.setattr("modeling_mengzi_oscar.progress.SECONDS_WITHOUT_BAR", 0)
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     with open(end, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
@@ -292,7 +292,7 @@ def test_bar_and_lines_never_share_a_line(folder, model, monkeypatch):
 
 def test_a_bar_before_the_first_photo_is_done(folder, model, monkeypatch):
     """VinVL takes seconds for one."""
-    monkeypatch.setattr("modeling_mengzi_oscar.cli.output.BAR_SECONDS", 0.05)
+    monkeypatch.setattr("modeling_mengzi_oscar.progress.SECONDS_WITHOUT_BAR", 0.05)
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     caption = MengziOscarPipeline.caption
@@ -309,7 +309,7 @@ def test_a_bar_before_the_first_photo_is_done(folder, model, monkeypatch):
 
 
 def test_lines_about_progress_where_nobody_looks(folder, model, capsys, monkeypatch):
-    monkeypatch.setattr("modeling_mengzi_oscar.cli.output.LINE_SECONDS", 0)
+    monkeypatch.setattr("modeling_mengzi_oscar.progress.SECONDS_PER_LINE", 0)
     _, lines, errors = call(capsys, "caption", "photos", *model)
     assert len(lines) == 5
     assert errors[0].startswith("1 of 5 photos, ")

@@ -127,6 +127,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "precision.py",
         "processing_mengzi_oscar.py",
         "processor_config.json",
+        "progress.py",
         "quantization.py",
         "region_model/config.json",
         "region_model/model.safetensors",
