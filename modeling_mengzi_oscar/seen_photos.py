@@ -31,8 +31,8 @@ class SeenPhoto:
         tags: words of the whole photo, or of its regions, best first, as the captioner reads them.
         regions: R dicts, `box` in pixels and what the region model says of it (`label`, `score`, `attributes`).
         name: path of the photo, or None.
-        region_model: precision and checksum of the region model that looked; others refuse it. None: out of a store, for a pipeline
-            without a region model.
+        region_model: precision and checksum of the region model that looked; others refuse it. None: out of a store,
+            for a pipeline without a region model.
     """
 
     size: tuple[int, int] | None
