@@ -51,6 +51,24 @@ class SeenPhoto:
         return f"SeenPhoto({self.name or 'unnamed'}{size}, {len(self.regions)} regions)"
 
 
+@dataclass(eq=False)
+class PreparedPhoto:
+    """A photo as a region model takes it: small enough to wait for its turn among others.
+
+    Attributes:
+        inputs: of the region model, a batch of one. name: path of the photo, or None.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    name: str | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright photo in pixels."""
+        height, width = self.inputs["original_sizes"][0].tolist()
+        return width, height
+
+
 class RegionFinder:
     """A region model and its image processor, which look at photos. Both may be None: then there are only stored ones.
 
@@ -83,35 +101,48 @@ class RegionFinder:
         seen, waiting = {}, {}
 
         def look_at(group):
-            inputs = [inputs for _, _, inputs in group]
-            together = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+            rows = [photo.inputs for _, photo in group]
+            together = {name: torch.cat([inputs[name] for inputs in rows]) for name in rows[0]}
             output = self.region_model(**{name: rows.to(self.region_model.device) for name, rows in together.items()})
-            sizes, names = together["original_sizes"].tolist(), [name for _, name, _ in group]
-            seen.update(zip((number for number, _, _ in group), self._described(output, sizes, names), strict=True))
+            found = self._described(output, *zip(*((photo.size, photo.name) for _, photo in group), strict=True))
+            seen.update(zip((number for number, _ in group), found, strict=True))
             update(len(group))
 
         for number, photo in enumerate(photos):
-            opened = open_or_error(photo, "the photo" if first is None else f"photo {first + number}")
-            if isinstance(opened, SeenPhoto) and opened.region_model != self.checksum:
-                by = self.other(opened.region_model)
-                opened = PhotoError(f"{opened.name or 'a photo'}: was looked at {by}; look at it anew")
-            inputs = None
-            if not isinstance(opened, SeenPhoto | PhotoError):
-                try:
-                    inputs = self.image_processor([opened], return_tensors="pt")
-                except PhotoError as error:  # too thin
-                    opened = error.with_traceback(None)
-            if inputs is None:
-                seen[number] = opened
+            ready = self.prepare(photo, "the photo" if first is None else f"photo {first + number}")
+            if not isinstance(ready, PreparedPhoto):
+                seen[number] = ready
                 update(1)
                 continue
-            shape = inputs["pixel_values"].shape
-            waiting.setdefault(shape, []).append((number, name_of(photo), inputs))
-            if len(waiting[shape]) == photos_per_pass(inputs["pixel_values"], self.region_model.device):
-                look_at(waiting.pop(shape))
+            pixels = ready.inputs["pixel_values"]
+            waiting.setdefault(pixels.shape, []).append((number, ready))
+            if len(waiting[pixels.shape]) == photos_per_pass(pixels, self.region_model.device):
+                look_at(waiting.pop(pixels.shape))
         for group in waiting.values():
             look_at(group)
         return [seen[number] for number in range(len(seen))]
+
+    def prepare(self, photo, name="the photo") -> PreparedPhoto | SeenPhoto | PhotoError:
+        """Opens a photo for `look`, which takes the result too. What this region model saw in one stays, and so does
+        the reason why there is none.
+
+        Args:
+            name: what to call the photo if it has no name.
+        """
+        if isinstance(photo, PreparedPhoto):
+            return photo
+        opened = open_or_error(photo, name)
+        if isinstance(opened, SeenPhoto) and opened.region_model != self.checksum:
+            by = self.other(opened.region_model)
+            return PhotoError(f"{opened.name or 'a photo'}: was looked at {by}; look at it anew")
+        if isinstance(opened, SeenPhoto | PhotoError):
+            return opened
+        if self.region_model is None:
+            return PhotoError(f"{name_of(photo) or name}: the pipeline was loaded without its region model")
+        try:
+            return PreparedPhoto(self.image_processor([opened], return_tensors="pt"), name_of(photo))
+        except PhotoError as error:  # too thin
+            return error.with_traceback(None)
 
     def stored(self, regions, name=None) -> SeenPhoto:
         """What `look` found in a photo, from its row in a store: see `MengziOscarPipeline.seen`."""
@@ -125,15 +156,15 @@ class RegionFinder:
             raise ValueError(f"{name or 'regions'}: features of {width} numbers; this region model makes {expected}")
         mask = torch.ones(found["region_features"].shape[:2], dtype=torch.long)
         output = RegionModelOutput(**found, region_attention_mask=mask)
-        return self._described(output, [regions["original_size"].tolist()], [name])[0]
+        return self._described(output, [tuple(regions["original_size"].tolist()[::-1])], [name])[0]
 
     def _described(self, output, sizes, names) -> list[SeenPhoto]:
-        """A batch of the region model's output, (height, width) and name of each photo -> what was seen in each."""
+        """A batch of the region model's output, (width, height) and name of each photo -> what was seen in each."""
         tags, described = self.region_model.tags(output), describe_regions(self.region_model, output)
         features, valid = output.region_features.float().cpu(), output.region_attention_mask.bool().cpu()
         return [
-            SeenPhoto((width, height), features[row][valid[row]], tags[row], described[row], name, self.checksum)
-            for row, ((height, width), name) in enumerate(zip(sizes, names, strict=True))
+            SeenPhoto(size, features[row][valid[row]], tags[row], described[row], name, self.checksum)
+            for row, (size, name) in enumerate(zip(sizes, names, strict=True))
         ]
 
     @cached_property

@@ -46,7 +46,8 @@ class RowFile:
     """`--output`: a row per photo, on the disk as soon as it is known. Opened again it goes on where it was.
 
     A .jsonl has the records that --json prints, a .csv the columns. Each row says with what it was made. What a killed
-    run left of a last line is dropped, and so are the rows of photos that could not be read: they are tried again.
+    run left of a last line is dropped, and so are the rows of photos that could not be read, or that were changed after
+    the file was: they are looked at again.
 
     Args:
         path: .jsonl or .csv. columns: of a .csv, between `photo` and `error`. made_with: checkpoint and settings.
@@ -113,7 +114,7 @@ class RowFile:
         """Names of the photos that have a row; what is no whole row of a result is taken out of the file."""
         from ..files import open_whole
 
-        done, kept, dropped = Counter(), [], False
+        done, kept, dropped, written = Counter(), [], False, self.path.stat().st_mtime_ns
         begins = self._header() if self.as_csv else b'{"photo": "'
         with open(self.path, "rb") as file:
             first = file.read(len(begins))
@@ -124,7 +125,7 @@ class RowFile:
             start = file.tell()
             for number, line in enumerate(file, 1):
                 row = self._row(number, line) if line.endswith(b"\n") else {"error": "half a line"}
-                if row.get("error"):
+                if row.get("error") or changed_since(written, row["photo"]):
                     dropped = True
                 else:
                     done[row["photo"]] += 1
@@ -158,6 +159,14 @@ class RowFile:
                 "another file"
             )
         return row
+
+
+def changed_since(moment, name) -> bool:
+    """Whether there is a file of that name that is younger than a moment in nanoseconds."""
+    try:
+        return os.stat(name).st_mtime_ns > moment
+    except (OSError, ValueError):  # a photo in an archive, or one that went
+        return False
 
 
 def check_output(path) -> None:

@@ -72,6 +72,7 @@ def made_with(options, subfolder="", region_model=True, **settings) -> str:
     from ..checkpoint_folder import WEIGHTS, CheckpointFolder
     from ..checksums import checksums
     from ..loading import region_model_folder
+    from ..precision import chosen_dtype
 
     model = model_or_bundled(options.model)
     folders = [CheckpointFolder(model), *([CheckpointFolder(model, subfolder=subfolder)] if subfolder else [])]
@@ -81,7 +82,7 @@ def made_with(options, subfolder="", region_model=True, **settings) -> str:
             with open(path, "rb") as file:
                 sums.append(checksums(file)[1])
     name = BUNDLED.name if model == str(BUNDLED) else model
-    settings |= {name: getattr(options, name) for name in ("dtype", "int8") if getattr(options, name, None)}
+    settings["dtype"] = str(chosen_dtype(options.dtype)).removeprefix("torch.")  # auto is another on another machine
     settings = {name: value for name, value in settings.items() if value is not None}
     said = (f"{name} {'|'.join(value) if isinstance(value, list) else value}" for name, value in settings.items())
     return printable(", ".join([f"{name} ({' '.join(sums)})", *said]))
@@ -205,7 +206,7 @@ def results(options, source, job, sink, progress, opened):
         rows = chain([(photo, image)], rows)
         del image
         break
-    alone = getattr(options, "int8", False) or getattr(options, "dtype", None) == "int8"  # one scale for a whole batch
+    alone = options.dtype == "int8"  # one scale for a whole batch
     for batch in photo_stream.in_batches(rows, 1 if alone else options.batch_size):
         good = [(image, photo.name) for photo, image in batch if not isinstance(image, ValueError)]
         made = iter(job.of(*map(list, zip(*good, strict=True))) if good else ())

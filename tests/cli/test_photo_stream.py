@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,12 @@ def test_a_file_of_rows_goes_on_where_it_was(name, folder, model, capsys):
     assert call(capsys, *caption, name) == (0, [f"{name}: 1 photo, 5 left out because they were done"], [])
     assert read(name)[5]["caption"]
     assert call(capsys, *caption, name)[1] == [f"{name}: 0 photos, 6 left out because they were done"]
-    for other in (["--num-beams", "2"], ["--max-length", "9"]):
+    noise(folder / "photos" / "1.png", 8)  # a changed photo is another photo
+    assert call(capsys, *caption, name)[1] == [f"{name}: 1 photo, 5 left out because they were done"]
+    assert Counter(row["photo"] for row in read(name)).most_common(1)[0][1] == 1
+    assert call(capsys, *caption, name, "--dtype", "float32")[0] == 0  # what auto means on this machine
+    others = [["--num-beams", "2"], ["--max-length", "9"], ["--dtype", "bfloat16"]]
+    for other in others + [["--details"]] * name.endswith("jsonl"):
         before = Path(name).read_bytes()
         status, lines, [error] = call(capsys, *caption, name, *other)
         assert (status, lines) == (2, [])
