@@ -182,6 +182,7 @@ def extract_regions(
             for batch in batches_of_one_size(prepared(todo, prepare, ahead, report), batch_size, region_model.device):
                 if batch := [(photo, inputs) for photo, inputs in batch if photo.image_id in rows]:
                     found = list(regions_of(batch, region_model, dtype, report))
+                    report.done(len(found))
                     rows.update({photo.image_id: regions for photo, regions in found})  # as a whole, or not
                 if time.monotonic() - since > SECONDS_PER_SHARD:
                     written, since = written + keep(rows, writer), time.monotonic()
@@ -324,7 +325,6 @@ def regions_of(batch, region_model, dtype, report):
         if not regions["region_features"].isfinite().all():
             report.failed(photo, f"{photo.name}: a feature is not finite in {dtype}; try float32")
             continue
-        report.found()
         yield photo, regions | {"original_size": inputs["original_sizes"][row]}
 
 
@@ -353,8 +353,8 @@ class Report:
         self.progress = Progress(lambda: source.total, shown=process_index == 0, smoothing=0).begin()
         errors_path.unlink(missing_ok=True)  # unreadable photos are tried again by every run
 
-    def found(self):
-        self.progress.update(self.num_processes)  # the others are about as far
+    def done(self, count=1):
+        self.progress.update(count * self.num_processes)  # the others are about as far
 
     def passed_over(self):
         self.progress.passed_over(self.num_processes)
@@ -363,7 +363,7 @@ class Report:
         record = {"image_id": photo.image_id, "name": photo.name, "error": str(error)}
         with naming(self.errors_path), open(self.errors_path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.found()
+        self.done()
 
     def close(self):
         self.progress.close()
