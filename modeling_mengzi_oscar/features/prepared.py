@@ -78,10 +78,16 @@ def prepare(pipeline, photos: StampedPhotos, folder) -> tuple[list[tuple[str, st
         look = partial(prepare_photo, image_processor=pipeline.image_processor)
         precision = precision_of(pipeline.region_model)
         extract_regions(photos, pipeline.region_model, look, folder, dtype="float32", precision=precision)
+        failed, there = {}, stored(folder)
         for log in folder.glob("errors-*.jsonl"):
-            errors += [json.loads(line)["error"] for line in log.read_text("utf-8").splitlines()]
+            records = map(json.loads, log.read_text("utf-8").splitlines())
+            failed |= {record["image_id"]: record["error"] for record in records}
             log.unlink()
-        there = stored(folder)
+        errors = [
+            failed.get(stamp, f"{name}: was changed while it was looked at; search again")
+            for stamp, name in names
+            if stamp not in there
+        ]
     return [(stamp, name) for stamp, name in names if stamp in there], errors
 
 

@@ -117,6 +117,21 @@ def test_what_is_prepared_is_not_looked_at_again(search, photos, tmp_path, monke
     assert RegionFeatureStore.open(tmp_path / "prepared").verify() == 6
 
 
+def test_a_photo_that_changes_meanwhile_is_said(search, photos, tmp_path, monkeypatch):
+    extract = prepared.extract_regions
+
+    def late(*arguments, **options):
+        save_noise(photos[1], 9)
+        return extract(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "extract_regions", late)
+        status, lines, [error] = search(*photos, "狗", "--prepared", tmp_path / "prepared")
+    assert (status, len(lines)) == (2, 3)
+    assert error == f"{photos[1]}: was changed while it was looked at; search again"
+    assert search(*photos, "狗", "--prepared", tmp_path / "prepared") == search(*photos, "狗")
+
+
 def test_a_run_that_was_interrupted_goes_on(photos, tmp_path, with_heads):  # noqa: F811
     pipeline = MengziOscarPipeline.from_pretrained(with_heads)
     stream = prepared.StampedPhotos(prepared_source(photos))
