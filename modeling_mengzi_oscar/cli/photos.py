@@ -22,7 +22,7 @@ def add_output(parser):
 
 
 def photos_and_texts(words, what):
-    """The words of a command line, two or more: photos (whatever is there, or looks like a path), then texts.
+    """The words of a command line: photos (whatever is there, or looks like a path), then texts.
 
     Args:
         what: the texts are, for messages.
@@ -38,6 +38,8 @@ def photos_and_texts(words, what):
     if among:
         more = f" ({len(among)} such)" if len(among) > 1 else ""
         raise ValueError(f"{among[0]}: is a file, not a {what}; photos come first, then a {what}{more}")
+    if not texts:
+        raise ValueError(f"{photos[-1]}: only one word; name photos first, then a {what}")
     return photos, texts
 
 

@@ -81,6 +81,7 @@ def test_a_bad_photo_costs_itself_and_mistakes_are_one_line(search, photos, tmp_
         ]
     for words, reason in {
         (photos[0],): f"{photos[0]}: is a file, not a sentence; photos come first",
+        ("一只狗",): "一只狗: only one word; name photos first, then a sentence",
         (photos[0], "狗", photos[1]): f"{photos[1]}: is a file, not a sentence",
         (photos[0], "狗", "--prepared", tmp_path / "photos"): "holds something else than prepared photos",
         (photos[0], "狗", "--picture", photos[0]): "is one of the photos",
