@@ -133,9 +133,7 @@ class MengziOscarPipeline:
         root = TASK_HEADS.get(task_of_root(name, revision), CAPTIONER)
         root = compute_in(dtype, load_checked(root, name, revision=revision), device)
         processor = load_processor(name, revision)
-        if not region_model:
-            return cls(root, processor, None, None)
-        region_model, image_processor = load_region_model(name, revision=revision)
+        region_model, image_processor = load_region_model(name, revision=revision) if region_model else (None, None)
         check_width(region_model, root.config)
 
         def load_head(task):
@@ -145,7 +143,7 @@ class MengziOscarPipeline:
         def load_exact():
             return cls.from_pretrained(name, revision, dtype="float32")
 
-        region_model = compute_in(region_dtype(dtype, device), region_model, device)
+        region_model = region_model and compute_in(region_dtype(dtype, device), region_model, device)
         exact = None if dtype == torch.float32 else load_exact
         return cls(root, processor, region_model, image_processor, load_head, exact)
 
@@ -153,7 +151,12 @@ class MengziOscarPipeline:
         """Writes everything that `from_pretrained` reads: model, processor, region model, heads.
 
         Weights are never written rounded: a pipeline in bfloat16 or 8 bits writes the checkpoint that it comes from.
+
+        Raises:
+            CheckpointError: the pipeline was loaded without its region model.
         """
+        if self.region_model is None:
+            raise CheckpointError(f"{self.model.config.name_or_path}: loaded without its region model; load it whole")
         if self._load_exact is not None:
             return self._load_exact().save_pretrained(folder)
         folder, config = Path(folder), self.model.config

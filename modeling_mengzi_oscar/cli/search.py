@@ -31,6 +31,7 @@ def add_arguments(parser):
 def run(options) -> int:
     from ..demo.pictures import check_picture
     from ..features.prepared import StampedPhotos, contents, prepare, stored
+    from ..progress import Progress
 
     status = 0
     try:
@@ -49,7 +50,8 @@ def run(options) -> int:
                 status = fail(error)
             names, store = [name for _, name in there], stored(options.prepared)
             seen, total = (pipeline.seen(store[stamp], name) for stamp, name in there), lambda: len(there)
-        rankings = pipeline.rank(sentences, watched(seen, total), options.top)
+        with Progress(total).begin() as progress:
+            rankings = pipeline.rank(sentences, watched(seen, progress), options.top)
     except ValueError as error:
         return fail(error)
     for error in [row["error"] for row in rankings[0] if "error" in row]:
@@ -73,14 +75,11 @@ def run(options) -> int:
     return status
 
 
-def watched(photos, total):
+def watched(photos, progress):
     """The photos; how far they are is said as they are taken."""
-    from ..progress import Progress
-
-    with Progress(total).begin() as progress:
-        for photo in photos:
-            yield photo
-            progress.update()
+    for photo in photos:
+        yield photo
+        progress.update()
 
 
 def draw(photos, sentences, best, path):

@@ -24,6 +24,7 @@ from modeling_mengzi_oscar import (
     VinVLImageProcessor,
     modeling_regions,
 )
+from modeling_mengzi_oscar.checkpoint_folder import CheckpointError
 from modeling_mengzi_oscar.features.extraction import unpad_regions
 from modeling_mengzi_oscar.photos import PhotoError
 
@@ -250,6 +251,19 @@ def test_photos_of_a_store_are_those_of_look(detecting, tmp_path):
         detecting.seen(
             {"region_features": np.zeros((1, 134)), "boxes": np.zeros((1, 4)), "class_ids": [1], "scores": [1]}, "0.jpg"
         )
+
+
+def test_without_a_region_model(with_heads, tmp_path):  # noqa: F811
+    """Heads take what lies in a store; a photo cannot be looked at, which is said."""
+    without = MengziOscarPipeline.from_pretrained(with_heads, region_model=False)
+    seen = MengziOscarPipeline.from_pretrained(with_heads).look(PHOTOS[0])
+    expected = MengziOscarPipeline.from_pretrained(with_heads).match(seen, "狗")
+    seen.region_model = None
+    assert without.match(seen, "狗") == expected
+    with pytest.raises(PhotoError, match="the photo: the pipeline was loaded without its region model"):
+        without.match(PHOTOS[0], "狗")
+    with pytest.raises(CheckpointError, match="loaded without its region model"):
+        without.save_pretrained(tmp_path / "saved")
 
 
 def test_a_bar_on_a_terminal_where_it_lasts(detecting, monkeypatch):
