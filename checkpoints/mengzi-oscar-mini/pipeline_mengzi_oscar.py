@@ -24,7 +24,7 @@ from huggingface_hub.utils import tqdm
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline
 
-from .checkpoint_folder import CheckpointError, check_weights
+from .checkpoint_folder import CALIBRATION, CheckpointError, check_weights
 from .generation_mengzi_oscar import check_whole
 from .loading import (
     KINDS,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .modeling_nanodet import NanoDetForObjectDetection  # noqa: F401
     from .modeling_object_regions import ObjectRegionModel  # noqa: F401
     from .modeling_vinvl import VinVLModel  # noqa: F401
+    from .openvino_networks import Network  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .quantization import quantize  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
@@ -119,7 +120,8 @@ class MengziOscarPipeline:
             name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
             device, dtype: where, and in what type of numbers. "auto": bfloat16 on GPUs and CPUs that are good at it
                 (`fast_dtype`), else float32, whatever the checkpoint is stored in. "int8": captioner and heads multiply
-                in 8 bits (`quantize`), on CPUs; the region model stays in float32.
+                in 8 bits (`quantize`), on CPUs; so does a VinVL that is calibrated for it, where OpenVINO is installed,
+                other region models stay in float32.
             region_model: False where photos come from a store: none is loaded, and none has to be there.
 
         Raises:
@@ -158,6 +160,8 @@ class MengziOscarPipeline:
         folder, config = Path(folder), self.model.config
         for part in (self.region_model, self.image_processor):
             part.save_pretrained(folder / REGION_MODEL)
+        if (calibration := self.region_model.calibration) is not None:
+            (folder / REGION_MODEL / CALIBRATION).write_text(json.dumps(calibration), encoding="utf-8")
         named, config.region_model = config.region_model, REGION_MODEL
         try:
             self.model.save_pretrained(folder)
@@ -458,6 +462,8 @@ class MengziOscarPipeline:
             own = signature(type(part).__init__).parameters.keys() & vars(part).keys()
             settings = {name: getattr(part, name) for name in sorted(own)}
             checksum = zlib.crc32(json.dumps(settings, default=str, ensure_ascii=False).encode(), checksum)
+        if self.region_model.in_8_bits:
+            checksum = zlib.crc32(json.dumps(self.region_model.calibration, sort_keys=True).encode(), checksum)
         for name, tensor in sorted(self.region_model.state_dict().items()):
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             checksum = zlib.crc32(content, zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), checksum))
