@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_vinvl import TINY, random_model
 from transformers import BertTokenizer
+from transformers.dynamic_module_utils import get_imports
 
 from modeling_mengzi_oscar import (
     MengziOscarPipeline,
@@ -24,10 +25,11 @@ from modeling_mengzi_oscar import (
     modeling_vinvl,
     openvino_networks,
 )
-from modeling_mengzi_oscar.checkpoint_folder import CALIBRATION, CheckpointError
+from modeling_mengzi_oscar.checkpoint_folder import CALIBRATION, CheckpointError, CheckpointFolder
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import check_repo, save_checkpoint
+from modeling_mengzi_oscar.hub.repo import take_along
 from modeling_mengzi_oscar.image_processing_vinvl import VinVLImageProcessor
 from modeling_mengzi_oscar.loading import load_region_model
 from modeling_mengzi_oscar.precision import another_precision, compute_in
@@ -166,10 +168,12 @@ def test_calibration_goes_where_the_weights_go(calibrated, photos, tmp_path):
     assert Path("region_model", CALIBRATION) in check_repo(calibrated)
     MengziOscarPipeline.from_pretrained(calibrated, dtype="int8").save_pretrained(tmp_path / "saved")
     assert MengziOscarPipeline.from_pretrained(tmp_path / "saved", dtype="int8").region_model.in_8_bits
-    assert (
-        main(["convert", str(calibrated), str(tmp_path / "again"), "--region-model", str(calibrated / "region_model")])
-        == 0
-    )
+    take_along(
+        CheckpointFolder(calibrated, subfolder="region_model"), tmp_path / "along"
+    )  # as a training's best/ has it
+    assert (tmp_path / "along" / CALIBRATION).is_file()
+    detector = str(calibrated / "region_model")
+    assert main(["convert", str(calibrated), str(tmp_path / "again"), "--region-model", detector]) == 0
     assert MengziOscarPipeline.from_pretrained(tmp_path / "again", dtype="int8").region_model.in_8_bits
 
 
@@ -251,6 +255,8 @@ def test_without_openvino(calibrated, photos, monkeypatch, capsys):
     assert main(["quantize", str(calibrated), photos[0]]) == 2
     assert capsys.readouterr().err == "8 bits for VinVL need OpenVINO: pip install openvino\n"
     assert main(["environment"]) == 0
+    assert re.search(r"^openvino +\d", capsys.readouterr().out, flags=re.MULTILINE)
+    assert "openvino" not in get_imports(openvino_networks.__file__)  # or no code of the Hub would load without it
 
 
 def test_nobody_is_told_of_the_import():
