@@ -9,6 +9,10 @@ from .options import named, whole
 from .output import Progress, fail, meanwhile, printable, quiet
 from .photos import PHOTO_HELP, find_photos
 
+DESCRIPTION = """\
+Looks at photos, in float32, for the largest values that each convolution of a
+VinVL detector meets, and writes them beside its weights (calibration.json).
+Needs OpenVINO, as 8 bits do: pip install openvino."""
 EXAMPLES = """examples:
   mengzi-oscar quantize vinvl/ photos/
   mengzi-oscar quantize converted/ 'photos/*.jpg' --photos-used 100
@@ -18,10 +22,7 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser):
-    parser.description = (
-        "Looks at photos, in float32, for the largest values that each convolution of a VinVL detector meets, and "
-        "writes them beside its weights (calibration.json). Needs OpenVINO, as 8 bits do: pip install openvino."
-    )
+    parser.description = DESCRIPTION
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("checkpoint", type=named, metavar="CHECKPOINT", help="folder of a VinVL, or of a checkpoint that has one")
