@@ -8,17 +8,21 @@ regions drift from float32. Prints a table and one JSON line.
 Examples:
     python benchmarks/detector.py --threads 1 --runs 3
     python benchmarks/detector.py --golden PATH/parity/vinvl --threads 1 --dtype bfloat16
+    python benchmarks/detector.py --golden PATH/parity/vinvl --threads 1 --dtype int8 --calibrate photos/
     python benchmarks/detector.py --model PATH/vinvl --image photo.jpg --device cuda --dtype bfloat16 --batch-size 8 \\
         --rois-per-chunk 600 --skip-naive
 
 Without --model or --golden the weights are random: the convolutions cost the same, but there is little to detect.
+8 bits (OpenVINO) need a look at photos: --calibrate, else what mengzi-oscar quantize left beside the weights.
 """
 
 import importlib.util
 import json
+import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -43,9 +47,14 @@ from safetensors.torch import load_file
 
 from modeling_mengzi_oscar import modeling_vinvl
 from modeling_mengzi_oscar.configuration_vinvl import VinVLConfig
+from modeling_mengzi_oscar.features.photo_stream import NamedPhotos, opened
 from modeling_mengzi_oscar.image_processing_vinvl import VinVLImageProcessor
+from modeling_mengzi_oscar.loading import load_region_model
 from modeling_mengzi_oscar.modeling_vinvl import VinVLModel
+from modeling_mengzi_oscar.openvino_networks import Network, calibrate
+from modeling_mengzi_oscar.precision import compute_in
 
+PHOTOS_CALIBRATED = 50  # at most
 STAGES = ("trunk", "rpn", "roi_align", "layer4", "nms", "attributes", "rest")
 
 
@@ -119,7 +128,7 @@ def plain_forward(model, pixel_values, size, clock):
 @contextmanager
 def measured_stages(model, clock):
     """Inside, the stages of `model` report to `clock`."""
-    saved = modeling_vinvl.roi_align, dict(modeling_vinvl.DETECT)
+    saved = modeling_vinvl.roi_align, dict(modeling_vinvl.DETECT), model.backbone.forward
     extractor = model.roi_heads["box"].feature_extractor
     parts = {"trunk": model.backbone, "rpn": model.rpn, "layer4": extractor, "attributes": model.attribute}
     for name, part in parts.items():
@@ -131,6 +140,8 @@ def measured_stages(model, clock):
     modeling_vinvl.DETECT.update(saved[1])
     for part in parts.values():
         del part.forward
+    if isinstance(saved[2], Network):  # stood in its place before
+        model.backbone.forward = saved[2]
     clock.seconds["layer4"] -= clock.seconds["roi_align"]
 
 
@@ -146,7 +157,7 @@ def timed(wall: list, cpu: list, device: str, wanted: bool = True):
 
 def load_model(arguments) -> VinVLModel:
     if arguments.model:
-        return VinVLModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
+        return load_region_model(arguments.model)[0]
     if not arguments.golden:
         model = VinVLModel(VinVLConfig()).eval()
         with torch.no_grad():  # some confident classes: without any, all 1,594 compete (that case is in nms.py)
@@ -170,6 +181,26 @@ def load_model(arguments) -> VinVLModel:
     anchors = modeling_vinvl.cell_anchors(config.anchor_sizes, config.anchor_ratios)
     model.load_state_dict(state_dict | {"rpn.anchor_generator.cell_anchors.0": anchors}, assign=True)
     return model.eval()
+
+
+def in_8_bits(model, photos):
+    """Calibrates with photos where some are named, with float32 networks of the same weights."""
+    if photos:
+        watching, processor = copy_of(model), VinVLImageProcessor()
+        inputs = (processor([image]) for _, image in opened(NamedPhotos(photos).fetch_photos()))
+        for number, model.calibration in enumerate(islice(calibrate(watching, inputs), PHOTOS_CALIBRATED), start=1):
+            print(f"\rcalibration: photo {number}", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+    if model.calibration is None:
+        raise SystemExit("--dtype int8: give --calibrate PHOTO…, or a --model that mengzi-oscar quantize saw")
+    return compute_in("int8", model)
+
+
+def copy_of(model) -> VinVLModel:
+    with torch.device("meta"):
+        copied = VinVLModel(model.config)
+    copied.load_state_dict({key: value.clone() for key, value in model.state_dict().items()}, assign=True)
+    return copied.eval()
 
 
 def drift(reference, output) -> dict:
@@ -196,10 +227,11 @@ def drift(reference, output) -> dict:
 
 
 def parse_arguments():
-    parser = benchmark_parser(__doc__, runs=3)
+    parser = benchmark_parser(__doc__, runs=3, int8=True)
     parser.add_argument("--model", help="folder of a converted checkpoint")
     parser.add_argument("--golden", help="folder with fill_weights.py and golden_dev.*: its weights and its photo")
     parser.add_argument("--image", help="photo to look at (default: golden_dev.jpg, or noise of 951 x 600 pixels)")
+    parser.add_argument("--calibrate", nargs="+", metavar="PHOTO", help="for --dtype int8: photos, folders, patterns")
     parser.add_argument(
         "--layer4-only", action="store_true", help="--dtype for the region part only, float32 before it"
     )
@@ -213,7 +245,7 @@ def parse_arguments():
 def main():
     # 1. Model and photo
     arguments = parse_arguments()
-    device, dtype = arguments.device, DTYPES[arguments.dtype]
+    device, dtype = arguments.device, DTYPES.get(arguments.dtype, torch.int8)
     prepare(arguments)
     model = load_model(arguments).to(device)
     if arguments.rois_per_chunk:
@@ -229,14 +261,16 @@ def main():
 
     # 2. Reference for the drift; a copy for the plain path, whose norms must stay
     reference = model(**inputs) if dtype != torch.float32 else None
-    plain = None
-    if not arguments.skip_naive:
-        with torch.device("meta"):
-            plain = VinVLModel(model.config)
-        plain.load_state_dict({key: value.clone() for key, value in model.state_dict().items()}, assign=True)
-        plain.eval()
-    model.fold_norms()
-    (model.roi_heads if arguments.layer4_only else model).to(dtype)
+    plain = None if arguments.skip_naive else copy_of(model)
+    counted = {}
+    if dtype == torch.int8:
+        counted["fast"] = count_flops(lambda: model(**inputs))  # while torch does the work
+        in_8_bits(model, arguments.calibrate)
+        if arguments.layer4_only:
+            del model.backbone.forward  # torch's again
+    else:
+        model.fold_norms()
+        (model.roi_heads if arguments.layer4_only else model).to(dtype)
 
     # 3. Both paths in turn
     times, cpu_times = defaultdict(list), defaultdict(list)
@@ -263,7 +297,7 @@ def main():
                 stages["plain"][name].append(clock.seconds[name])
 
     # 4. Table and JSON line
-    machine = measure_machine(device, arguments.dtype)
+    machine = measure_machine(device, "float32" if dtype == torch.int8 else arguments.dtype)
     result = {
         "dtype": arguments.dtype + (" (regions only)" if arguments.layer4_only else ""),
         "threads": torch.get_num_threads(),
@@ -278,7 +312,7 @@ def main():
     for name, values in times.items():
         images = arguments.batch_size if name == "fast" else 1
         seconds = median(values) / images
-        work = count_flops(runs[name]) / images
+        work = (counted.get(name) or count_flops(runs[name])) / images
         breakdown = {stage: round(median(stages[name][stage]) / images, 4) for stage in STAGES[:-1]}
         result[name] = {
             "seconds_per_image": round(seconds, 4),

@@ -42,6 +42,9 @@ class RegionModelOutput(ModelOutput):
 class RegionModel(PreTrainedModel):
     """What region models have in common beside their output."""
 
+    calibration: dict | None = None  # what openvino_networks.py needs to know for 8 bits, where that lies beside it
+    in_8_bits = False
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, with weights that whoever may read config.json may read too."""
         super().save_pretrained(save_directory, *args, **kwargs)

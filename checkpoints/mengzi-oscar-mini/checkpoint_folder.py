@@ -29,9 +29,11 @@ from .supported_transformers import OLDEST  # noqa: F401  (importing it checks t
 LARGEST_TEXT = 100_000_000  # bytes; the tokenizer.json of a large vocabulary has a few million
 LARGEST_WEIGHT = 1e10  # no trained weight comes near; one flipped bit of an exponent does
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+CALIBRATION = "calibration.json"  # of a region model's weights, for 8 bits
 CHECKPOINT_FILES = (  # what is fetched from the Hub, of a repo's root or of a subfolder
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", *WEIGHTS, "model-*-of-*.safetensors"),
+    CALIBRATION,
 )
 FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OF_TENSORS = re.compile(  # what a pickle of a state dict calls; torch lets more through, which may ask for any memory

@@ -389,10 +389,13 @@ def load_region_model(name, subfolder="", revision=None):
     Raises:
         CheckpointError: it is neither, or its weights do not fit.
     """
+    from .openvino_networks import read_calibration
+
     folder = region_model_folder(name, subfolder, revision)
     processor = load_region_processor(folder)
     model_class, _ = region_model_classes(folder.json("config.json")["model_type"])
     model = load_checked(model_class, folder, dtype="float32").eval()
+    model.calibration = read_calibration(folder)
     return model.to(memory_format=torch.channels_last), processor  # convolutions are 1.5 times as fast on CPUs
 
 

@@ -317,10 +317,10 @@ class VinVLRegionExtractor(nn.Module):
 
     def forward(self, c4: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
         """(B, C4, H, W) and per image (P, 4) in pixels of the resized image -> (all P together, 2048) float32."""
-        first, rest = self.head["layer4"][0], self.head["layer4"][1:]
+        first = self.head["layer4"][0]
         dtype = first.conv1.weight.dtype
-        inner, inner_shift = weight_and_shift(first.conv1, first.bn1)
-        outer, outer_shift = weight_and_shift(*first.downsample)
+        inner, _ = weight_and_shift(first.conv1, first.bn1)
+        outer, _ = weight_and_shift(*first.downsample)
         height, width = c4.shape[-2:]
         c4 = c4.to(dtype)
         # before RoIAlign, so without the shifts: a sample outside the map counts as 0 and not as a shift
@@ -336,10 +336,21 @@ class VinVLRegionExtractor(nn.Module):
         ):
             x = roi_align(inner_rows, height, width, images, chunk).to(dtype)
             shortcut = roi_align(outer_rows, height, width, images, chunk, step=2).to(dtype)  # its stride is 2
-            x = x.add_(inner_shift[:, None, None]).relu_()
-            x = first.after_conv1(x, shortcut.add_(outer_shift[:, None, None]))
-            vectors.append(rest(x).mean((2, 3), dtype=torch.float32))
+            vectors.append(self.after_pooling(x, shortcut))
         return torch.cat(vectors)
+
+    def after_pooling(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """What conv1 and shortcut of layer4 gave, without their shifts, to (R, 2048) float32; changes what it is given.
+
+        Args:
+            x: (R, C, 14, 14). shortcut: (R, 2048, 7, 7).
+        """
+        first, rest = self.head["layer4"][0], self.head["layer4"][1:]
+        _, inner_shift = weight_and_shift(first.conv1, first.bn1)
+        _, outer_shift = weight_and_shift(*first.downsample)
+        x = x.add_(inner_shift[:, None, None]).relu_()
+        x = first.after_conv1(x, shortcut.add_(outer_shift[:, None, None]))
+        return rest(x).mean((2, 3), dtype=torch.float32)
 
 
 class VinVLBoxHead(nn.Module):

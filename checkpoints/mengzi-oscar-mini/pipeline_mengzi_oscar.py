@@ -4,6 +4,7 @@ One folder (or Hub repo) holds a captioner, a match head or a head that answers 
 (`ask/`, `match/`), and names its region model, so that a photo can never meet the wrong features.
 """
 
+import json
 import os
 import re
 from inspect import signature
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline
 
-from .checkpoint_folder import CheckpointError, check_weights
+from .checkpoint_folder import CALIBRATION, CheckpointError, check_weights
 from .generation_mengzi_oscar import check_whole
 from .loading import (
     KINDS,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .modeling_object_regions import ObjectRegionModel  # noqa: F401
     from .modeling_regions import RegionModelOutput  # noqa: F401
     from .modeling_vinvl import VinVLModel  # noqa: F401
+    from .openvino_networks import Network  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .progress import Bar  # noqa: F401
     from .quantization import quantize  # noqa: F401
@@ -120,7 +122,8 @@ class MengziOscarPipeline:
             name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
             device, dtype: where, and in what type of numbers. "auto": bfloat16 on GPUs and CPUs that are good at it
                 (`fast_dtype`), else float32, whatever the checkpoint is stored in. "int8": captioner and heads multiply
-                in 8 bits (`quantize`), on CPUs; the region model stays in float32.
+                in 8 bits (`quantize`), on CPUs; so does a VinVL that is calibrated for it, where OpenVINO is installed,
+                other region models stay in float32.
             region_model: False where photos come from a store: none is loaded, and none has to be there.
 
         Raises:
@@ -162,6 +165,8 @@ class MengziOscarPipeline:
         folder, config = Path(folder), self.model.config
         for part in (self.region_model, self.image_processor):
             part.save_pretrained(folder / REGION_MODEL)
+        if (calibration := self.region_model.calibration) is not None:
+            (folder / REGION_MODEL / CALIBRATION).write_text(json.dumps(calibration), encoding="utf-8")
         named, config.region_model = config.region_model, REGION_MODEL
         try:
             self.model.save_pretrained(folder)

@@ -4,8 +4,11 @@ bfloat16 keeps the range of float32 and 8 of its 24 digits. Matrix units (AMX, G
 times as fast; CPUs without them gain nothing. docs/speed.md says what it changes in the results.
 """
 
+import warnings
+
 import torch
 
+from .modeling_regions import RegionModel
 from .quantization import quantize
 
 
@@ -38,8 +41,9 @@ def chosen_dtype(dtype="auto", device="cpu") -> torch.dtype:
 
 
 def region_dtype(dtype="auto", device="cpu") -> torch.dtype:
-    """What a region model computes in beside a captioner in `dtype`: bfloat16 with it, float32 with all others."""
-    return torch.bfloat16 if chosen_dtype(dtype, device) == torch.bfloat16 else torch.float32
+    """What a region model computes in beside a captioner in `dtype`: bfloat16 and int8 with it, else float32."""
+    dtype = chosen_dtype(dtype, device)
+    return dtype if dtype in (torch.bfloat16, torch.int8) else torch.float32
 
 
 def another_precision(features, dtype="auto", device="cpu") -> str | None:
@@ -49,7 +53,7 @@ def another_precision(features, dtype="auto", device="cpu") -> str | None:
         features: the store's `precision`, None where it does not say. dtype, device: of the model that reads them.
     """
     own = str(region_dtype(dtype, device)).removeprefix("torch.")
-    if features in (None, own):
+    if features in (None, own) or (features, own) == ("float32", "int8"):  # most region models have no 8 bits
         return None
     return f"its features were computed in {features}, here they would be in {own}: results may differ a little"
 
@@ -57,14 +61,27 @@ def another_precision(features, dtype="auto", device="cpu") -> str | None:
 def compute_in(dtype, model, device="cpu"):
     """Moves a model to a device, computing in `dtype` there (as `chosen_dtype` takes it), and returns it.
 
-    For inference: the weights are rounded in place.
+    For inference: the weights are rounded in place. A region model without 8 bits stays in float32 under "int8", and a
+    warning says what it lacks where it could have them.
 
     Raises:
         ValueError: another dtype; int8 on another device than a CPU, or with a torch that lacks it.
     """
     dtype = chosen_dtype(dtype, device)
     if dtype == torch.int8:
-        return quantize(model.to(device, torch.float32))
+        model = model.to(device, torch.float32)
+        return region_model_in_8_bits(model) if isinstance(model, RegionModel) else quantize(model)
     if hasattr(model, "fold_norms") and dtype != torch.float32:
         model.fold_norms()  # before rounding, see VinVLModel
     return model.to(device, dtype)
+
+
+def region_model_in_8_bits(model: RegionModel) -> RegionModel:
+    from .openvino_networks import compute_in_8_bits, why_in_float32
+
+    if model.config.model_type != "vinvl":  # nothing is gained (docs/log.md)
+        return model
+    if reason := why_in_float32(model):
+        warnings.warn(f"{reason}; until then regions are found in float32", stacklevel=3)
+        return model
+    return compute_in_8_bits(model)

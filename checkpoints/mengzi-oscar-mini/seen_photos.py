@@ -178,6 +178,8 @@ class RegionFinder:
             own = signature(type(part).__init__).parameters.keys() & vars(part).keys()
             settings = {name: getattr(part, name) for name in sorted(own)}
             checksum = zlib.crc32(json.dumps(settings, default=str, ensure_ascii=False).encode(), checksum)
+        if self.region_model.in_8_bits:
+            checksum = zlib.crc32(json.dumps(self.region_model.calibration, sort_keys=True).encode(), checksum)
         for name, tensor in sorted(self.region_model.state_dict().items()):
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             checksum = zlib.crc32(content, zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), checksum))
@@ -193,6 +195,8 @@ class RegionFinder:
 
 def precision_of(region_model) -> str:
     """What it computes in, as stores say it."""
+    if region_model.in_8_bits:
+        return "int8"
     return str(next(region_model.parameters()).dtype).removeprefix("torch.")
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from .. import __version__
-from . import ask, caption, convert, environment, extract, import_tsv, match, push, search
+from . import ask, caption, convert, environment, extract, import_tsv, match, push, quantize, search
 from .output import fail, leave_output
 from .threads import sleep_soon
 
@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   mengzi-oscar import-tsv train.feature.tsv train.label.tsv --output stores/train
   mengzi-oscar convert Langboat/mengzi-oscar-base-caption converted/ --region-model vinvl/
   mengzi-oscar convert Langboat/mengzi-oscar-base-retrieval converted/match
+  mengzi-oscar quantize converted/ photos/
   mengzi-oscar push converted/ me/mengzi-oscar-caption --dry-run
   mengzi-oscar environment
 """
@@ -37,6 +38,7 @@ COMMANDS = {  # name -> its file, and what it does
     "extract": (extract, "region features of many photos"),
     "import-tsv": (import_tsv, "a feature TSV (Oscar's, bottom-up-attention's, LXMERT's) into a store"),
     "convert": (convert, "an original checkpoint into a folder that is a Hub repo"),
+    "quantize": (quantize, "a VinVL detector for --dtype int8, by a look at photos"),
     "push": (push, "a checkpoint folder to the Hub, after checks"),
     "environment": (environment, "versions, device and dtype, for bug reports"),
 }

@@ -1,8 +1,9 @@
 """Which checkpoint a command runs: the one that was named, or the mini that comes with the project."""
 
+import warnings
 from pathlib import Path
 
-from .output import meanwhile, quiet
+from .output import fail, meanwhile, quiet
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -25,7 +26,9 @@ def load_pipeline(options, **parts):
         quiet()
         from ..pipeline_mengzi_oscar import MengziOscarPipeline
 
-        return MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), dtype=options.dtype, **parts)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *place: fail(message)  # one line, without the place in our code
+            return MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), dtype=options.dtype, **parts)
 
 
 def model_or_bundled(model):

@@ -9,8 +9,9 @@ from .. import __version__
 from .checkpoint import bundled_checkpoint
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "huggingface_hub", "safetensors", "timm")
-LIBRARIES += ("pillow", "numpy", "datasets", "accelerate", "gradio")
-PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # what speed and rounding depend on
+LIBRARIES += ("pillow", "numpy", "datasets", "accelerate", "gradio", "openvino")
+# Instructions that speed and rounding depend on.
+PROCESSOR_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 def add_arguments(parser):

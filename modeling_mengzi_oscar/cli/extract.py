@@ -42,10 +42,10 @@ def add_extract_arguments(parser):
     )
     add(
         "--precision",
-        choices=["auto", "float32", "bfloat16"],
+        choices=["auto", "float32", "bfloat16", "int8"],
         default="auto",
         help="type that the region model computes in (auto: as the store was begun, else bfloat16 where the processor "
-        "is good at it)",
+        "is good at it; int8: a VinVL that mengzi-oscar quantize saw, on the CPU)",
     )
     add("--flip", action="store_true", help="mirror the photos, as augmentation; write to a store of its own")
     add(

@@ -19,6 +19,7 @@ from transformers import BertTokenizer
 
 from .. import modeling_mengzi_oscar as modeling
 from ..checkpoint_folder import (
+    CALIBRATION,
     WEIGHTS,
     CheckpointError,
     CheckpointFolder,
@@ -154,8 +155,10 @@ def convert(
         save_vocabulary(processor.tokenizer, partial / "vocab.txt")
         if not root and config.region_model == REGION_MODEL_FOLDER:
             (partial / REGION_MODEL_FOLDER).mkdir()
-            names = ("config.json", "preprocessor_config.json", "model.safetensors")
-            copy_files(folder_of_region_model(region_model), names, partial / REGION_MODEL_FOLDER)
+            detector = folder_of_region_model(region_model)
+            names = ["config.json", "preprocessor_config.json", "model.safetensors"]
+            names += [CALIBRATION] if detector.file(CALIBRATION) else []
+            copy_files(detector, names, partial / REGION_MODEL_FOLDER)
         if not root:
             assemble(partial, card)
     if root:

@@ -19,8 +19,9 @@ from ..files import clear_leftovers, naming, open_whole, read_json, with_checksu
 from ..labels.chinese import to_chinese
 from ..loading import load_region_model
 from ..modeling_regions import RegionModelOutput
+from ..openvino_networks import why_in_float32
 from ..photos import MAX_PIXELS, PhotoError, open_photo
-from ..precision import region_dtype
+from ..precision import compute_in, region_dtype
 from ..progress import Progress
 from ..seen_photos import describe_regions
 from .oscar_tsv import export_tsv
@@ -64,8 +65,8 @@ def extract(
             store is its subfolder `store`.
         language: of the classes, as the store names them and Oscar's files write them, "zh" or "en".
         picture: PNG of the first photos with what is found in them, drawn before the work starts.
-        precision: what the region model computes in, "float32" or "bfloat16". "auto": what the store was begun with,
-            for a new one what the processor is good at (`fast_dtype`).
+        precision: what the region model computes in, "float32", "bfloat16" or "int8". "auto": what the store was begun
+            with, for a new one what the processor is good at (`fast_dtype`).
         wait_for_everyone: returns when every process has called it; called twice.
         options: batch_size, dtype, images_per_shard of `extract_regions`.
 
@@ -370,7 +371,16 @@ class Report:
 
 
 def ready(region_model, device, precision):
-    """To the device in the precision and the memory layout that it computes fastest in."""
+    """To the device in the precision and the memory layout that it computes fastest in; in 8 bits to the CPU.
+
+    Raises:
+        ValueError: it cannot compute in 8 bits here; what it lacks.
+    """
+    if precision == "int8":
+        if reason := why_in_float32(region_model):
+            raise ValueError(f"{reason}; or leave out --precision int8")
+        compute_in("int8", region_model.eval())
+        return
     if hasattr(region_model, "fold_norms"):
         region_model.fold_norms()  # before rounding, see VinVLModel
     region_model.eval().to(device, dtype=getattr(torch, precision), memory_format=torch.channels_last)

@@ -44,7 +44,7 @@ IMAGE_FIELDS = {"original_size": torch.int32}  # (2,) height, width in pixels
 _DTYPES = {"region_features": None, **REGION_FIELDS, **TAG_FIELDS, **IMAGE_FIELDS}
 _EMPTY_INDEX = np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int32)  # hashes, shards, rows
 EXTRACTION_SETTINGS = ("flip", "precision")  # that extraction.json keeps
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 SHARDS_WITHOUT_INDEX = 64  # that a writer leaves, or an eighth of its shards if that is more
 SECONDS_PER_SHARD = 60  # after which a shard is written however few images it has: a kill costs no more
 SHARD_NAME = re.compile(r"([A-Za-z0-9_]+)-(\d{6,})\.safetensors")
@@ -290,7 +290,7 @@ class RegionFeatureWriter:
         region_model: Hub id with revision, or folder, of the model that the features come from.
         labels: list of the texts of class or tag ids, `labels[0]` standing for none; for features that were not made
             by a region model of this library.
-        precision: "float32" or "bfloat16", what the region model computed in, where that is known.
+        precision: "float32", "bfloat16" or "int8", what the region model computed in, where that is known.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class RegionFeatureWriter:
         if dtype not in ("float16", "float32"):
             raise ValueError(f"a store's dtype is 'float16' or 'float32', not {dtype!r}")
         if precision not in (None, *PRECISIONS):
-            raise ValueError(f"precision is {precision!r}; a region model computes in 'float32' or 'bfloat16'")
+            raise ValueError(f"precision is {precision!r}; a region model computes in 'float32', 'bfloat16' or 'int8'")
         if not re.fullmatch(r"[A-Za-z0-9_]+", worker):
             raise ValueError(f"a worker's name consists of letters, digits and _, which {worker!r} does not")
         self.path, self.dtype, self.images_per_shard = Path(path), dtype, images_per_shard

@@ -20,7 +20,15 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ..checkpoint_folder import CHECKPOINT_FILES, CheckpointError, CheckpointFolder, one_line, read_json, shown
+from ..checkpoint_folder import (
+    CALIBRATION,
+    CHECKPOINT_FILES,
+    CheckpointError,
+    CheckpointFolder,
+    one_line,
+    read_json,
+    shown,
+)
 from ..configuration_mengzi_oscar import PINNED, MengziOscarConfig
 from ..fields import listed, word
 from ..files import state_checksum
@@ -34,6 +42,7 @@ from ..loading import (
     region_model_classes,
     region_model_folder,
 )
+from ..openvino_networks import check_calibration, read_calibration
 from .model_card import detector_card, model_card
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -82,6 +91,7 @@ OF_A_KIND = {
     "object_regions": ("preprocessor_config.json",),
     "vinvl": ("preprocessor_config.json",),
 }
+MAY_BE_OF_A_KIND = {"vinvl": (CALIBRATION,)}
 OF_A_REPO = ("README.md", "LICENSE", "samples.md", "samples.png", "curves.png", "scores.md", "scores.json")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 MENDS = "mengzi-oscar push DIR REPO_ID --assemble mends it"
@@ -422,7 +432,8 @@ def check_repo(folder) -> list[Path]:
     }
     for name in files:
         kind = models.get(name.parent)
-        of_the_model = kind and (name.name in (*OF_A_MODEL, *OF_A_KIND[kind]) or SHARD.fullmatch(name.name))
+        known = (*OF_A_MODEL, *OF_A_KIND.get(kind, ()), *MAY_BE_OF_A_KIND.get(kind, ()))
+        of_the_model = kind and (name.name in known or SHARD.fullmatch(name.name))
         of_the_repo = len(name.parts) == 1 and (name.name in OF_A_REPO or name.suffix == ".py")
         if len(name.parts) > 2 or not (of_the_model or of_the_repo):
             raise CheckpointError(f"{folder}: {name} is no file that a checkpoint of ours has; {what_to_do(name)}")
@@ -567,6 +578,8 @@ def check_model(folder, pipelines: dict) -> None:
     else:
         load_region_processor(files)
     weights = files.weights()
+    if (calibration := read_calibration(files)) is not None:
+        check_calibration(calibration, weights, files.name)
     with files.reading("config.json"), torch.device("meta"):
         check_size(model_class, config, weights)
         model = model_class(config)

@@ -122,6 +122,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "modeling_object_regions.py",
         "modeling_regions.py",
         "modeling_vinvl.py",
+        "openvino_networks.py",
         "photos.py",
         "pipeline_mengzi_oscar.py",
         "precision.py",
