@@ -3,7 +3,8 @@
 Convolutions only: a backbone of cross-stage partial blocks, a pyramid that adds resized maps, and per level a head
 that says for every point how probable each class is and how far the four sides of its box are, each side as a
 distribution over 0 to `reg_max` strides (generalized focal loss, Li et al. 2020). BatchNorm is folded into the
-convolutions, as in the files that are published for browsers.
+convolutions, as in the files that are published for browsers; their weights are kept in 8 bits. For inference: it is
+not trained here.
 
 It returns what transformers' object detection models return, so that `ObjectRegionModel` takes any of them.
 """
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .fields import COMMON, check_fields, listed, number, whole
+from .fields import COMMON, check_fields, listed, whole
 
 WIDTHS = listed(whole(2, 4_096))
 FIELDS = COMMON | {
@@ -24,7 +25,6 @@ FIELDS = COMMON | {
     "num_blocks": listed(whole(1, 100), 4),
     "neck_channels": whole(1, 4_096),
     "reg_max": whole(1, 100),
-    "initializer_range": number(0, 100),
 }
 STRIDES = (8, 16, 32)  # of the three levels, in pixels
 SLOPE = 0.1  # of LeakyReLU
@@ -52,14 +52,12 @@ class NanoDetConfig(PretrainedConfig):
         num_blocks=(1, 2, 2, 3),
         neck_channels=128,
         reg_max=10,
-        initializer_range=0.02,
         **kwargs,
     ):
         self.stem_channels = stem_channels
         self.num_blocks = list(num_blocks)
         self.neck_channels = neck_channels
         self.reg_max = reg_max
-        self.initializer_range = initializer_range
         check_fields(vars(self) | kwargs, FIELDS)
         super().__init__(**kwargs)
 
@@ -72,11 +70,38 @@ class NanoDetOutput(ModelOutput):
     pred_boxes: torch.FloatTensor | None = None  # (B, P, 4), centre x, centre y, width, height, of the image's sides
 
 
+class Int8Conv2d(nn.Module):
+    """A convolution whose weights are kept as 8-bit integers, a scale per output channel: half the size of float16.
+
+    Computed in the type of its input. Its padding keeps height and width, up to the stride.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1):
+        super().__init__()
+        self.stride, self.padding = stride, kernel_size // 2
+        weight = torch.empty(out_channels, in_channels, kernel_size, kernel_size)
+        self.register_buffer("weight", torch.empty_like(weight, dtype=torch.int8))
+        self.scale = nn.Parameter(torch.empty(out_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.set_weights(nn.init.kaiming_normal_(weight), torch.zeros(out_channels))
+
+    @torch.no_grad()
+    def set_weights(self, weight: torch.FloatTensor, bias: torch.FloatTensor):
+        """Takes over those of a convolution: (out, in, kernel, kernel), rounded here, and (out,)."""
+        self.scale.copy_(weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-6) / 127)  # a channel may be all zeros
+        self.weight.copy_((weight / self.scale[:, None, None, None]).round())
+        self.bias.copy_(bias)
+
+    def forward(self, x: torch.FloatTensor) -> torch.FloatTensor:
+        weight = self.weight.to(x.dtype) * self.scale[:, None, None, None]
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
 class ConvUnit(nn.Sequential):
     """3 x 3 convolution and LeakyReLU."""
 
     def __init__(self, in_channels, out_channels, stride=1):
-        super().__init__(nn.Conv2d(in_channels, out_channels, 3, stride, 1), nn.LeakyReLU(SLOPE))
+        super().__init__(Int8Conv2d(in_channels, out_channels, 3, stride), nn.LeakyReLU(SLOPE))
 
 
 class TinyResBlock(nn.Module):
@@ -123,8 +148,8 @@ class NanoDetForObjectDetection(PreTrainedModel):
             for stage, (width, blocks) in enumerate(zip(widths, config.num_blocks, strict=True))
         )
         neck, out = config.neck_channels, config.num_labels + 4 * (config.reg_max + 1)
-        self.lateral_convs = nn.ModuleList(nn.Conv2d(2 * width, neck, 1) for width in widths[1:])
-        self.heads = nn.ModuleList(nn.Sequential(ConvUnit(neck, neck), nn.Conv2d(neck, out, 1)) for _ in STRIDES)
+        self.lateral_convs = nn.ModuleList(Int8Conv2d(2 * width, neck, 1) for width in widths[1:])
+        self.heads = nn.ModuleList(nn.Sequential(ConvUnit(neck, neck), Int8Conv2d(neck, out, 1)) for _ in STRIDES)
         self.post_init()
 
     def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> NanoDetOutput:

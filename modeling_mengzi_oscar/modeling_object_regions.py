@@ -353,15 +353,21 @@ class ObjectRegionModel(RegionModel):
         """The words of an output's tags, best first, per image."""
         return [[self.tag_labels[index - 1] for index in row if index > 0] for row in output.tag_ids.tolist()]
 
-    def describe(self, output: RegionModelOutput) -> list[list[dict]]:
-        """Per image, per region {"box"}, with "label" and "score" where it is an object."""
+    def describe(self, output: RegionModelOutput, language: str = "zh") -> list[list[dict]]:
+        """Per image, per region {"box"}, with "label" and "score" where it is an object.
+
+        Args:
+            language: of the labels: "zh" as `object_labels` has them, "en" as the detector's `id2label`.
+        """
+        names = self.detector.config.id2label
+        labels = self.words if language == "zh" else [names[index] for index in sorted(names)]
         images = []
         for row, mask in enumerate(output.region_attention_mask.tolist()):
             regions = []
             for box, score, class_id in zip(
                 output.boxes[row].tolist(), output.scores[row].tolist(), output.class_ids[row].tolist(), strict=True
             ):
-                named = {"label": self.words[class_id - 1], "score": score} if class_id else {}
+                named = {"label": labels[class_id - 1], "score": score} if class_id else {}
                 regions.append({"box": box} | named)
             images.append(regions[: sum(mask)])
         return images

@@ -31,6 +31,7 @@ MAX_TEXT, MAX_SENTENCES = 200, 20
 MAX_BATCH = 8  # photos in one forward
 BATCH_SETTINGS = {"num_beams": None, "max_length": None, "temperature": 0, "style": None}  # None: the checkpoint's
 REMEMBERED = 16  # photos of which is known what was seen in them
+PEOPLE = set("人男女孩童婴")  # in words for people
 QUESTIONS = ("图里有几个人？", "他们在做什么？", "这是在什么地方？")
 
 
@@ -293,7 +294,8 @@ def simplify(result, photo, drawn) -> dict:
     return {
         "caption": captions[0]["caption"],
         "captions": [
-            {"caption": one["caption"], "score": round(one["score"], 4), "words": words_of(one)} for one in captions
+            {"caption": one["caption"], "score": round(one["score"], 4), "words": words_of(one, result["regions"])}
+            for one in captions
         ],
         "tags": list(dict.fromkeys(result["tags"])),
         "regions": [shortened(region) for region in result["regions"]],
@@ -301,8 +303,9 @@ def simplify(result, photo, drawn) -> dict:
     }
 
 
-def words_of(caption) -> list[dict]:
-    """[{"word", "region_weights"}]: jieba's words, each with the mean of the weights of its tokens (characters)."""
+def words_of(caption, regions) -> list[dict]:
+    """[{"word", "region_weights", "objects"}]: jieba's words, each with the mean of the weights of its tokens
+    (characters), and the numbers of the regions that it names."""
     pieces = [token.removeprefix("##") for token in caption["tokens"]]
     words = []
     for word, start, end in jieba.tokenize("".join(pieces)):
@@ -312,15 +315,23 @@ def words_of(caption) -> list[dict]:
                 weights.append(row)
             at += len(piece)
         mean = [sum(column) / len(weights) for column in zip(*weights, strict=True)]
-        words.append({"word": word, "region_weights": [round(weight, 4) for weight in mean]})
+        objects = [number for number, region in enumerate(regions) if names(word, region.get("label", ""))]
+        words.append({"word": word, "region_weights": [round(weight, 4) for weight in mean], "objects": objects})
     return words
+
+
+def names(word, label) -> bool:
+    """Whether a word of a caption says an object's label: 小狗 is a 狗, 车 any 汽车, 女孩 a 人."""
+    if not label:
+        return False
+    return word.endswith(label) or label.endswith(word) or (label == "人" and bool(set(word) & PEOPLE))
 
 
 def shortened(region) -> dict:
     """Numbers of a region as people read them."""
     short = {"box": [round(side, 1) for side in region["box"]]}
     if "label" in region:
-        attributes = [{"label": one["label"], "score": round(one["score"], 3)} for one in region["attributes"]]
+        attributes = [{"label": one["label"], "score": round(one["score"], 3)} for one in region.get("attributes", ())]
         short |= {"label": region["label"], "score": round(region["score"], 3), "attributes": attributes}
     return short
 

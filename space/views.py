@@ -12,8 +12,22 @@ from words import say
 
 from modeling_mengzi_oscar.cli.output import harmless
 
+OBJECTS_SHOWN = 12  # of a photo; the others show when the mouse is over them
+
+
+def best_objects(regions) -> list[dict]:
+    """The most probable regions that have names."""
+    return sorted((region for region in regions if "label" in region), key=lambda region: -region["score"])[
+        :OBJECTS_SHOWN
+    ]
+
+
 environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-environment.globals |= {"say": say, "limits": {"megabytes": MAX_BYTES // 2**20, "megapixels": MAX_PIXELS // 10**6}}
+environment.globals |= {
+    "say": say,
+    "best_objects": best_objects,
+    "limits": {"megabytes": MAX_BYTES // 2**20, "megapixels": MAX_PIXELS // 10**6},
+}
 views = environment.get_template("views.html").module
 
 

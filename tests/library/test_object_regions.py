@@ -9,7 +9,7 @@ from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.hub import check_repo, save_checkpoint
 from modeling_mengzi_oscar.labels.coco import object_words
-from modeling_mengzi_oscar.modeling_nanodet import STRIDES, NanoDetConfig, NanoDetForObjectDetection
+from modeling_mengzi_oscar.modeling_nanodet import STRIDES, Int8Conv2d, NanoDetConfig, NanoDetForObjectDetection
 from modeling_mengzi_oscar.modeling_object_regions import (
     DOUBT,
     ObjectRegionConfig,
@@ -62,6 +62,20 @@ def test_boxes_of_nanodet_are_those_of_its_definition():
     assert point == output.logits.shape[1]
 
 
+def test_weights_in_8_bits_are_those_of_the_convolution_up_to_half_a_step():
+    torch.manual_seed(0)
+    convolution, kept = torch.nn.Conv2d(5, 4, 3, stride=2, padding=1), Int8Conv2d(5, 4, 3, stride=2)
+    convolution.weight.data[0] *= 100  # a scale per channel: one does not coarsen the others
+    convolution.weight.data[1] = 0
+    kept.set_weights(convolution.weight, convolution.bias)
+    scale = convolution.weight.abs().amax(dim=(1, 2, 3)) / 127
+    rounded = kept.weight * kept.scale[:, None, None, None]
+    assert ((rounded - convolution.weight).abs().amax(dim=(1, 2, 3)) <= 0.51 * scale + 1e-6).all()
+    convolution.weight.data = rounded.detach()
+    pixels = torch.randn(2, 5, 9, 8)
+    torch.testing.assert_close(kept(pixels), convolution(pixels))
+
+
 def test_objects_come_first_and_the_cells_are_those_of_the_grid():
     model = region_model(object_threshold=0.4, max_objects=4, nms_threshold=0.5)
     inputs, output = looked_at(model)
@@ -70,6 +84,7 @@ def test_objects_come_first_and_the_cells_are_those_of_the_grid():
     assert 0 < len(objects) <= 4
     assert all({"box", "label", "score"} == set(region) for region in objects)
     assert all(set(region) == {"box"} for region in cells)
+    assert {region["label"] for region in model.describe(output, "en")[0][: len(objects)]} <= {*LABELS.values()}
     scores = [region["score"] for region in objects]
     assert scores == sorted(scores, reverse=True)
     assert min(scores) >= 0.4
@@ -97,7 +112,7 @@ def test_an_object_is_the_mean_of_the_feature_map_in_its_box():
 
 def test_photos_of_a_batch_are_as_alone():
     """One with more objects than another, too: rows are padded at the end, and masked."""
-    model = region_model(object_threshold=0.45)
+    model = region_model(object_threshold=0.6)
     photos = [PHOTO, Image.new("RGB", (50, 50), "gray"), Image.effect_noise((30, 80), 200).convert("RGB")]
     _, together = looked_at(model, photos)
     counts = together.region_attention_mask.sum(dim=1).tolist()
