@@ -325,22 +325,20 @@ class ObjectRegionModel(RegionModel):
         number = {label: index for index, label in enumerate(self.tag_labels, start=1)}
         images = []
         for row, best in enumerate(class_probabilities.tolist()):
-            found = {}  # word -> probability, and the least one of a word that is not doubted
+            found = {}  # word -> whether it is sure, and its probability
             for label, score in zip(self.words, best, strict=True):
                 if score >= config.object_threshold:
-                    found[label] = score, config.object_sure
+                    found[label] = score >= config.object_sure, score
                 elif absent := (config.absent_labels or {}).get(label):
-                    found[absent] = 1 - score, 1 - config.object_threshold / 2
+                    found[absent] = score <= config.object_threshold / 2, 1 - score
             if word_probabilities is not None:
                 best_words = word_probabilities[row].topk(min(grid.max_tags, word_probabilities.shape[-1]))
                 for score, index in zip(best_words.values.tolist(), best_words.indices.tolist(), strict=True):
-                    label = grid.tag_labels[index]
-                    if score >= grid.tag_threshold and score > found.get(label, (0, 0))[0]:
-                        found[label] = score, grid.tag_sure or 0
-            ranked = sorted(found.items(), key=lambda item: -item[1][0])
-            images.append(
-                [(number[label if score >= sure else label + DOUBT], score) for label, (score, sure) in ranked]
-            )
+                    label, seen = grid.tag_labels[index], (score >= (grid.tag_sure or 0), score)
+                    if score >= grid.tag_threshold:
+                        found[label] = max(seen, found.get(label, seen))  # the surer of the two
+            ranked = sorted(found.items(), key=lambda item: -item[1][1])
+            images.append([(number[label if sure else label + DOUBT], score) for label, (sure, score) in ranked])
         length = max(1, *map(len, images))
         ids = torch.zeros((len(images), length), dtype=torch.long, device=class_probabilities.device)
         scores = torch.zeros((len(images), length), device=class_probabilities.device)

@@ -26,7 +26,7 @@ PHOTO = Image.effect_noise((90, 60), 80).convert("RGB")
 
 def region_model(detector=NANODET, **fields):
     torch.manual_seed(0)
-    return ObjectRegionModel(ObjectRegionConfig(grid=GRID, detector=detector, **fields)).eval()
+    return ObjectRegionModel(ObjectRegionConfig(**{"grid": GRID, "detector": detector} | fields)).eval()
 
 
 def looked_at(model, photos=(PHOTO,), **processor):
@@ -135,6 +135,17 @@ def test_tags_say_what_is_sure_doubted_and_absent():
     assert said == [["人", "杯子" + DOUBT], ["无人", "狗"], ["无人" + DOUBT]]
     assert scores.tolist() == [pytest.approx(row) for row in ([0.7, 0.4], [0.95, 0.9], [0.75, 0.0])]
     assert model.tag_labels[:3] == ["人", "杯子", "狗"]  # class ids are theirs
+
+
+def test_of_an_object_and_a_word_that_say_the_same_the_surer_counts():
+    grid = GRID | {"tag_labels": ["狗", "草地", "狗？", "草地？"], "tag_threshold": 0.2, "tag_sure": 0.5}
+    model = region_model(grid=grid, object_labels=["人", "杯子", "狗"], object_threshold=0.3, object_sure=0.4)
+    best = torch.tensor([[0.0, 0.0, 0.45], [0.0, 0.0, 0.35], [0.0, 0.0, 0.2]])
+    words = torch.tensor([[0.46, 0.1, 0.0, 0.0], [0.6, 0.3, 0.0, 0.0], [0.3, 0.1, 0.0, 0.0]])
+    ids, scores = model.rank_tags(best, words)
+    said = [[model.tag_labels[index - 1] for index in row if index] for row in ids.tolist()]
+    assert said == [["狗"], ["狗", "草地？"], ["狗？"]]
+    assert scores[:, 0].tolist() == pytest.approx([0.45, 0.6, 0.3])
 
 
 @pytest.mark.parametrize(
