@@ -260,8 +260,7 @@ class ObjectRegionModel(RegionModel):
             Per image up to `max_objects` objects and the cells, R of the image with most; `class_ids` and `scores` are
             0 for cells. `tag_ids` and `tag_scores` (B, L), falling.
         """
-        feature_map, word_probabilities = self.grid.encode(pixel_values)
-        cells, cell_boxes = self.grid.cells(feature_map, original_sizes)
+        feature_map, cells, cell_boxes, word_probabilities = self.grid.look(pixel_values, original_sizes)
         boxes, class_probabilities = self.detect(detector_pixel_values.to(self.dtype))  # (B, Q, 4), (B, Q, C)
         objects = [self.choose(*image) for image in zip(boxes, class_probabilities, strict=True)]
         pooled = self.pool(feature_map, [found[0] for found in objects])

@@ -302,11 +302,8 @@ class GridRegionModel(RegionModel):
             `region_features` (B, R, num_features + 6), `boxes` (B, R, 4) in pixels of the photos, `tag_ids` and
             `tag_scores` (B, L) if there are tag labels, falling, cut at `tag_threshold`.
         """
-        feature_map, probabilities = self.encode(pixel_values)
-        features, boxes = self.cells(feature_map, original_sizes)
+        _, features, boxes, probabilities = self.look(pixel_values, original_sizes)
         tag_ids = tag_scores = None
-        if probabilities is None and self.config.tag_labels:
-            probabilities = self.tag_logits(features).float().sigmoid()
         if probabilities is not None:
             tag_ids, tag_scores = self.rank_tags(probabilities)
         return RegionModelOutput(
@@ -316,6 +313,14 @@ class GridRegionModel(RegionModel):
             tag_ids=tag_ids,
             tag_scores=tag_scores,
         )
+
+    def look(self, pixel_values, original_sizes):
+        """-> last feature map (B, C, h, w), cells as `cells`, probabilities of the words (B, words) if there are any."""
+        feature_map, probabilities = self.encode(pixel_values)
+        features, boxes = self.cells(feature_map, original_sizes)
+        if probabilities is None and self.config.tag_labels:
+            probabilities = self.tag_logits(features).float().sigmoid()
+        return feature_map, features, boxes, probabilities
 
     def encode(self, pixel_values) -> tuple[torch.FloatTensor, torch.FloatTensor | None]:
         """-> last feature map (B, C, h, w), and with `tag_classes` the probabilities of the words (B, words)."""
