@@ -315,7 +315,7 @@ class GridRegionModel(RegionModel):
         )
 
     def look(self, pixel_values, original_sizes):
-        """-> last feature map (B, C, h, w), cells as `cells`, probabilities of the words (B, words) if there are any."""
+        """-> last feature map (B, C, h, w), `cells`, and probabilities of the words (B, words) or None."""
         feature_map, probabilities = self.encode(pixel_values)
         features, boxes = self.cells(feature_map, original_sizes)
         if probabilities is None and self.config.tag_labels:
