@@ -71,9 +71,10 @@ class NanoDetOutput(ModelOutput):
 
 
 class Int8Conv2d(nn.Module):
-    """A convolution whose weights are kept as 8-bit integers, a scale per output channel: half the size of float16.
+    """A convolution whose weights are stored as 8-bit integers, a scale per output channel: half the size of float16.
 
-    Computed in the type of its input. Its padding keeps height and width, up to the stride.
+    They are unpacked when they are first used; what is computed is no 8-bit product. The padding keeps height and
+    width, up to the stride.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1):
@@ -83,6 +84,7 @@ class Int8Conv2d(nn.Module):
         self.register_buffer("weight", torch.empty_like(weight, dtype=torch.int8))
         self.scale = nn.Parameter(torch.empty(out_channels))
         self.bias = nn.Parameter(torch.empty(out_channels))
+        self.register_buffer("unpacked", None, persistent=False)
         self.set_weights(nn.init.kaiming_normal_(weight), torch.zeros(out_channels))
 
     @torch.no_grad()
@@ -91,17 +93,24 @@ class Int8Conv2d(nn.Module):
         self.scale.copy_(weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-6) / 127)  # a channel may be all zeros
         self.weight.copy_((weight / self.scale[:, None, None, None]).round())
         self.bias.copy_(bias)
+        self.unpacked = None
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.unpacked = None
 
     def forward(self, x: torch.FloatTensor) -> torch.FloatTensor:
-        weight = self.weight.to(x.dtype) * self.scale[:, None, None, None]
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        if self.unpacked is None:
+            with torch.inference_mode(False), torch.no_grad():  # may be used outside of inference mode, too
+                self.unpacked = self.weight * self.scale[:, None, None, None]
+        return F.conv2d(x, self.unpacked, self.bias, self.stride, self.padding)
 
 
 class ConvUnit(nn.Sequential):
     """3 x 3 convolution and LeakyReLU."""
 
     def __init__(self, in_channels, out_channels, stride=1):
-        super().__init__(Int8Conv2d(in_channels, out_channels, 3, stride), nn.LeakyReLU(SLOPE))
+        super().__init__(Int8Conv2d(in_channels, out_channels, 3, stride), nn.LeakyReLU(SLOPE, inplace=True))
 
 
 class TinyResBlock(nn.Module):
@@ -180,14 +189,14 @@ class NanoDetForObjectDetection(PreTrainedModel):
     def boxes(self, predicted, stride, height, width) -> torch.FloatTensor:
         """Of one level (B, out, h, w) -> (B, h w, 4) centre and size, of the image's sides; cut at its border."""
         bins = self.config.reg_max + 1
-        sides = predicted[:, self.config.num_labels :].flatten(2).transpose(1, 2).unflatten(2, (4, bins)).float()
-        distances = sides.softmax(dim=-1) @ torch.arange(bins, dtype=sides.dtype, device=sides.device) * stride
+        sides = predicted[:, self.config.num_labels :].flatten(2).unflatten(1, (4, bins)).float()  # (B, 4, bins, h w)
+        steps = torch.arange(bins, dtype=sides.dtype, device=sides.device)[:, None]
+        left, top, right, bottom = ((sides.softmax(dim=2) * steps).sum(dim=2) * stride).unbind(1)  # (B, h w) each
         rows, columns = predicted.shape[-2:]
         y, x = torch.meshgrid(
             torch.arange(rows, device=sides.device), torch.arange(columns, device=sides.device), indexing="ij"
         )
         x, y = (x.flatten() + 0.5) * stride, (y.flatten() + 0.5) * stride  # a point is the middle of its cell
-        left, top, right, bottom = distances.unbind(-1)
         x1, x2 = ((x - left).clamp(0, width) / width, (x + right).clamp(0, width) / width)
         y1, y2 = ((y - top).clamp(0, height) / height, (y + bottom).clamp(0, height) / height)
         return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)

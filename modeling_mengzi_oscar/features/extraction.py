@@ -386,6 +386,8 @@ def ready(region_model, device, precision):
     """To the device in the precision and the memory layout that it computes fastest in."""
     if hasattr(region_model, "fold_norms"):
         region_model.fold_norms()  # before rounding, see VinVLModel
+    if hasattr(region_model, "fold_batch_norms") and precision == "float32":  # rounded they would be others
+        region_model.fold_batch_norms()
     region_model.eval().to(device, dtype=getattr(torch, precision), memory_format=torch.channels_last)
 
 

@@ -1,5 +1,6 @@
 """The small detector and the region model that joins detected objects to a grid, with tiny random weights."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -100,6 +101,41 @@ def test_objects_come_first_and_the_cells_are_those_of_the_grid():
     torch.testing.assert_close(output.boxes[0, -9:], grid.boxes[0])
 
 
+def test_a_photo_keeps_its_proportions_and_boxes_are_of_the_photo():
+    """90 x 60 pixels become 64 x 43 of 64 x 64, with black below."""
+    model = region_model()
+    inputs, _ = looked_at(model)
+    assert inputs["detector_extents"].tolist() == [[43 / 64, 1]]
+    pixels = inputs["detector_pixel_values"]
+    red = (pixels[0, 2] * 0.229 + 0.485) * 255  # blue, green, red
+    assert red[43:].abs().max() < 1e-3
+    seen = np.asarray(PHOTO.resize((64, 43), Image.Resampling.BILINEAR))[..., 0]
+    assert np.abs(red[:43].numpy() - seen).max() < 1e-2
+    with torch.inference_mode():
+        boxes, _ = model.detect(pixels, inputs["detector_extents"])
+        centre, size = model.detector(pixels).pred_boxes.split(2, dim=-1)
+    corners = torch.cat([centre - size / 2, centre + size / 2], dim=-1) * 64 * 90 / 64
+    expected = corners.clamp(min=0).minimum(torch.tensor([90, 43 * 90 / 64, 90, 43 * 90 / 64]))
+    torch.testing.assert_close(boxes * torch.tensor([90, 43 * 90 / 64, 90, 43 * 90 / 64]), expected)
+    squashed, _ = looked_at(model, detector_keep_ratio=False)
+    assert squashed["detector_extents"].tolist() == [[1, 1]]
+
+
+def test_folded_norms_change_nothing_but_time():
+    model = region_model(object_threshold=0.6)
+    for name, values in model.grid.named_buffers():
+        if name.endswith(("running_mean", "running_var")):  # as if it were trained
+            values.uniform_(0.5, 1.5)
+    inputs, output = looked_at(model)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.inference_mode():
+        folded = model.fold_batch_norms().fold_batch_norms()(**inputs)
+    assert norms
+    assert not [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    torch.testing.assert_close(folded.region_features, output.region_features, atol=1e-4, rtol=1e-4)
+    assert torch.equal(folded.tag_ids, output.tag_ids)
+
+
 def test_an_object_is_the_mean_of_the_feature_map_in_its_box():
     """A box that covers whole cells of the map is their mean, up to the samples of RoIAlign at its border."""
     model = region_model()
@@ -127,7 +163,7 @@ def test_photos_of_a_batch_are_as_alone():
 
 def test_tags_say_what_is_sure_doubted_and_absent():
     model = region_model(
-        object_labels=["人", "杯子", "狗"], absent_labels={"人": "无人"}, object_threshold=0.3, object_sure=0.6
+        object_labels=["人", "杯子", "狗"], absent_labels={"人": "无人"}, object_threshold=0.2, object_sure=0.6
     )
     best = torch.tensor([[0.7, 0.4, 0.1], [0.05, 0.2, 0.9], [0.25, 0.0, 0.0]])
     ids, scores = model.rank_tags(best, None)
@@ -163,7 +199,9 @@ def test_of_an_object_and_a_word_that_say_the_same_the_surer_counts():
 )  # fmt: skip
 def test_any_detector_of_transformers(detector, tmp_path):
     """One whose last class is "no object", and one without; saved and loaded they give the same."""
-    model = region_model(detector | {"id2label": LABELS}, object_threshold=0.01, max_objects=3)
+    model = region_model(
+        detector | {"id2label": LABELS}, object_threshold=0.01, object_tag_threshold=0.01, max_objects=3
+    )
     inputs, output = looked_at(model, detector_bgr=False)
     assert [set(region) for region in model.describe(output)[0][:1]] == [{"box", "label", "score"}]
     assert model.tags(output)[0]

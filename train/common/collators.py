@@ -24,7 +24,7 @@ AUGMENT = v2.Compose(
 )
 
 
-PIXELS = ("pixel_values", "detector_pixel_values", "original_sizes")  # that a region model looks at
+PIXELS = ("pixel_values", "detector_pixel_values", "detector_extents", "original_sizes")  # of a region model
 CONTEXT = ("region_features", "region_attention_mask", "tag_input_ids", "tag_attention_mask")  # captions start from
 
 

@@ -31,9 +31,10 @@ from modeling_mengzi_oscar.hub import save_checkpoint, save_vocabulary
 from modeling_mengzi_oscar.labels.coco import object_words
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
 
-MAX_OBJECTS = 10
-OBJECT_THRESHOLD = 0.3
-OBJECT_SURE = 0.5
+MAX_OBJECTS = 15
+OBJECT_THRESHOLD = 0.25
+OBJECT_TAG_THRESHOLD = 0.4
+OBJECT_SURE = 0.6
 NMS_THRESHOLD = 0.6
 ABSENT = {"人": "无人"}
 MAX_TAGS = 8
@@ -64,6 +65,7 @@ def main(arguments=None):
         object_labels=[translations[name] for _, name in sorted(detector.config.id2label.items())],
         max_objects=MAX_OBJECTS,
         object_threshold=OBJECT_THRESHOLD,
+        object_tag_threshold=OBJECT_TAG_THRESHOLD,
         object_sure=OBJECT_SURE,
         nms_threshold=NMS_THRESHOLD,
         absent_labels=ABSENT,
