@@ -13,6 +13,7 @@ from words import UserError, cannot
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
+from modeling_mengzi_oscar.demo.pictures import best_objects
 from modeling_mengzi_oscar.features.photo_sources import Photo
 from modeling_mengzi_oscar.features.photo_stream import in_batches, read_ahead
 from modeling_mengzi_oscar.loading import tasks_of
@@ -257,7 +258,7 @@ class Engine:
         """The checkpoint, its region model, its tasks and sizes."""
         model, regions = self.pipeline.model, self.pipeline.region_model
         millions = {
-            name: round(sum(p.numel() for p in part.parameters()) / 1e6, 1)
+            name: round(sum(weights.numel() for weights in (*part.parameters(), *in_8_bits(part))) / 1e6, 1)
             for name, part in {"captioner": model, "regions": regions}.items()
         }
         return {
@@ -273,6 +274,11 @@ class Engine:
     def need(self, task):
         if task not in self.tasks:
             raise cannot(task)
+
+
+def in_8_bits(model) -> list[torch.Tensor]:
+    """Weights that are stored so: no parameters, for torch."""
+    return [buffer for buffer in model.buffers() if buffer.dtype == torch.int8]
 
 
 def read_in_turn(photos):
@@ -305,7 +311,8 @@ def simplify(result, photo, drawn) -> dict:
 
 def words_of(caption, regions) -> list[dict]:
     """[{"word", "region_weights", "objects"}]: jieba's words, each with the mean of the weights of its tokens
-    (characters), and the numbers of the regions that it names."""
+    (characters), and the numbers of the likely objects that it names."""
+    likely = [(number, region) for number, region in enumerate(regions) if region in best_objects(regions)]
     pieces = [token.removeprefix("##") for token in caption["tokens"]]
     words = []
     for word, start, end in jieba.tokenize("".join(pieces)):
@@ -315,16 +322,15 @@ def words_of(caption, regions) -> list[dict]:
                 weights.append(row)
             at += len(piece)
         mean = [sum(column) / len(weights) for column in zip(*weights, strict=True)]
-        objects = [number for number, region in enumerate(regions) if names(word, region.get("label", ""))]
+        objects = [number for number, region in likely if names(word, region["label"])]
         words.append({"word": word, "region_weights": [round(weight, 4) for weight in mean], "objects": objects})
     return words
 
 
 def names(word, label) -> bool:
-    """Whether a word of a caption says an object's label: 小狗 is a 狗, 车 any 汽车, 女孩 a 人."""
-    if not label:
-        return False
-    return word.endswith(label) or label.endswith(word) or (label == "人" and bool(set(word) & PEOPLE))
+    """Whether a word of a caption says an object's label: 小狗 is a 狗, 车 any 汽车, 桌子 a 餐桌, 女孩 a 人."""
+    stem, general = label.removesuffix("子"), word.removesuffix("子") or word
+    return word.endswith(stem) or label.endswith(general) or (label == "人" and bool(set(word) & PEOPLE))
 
 
 def shortened(region) -> dict:

@@ -11,16 +11,7 @@ from uploads import MAX_BYTES, MAX_PIXELS
 from words import say
 
 from modeling_mengzi_oscar.cli.output import harmless
-
-OBJECTS_SHOWN = 12  # of a photo; the others show when the mouse is over them
-
-
-def best_objects(regions) -> list[dict]:
-    """The most probable regions that have names."""
-    return sorted((region for region in regions if "label" in region), key=lambda region: -region["score"])[
-        :OBJECTS_SHOWN
-    ]
-
+from modeling_mengzi_oscar.demo.pictures import best_objects
 
 environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 environment.globals |= {

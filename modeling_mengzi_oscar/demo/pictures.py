@@ -14,7 +14,7 @@ SIMPLIFIED_CHINESE = 2  # face of the font collection
 PHOTO_WIDTH, GAP, CAPTION_SIZE, NOTE_SIZE = 400, 16, 24, 14
 PAPER, INK, GREY, BOX = "#ffffff", "#1a1a1a", "#6b6b6b", "#ff9d2e"
 MOST_LINES = 6  # of one caption or sentence
-REGIONS_OUTLINED = 3
+REGIONS_OUTLINED, LIKELY = 3, 0.4
 WIDE_PHOTO, LIST_WIDTH, LABEL_SIZE, REGIONS_LISTED, ATTRIBUTES_LISTED = 640, 400, 16, 12, 3
 COLOURS = ("#ff9d2e", "#4cc3ff", "#7be07b", "#ff7eb6", "#ffe14d", "#c9a6ff")
 
@@ -116,7 +116,7 @@ def highlight_regions(small, result, scale) -> Image.Image:
         heat[y1:y2, x1:x2] = np.maximum(heat[y1:y2, x1:x2], weight)
     bright = (np.asarray(small) * (0.25 + 0.75 * heat[..., None])).astype(np.uint8)
     image = Image.fromarray(bright)
-    if objects := [region for region in result["regions"] if "label" in region][:REGIONS_LISTED]:
+    if objects := best_objects(result["regions"]):
         photo_size = small.width / scale[0], small.height / scale[1]
         draw_labelled_boxes(image, objects, photo_size, [region["label"] for region in objects])
         return image
@@ -124,6 +124,12 @@ def highlight_regions(small, result, scale) -> Image.Image:
     for index in weights.argsort()[::-1][:REGIONS_OUTLINED]:
         draw.rectangle(boxes[index].tolist(), outline=BOX, width=2)
     return image
+
+
+def best_objects(regions) -> list[dict]:
+    """The objects that are worth a look, most probable first: a detector names many more that are not there."""
+    likely = [region for region in regions if "label" in region and region["score"] >= LIKELY]
+    return sorted(likely, key=lambda region: -region["score"])[:REGIONS_LISTED]
 
 
 def draw_regions(found) -> Image.Image:
