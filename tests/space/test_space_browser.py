@@ -164,7 +164,7 @@ def test_hovering_tells_what_a_detector_saw(browser):
     """The page's own files around a result with two overlapping boxes: the smaller one is meant, no cell is."""
     regions = [
         {"box": [10, 10, 90, 90], "label": "狗", "score": 0.9, "attributes": [{"label": "白色", "score": 0.8}]},
-        {"box": [0, 0, 100, 100], "label": "草地", "score": 0.7},
+        {"box": [0, 0, 100, 100], "label": "草地", "score": 0.7, "attributes": []},
         {"box": [45, 45, 55, 55]},
     ]
     caption = {
