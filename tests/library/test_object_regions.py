@@ -1,5 +1,7 @@
 """The small detector and the region model that joins detected objects to a grid, with tiny random weights."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torchvision.ops import box_iou
 
 from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.cli.output import rounded
+from modeling_mengzi_oscar.demo.pictures import COLOURS
 from modeling_mengzi_oscar.hub import check_repo, save_checkpoint
 from modeling_mengzi_oscar.labels.coco import object_words
 from modeling_mengzi_oscar.modeling_nanodet import STRIDES, Int8Conv2d, NanoDetConfig, NanoDetForObjectDetection
@@ -252,8 +256,8 @@ def test_every_class_of_coco_has_its_word():
     assert words["cup"] == "杯子"
 
 
-def test_a_checkpoint_that_looks_with_it(tiny_checkpoint, tmp_path):
-    """Saved, checked as a Hub repo, loaded, and the same regions and tags by the pipeline and out of a store."""
+def test_a_checkpoint_that_looks_with_it(tiny_checkpoint, tmp_path, capsys):
+    """Saved, checked as a Hub repo, loaded; the same objects and tags by every way, and in the pictures."""
     started = MengziOscarPipeline.from_pretrained(tiny_checkpoint)
     started.processor.max_regions = 20
     model = region_model(object_labels=["猫", "狗", "草地"], object_threshold=0.4)
@@ -274,3 +278,19 @@ def test_a_checkpoint_that_looks_with_it(tiny_checkpoint, tmp_path):
         model.tag_labels.index(region["label"]) + 1 for region in objects
     ]
     assert [model.tag_labels[index - 1] for index in row["tag_ids"]] == result["tags"]
+
+    name, model_flag = str(tmp_path / "photos" / "noise.png"), ["--model", str(tmp_path / "eyes")]
+    capsys.readouterr()
+    pictures = ["--picture", str(tmp_path / "regions.png")]
+    assert main(["caption", name, *model_flag, "--json", "--picture", str(tmp_path / "captions.png")]) == 0
+    assert main(["caption", "--features", store, *model_flag, "--json"]) == 0
+    assert main(["caption", "--features", store, *model_flag, "--details"]) == 0
+    short, stored, details = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert short["objects"] == stored["objects"] == rounded(objects)
+    assert [region for region in details["regions"] if "label" in region] == rounded(objects)
+    assert main(["extract", str(tmp_path / "photos"), *model_flag, "--output", str(tmp_path / "again"), *pictures]) == 0
+    for drawn in ("captions.png", "regions.png"):  # the frames of the first and the second object
+        with Image.open(tmp_path / drawn) as image:
+            assert {tuple(bytes.fromhex(colour[1:])) for colour in COLOURS[:2]} <= {
+                colour for _, colour in image.getcolors(2**24)
+            }
