@@ -3,7 +3,8 @@
 Convolutions only: a backbone of cross-stage partial blocks, a pyramid that adds resized maps, and per level a head
 that says for every point how probable each class is and how far the four sides of its box are, each side as a
 distribution over 0 to `reg_max` strides (generalized focal loss, Li et al. 2020). BatchNorm is folded into the
-convolutions, as in the files that are published for browsers.
+convolutions, as in the files that are published for browsers; their weights are kept in 8 bits. For inference: it is
+not trained here.
 
 It returns what transformers' object detection models return, so that `ObjectRegionModel` takes any of them.
 """
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .fields import COMMON, check_fields, listed, number, whole
+from .fields import COMMON, check_fields, listed, whole
 
 WIDTHS = listed(whole(2, 4_096))
 FIELDS = COMMON | {
@@ -24,7 +25,6 @@ FIELDS = COMMON | {
     "num_blocks": listed(whole(1, 100), 4),
     "neck_channels": whole(1, 4_096),
     "reg_max": whole(1, 100),
-    "initializer_range": number(0, 100),
 }
 STRIDES = (8, 16, 32)  # of the three levels, in pixels
 SLOPE = 0.1  # of LeakyReLU
@@ -52,14 +52,12 @@ class NanoDetConfig(PretrainedConfig):
         num_blocks=(1, 2, 2, 3),
         neck_channels=128,
         reg_max=10,
-        initializer_range=0.02,
         **kwargs,
     ):
         self.stem_channels = stem_channels
         self.num_blocks = list(num_blocks)
         self.neck_channels = neck_channels
         self.reg_max = reg_max
-        self.initializer_range = initializer_range
         check_fields(vars(self) | kwargs, FIELDS)
         super().__init__(**kwargs)
 
@@ -72,11 +70,47 @@ class NanoDetOutput(ModelOutput):
     pred_boxes: torch.FloatTensor | None = None  # (B, P, 4), centre x, centre y, width, height, of the image's sides
 
 
+class Int8Conv2d(nn.Module):
+    """A convolution whose weights are stored as 8-bit integers, a scale per output channel: half the size of float16.
+
+    They are unpacked when they are first used; what is computed is no 8-bit product. The padding keeps height and
+    width, up to the stride.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1):
+        super().__init__()
+        self.stride, self.padding = stride, kernel_size // 2
+        weight = torch.empty(out_channels, in_channels, kernel_size, kernel_size)
+        self.register_buffer("weight", torch.empty_like(weight, dtype=torch.int8))
+        self.scale = nn.Parameter(torch.empty(out_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.register_buffer("unpacked", None, persistent=False)
+        self.set_weights(nn.init.kaiming_normal_(weight), torch.zeros(out_channels))
+
+    @torch.no_grad()
+    def set_weights(self, weight: torch.FloatTensor, bias: torch.FloatTensor):
+        """Takes over those of a convolution: (out, in, kernel, kernel), rounded here, and (out,)."""
+        self.scale.copy_(weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-6) / 127)  # a channel may be all zeros
+        self.weight.copy_((weight / self.scale[:, None, None, None]).round())
+        self.bias.copy_(bias)
+        self.unpacked = None
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.unpacked = None
+
+    def forward(self, x: torch.FloatTensor) -> torch.FloatTensor:
+        if self.unpacked is None:
+            with torch.inference_mode(False), torch.no_grad():  # may be used outside of inference mode, too
+                self.unpacked = self.weight * self.scale[:, None, None, None]
+        return F.conv2d(x, self.unpacked, self.bias, self.stride, self.padding)
+
+
 class ConvUnit(nn.Sequential):
     """3 x 3 convolution and LeakyReLU."""
 
     def __init__(self, in_channels, out_channels, stride=1):
-        super().__init__(nn.Conv2d(in_channels, out_channels, 3, stride, 1), nn.LeakyReLU(SLOPE))
+        super().__init__(Int8Conv2d(in_channels, out_channels, 3, stride), nn.LeakyReLU(SLOPE, inplace=True))
 
 
 class TinyResBlock(nn.Module):
@@ -123,8 +157,8 @@ class NanoDetForObjectDetection(PreTrainedModel):
             for stage, (width, blocks) in enumerate(zip(widths, config.num_blocks, strict=True))
         )
         neck, out = config.neck_channels, config.num_labels + 4 * (config.reg_max + 1)
-        self.lateral_convs = nn.ModuleList(nn.Conv2d(2 * width, neck, 1) for width in widths[1:])
-        self.heads = nn.ModuleList(nn.Sequential(ConvUnit(neck, neck), nn.Conv2d(neck, out, 1)) for _ in STRIDES)
+        self.lateral_convs = nn.ModuleList(Int8Conv2d(2 * width, neck, 1) for width in widths[1:])
+        self.heads = nn.ModuleList(nn.Sequential(ConvUnit(neck, neck), Int8Conv2d(neck, out, 1)) for _ in STRIDES)
         self.post_init()
 
     def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> NanoDetOutput:
@@ -155,14 +189,14 @@ class NanoDetForObjectDetection(PreTrainedModel):
     def boxes(self, predicted, stride, height, width) -> torch.FloatTensor:
         """Of one level (B, out, h, w) -> (B, h w, 4) centre and size, of the image's sides; cut at its border."""
         bins = self.config.reg_max + 1
-        sides = predicted[:, self.config.num_labels :].flatten(2).transpose(1, 2).unflatten(2, (4, bins)).float()
-        distances = sides.softmax(dim=-1) @ torch.arange(bins, dtype=sides.dtype, device=sides.device) * stride
+        sides = predicted[:, self.config.num_labels :].flatten(2).unflatten(1, (4, bins)).float()  # (B, 4, bins, h w)
+        steps = torch.arange(bins, dtype=sides.dtype, device=sides.device)[:, None]
+        left, top, right, bottom = ((sides.softmax(dim=2) * steps).sum(dim=2) * stride).unbind(1)  # (B, h w) each
         rows, columns = predicted.shape[-2:]
         y, x = torch.meshgrid(
             torch.arange(rows, device=sides.device), torch.arange(columns, device=sides.device), indexing="ij"
         )
         x, y = (x.flatten() + 0.5) * stride, (y.flatten() + 0.5) * stride  # a point is the middle of its cell
-        left, top, right, bottom = distances.unbind(-1)
         x1, x2 = ((x - left).clamp(0, width) / width, (x + right).clamp(0, width) / width)
         y1, y2 = ((y - top).clamp(0, height) / height, (y + bottom).clamp(0, height) / height)
         return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)

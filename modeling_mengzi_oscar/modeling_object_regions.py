@@ -67,6 +67,7 @@ FIELDS = COMMON | {
     "object_labels": optional(listed(word)),
     "max_objects": whole(0, 1_000),
     "object_threshold": number(0, 1),
+    "object_tag_threshold": number(0, 1),
     "object_sure": number(0, 1),
     "nms_threshold": number(0, 1),
     "absent_labels": optional(mapping(word, word)),
@@ -76,6 +77,7 @@ IMAGE_FIELDS = {
     "detector_mean": listed(number(-1_000, 1_000), 3),
     "detector_std": listed(number(1e-6, 1_000), 3),
     "detector_bgr": flag,
+    "detector_keep_ratio": flag,
 }
 
 
@@ -86,10 +88,12 @@ class ObjectRegionConfig(PretrainedConfig):
         detector: config of the detector with its `model_type`: "nanodet", or one of transformers' object detection
             models.
         object_labels: words of its classes, in their order. None: as the detector's `id2label` has them.
-        max_objects: objects per image. object_threshold: least probability of an object, and of its word as a tag.
-        object_sure: a tag below this probability is doubted: its word has "？" behind it.
+        max_objects: objects per image. object_threshold: least probability of an object.
+        object_tag_threshold: least probability of an object whose word is a tag of the image. object_sure: a tag below
+            this probability is doubted: its word has "？" behind it.
         nms_threshold: of two boxes of one class that overlap more (IoU), the less probable one goes.
-        absent_labels: {word of a class: tag that says that none was found}, e.g. {"人": "无人"}.
+        absent_labels: {word of a class: tag where the word is none}, e.g. {"人": "无人"}. It is doubted where there is
+            an object of the class all the same.
 
     Raises:
         ValueError: a value that `FIELDS` does not allow, by name, or labels that contradict each other.
@@ -105,6 +109,7 @@ class ObjectRegionConfig(PretrainedConfig):
         object_labels: list[str] | None = None,
         max_objects: int = 10,
         object_threshold: float = 0.3,
+        object_tag_threshold: float = 0.3,
         object_sure: float = 0.5,
         nms_threshold: float = 0.6,
         absent_labels: dict[str, str] | None = None,
@@ -115,6 +120,7 @@ class ObjectRegionConfig(PretrainedConfig):
         self.object_labels = object_labels
         self.max_objects = max_objects
         self.object_threshold = object_threshold
+        self.object_tag_threshold = object_tag_threshold
         self.object_sure = object_sure
         self.nms_threshold = nms_threshold
         self.absent_labels = absent_labels
@@ -170,16 +176,19 @@ class ObjectRegionConfig(PretrainedConfig):
 
 
 class ObjectRegionImageProcessor(BaseImageProcessor):
-    """Photos -> `pixel_values` of the grid model, `detector_pixel_values` (B, 3, S, S) and `original_sizes` (B, 2).
+    """Photos -> `pixel_values` of the grid model, `detector_pixel_values` (B, 3, S, S), `original_sizes` (B, 2).
+
+    And `detector_extents` (B, 2): the share of the detector's height and width that the photo takes.
 
     Args:
         grid: fields of a `GridRegionImageProcessor`.
-        detector_size: height and width that photos are squashed to for the detector.
+        detector_size: height and width of the detector's pixels.
+        detector_keep_ratio: photos keep their proportions, with black below or beside them; else they are squashed.
         detector_mean, detector_std: of the values 0 to 1, red, green, blue.
         detector_bgr: blue, green, red instead, as NanoDet wants it.
     """
 
-    model_input_names = ["pixel_values", "detector_pixel_values", "original_sizes"]
+    model_input_names = ["pixel_values", "detector_pixel_values", "detector_extents", "original_sizes"]
 
     def __init__(
         self,
@@ -188,13 +197,14 @@ class ObjectRegionImageProcessor(BaseImageProcessor):
         detector_mean: list[float] = (0.485, 0.456, 0.406),
         detector_std: list[float] = (0.229, 0.224, 0.225),
         detector_bgr: bool = True,
+        detector_keep_ratio: bool = True,
         **kwargs,
     ):
         height, width = height_and_width(detector_size)
         self.grid = dict(grid or {})
         self.detector_size = {"height": height, "width": width}
         self.detector_mean, self.detector_std = list(detector_mean), list(detector_std)
-        self.detector_bgr = detector_bgr
+        self.detector_bgr, self.detector_keep_ratio = detector_bgr, detector_keep_ratio
         check_fields(vars(self), IMAGE_FIELDS)
         self.grid_processor()
         super().__init__(**kwargs)
@@ -209,14 +219,26 @@ class ObjectRegionImageProcessor(BaseImageProcessor):
         """
         pictures = as_pictures(images)
         data = dict(self.grid_processor().preprocess(pictures))
-        data["detector_pixel_values"] = [self.detector_pixels(picture) for picture in pictures]
+        height, width = self.detector_size["height"], self.detector_size["width"]
+        sizes = [self.size_for_detector(picture) for picture in pictures]
+        data["detector_pixel_values"] = [self.detector_pixels(*pair) for pair in zip(pictures, sizes, strict=True)]
+        data["detector_extents"] = np.array([(h / height, w / width) for h, w in sizes], np.float32)
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def detector_pixels(self, picture: Image.Image) -> np.ndarray:
-        """-> (3, H, W) float32."""
-        size = self.detector_size["width"], self.detector_size["height"]
-        values = np.asarray(to_rgb(picture).resize(size, Image.Resampling.BILINEAR), np.float32) / 255
-        values = (values - np.array(self.detector_mean, np.float32)) / np.array(self.detector_std, np.float32)
+    def size_for_detector(self, picture: Image.Image) -> tuple[int, int]:
+        """Height and width that the detector sees a photo in."""
+        height, width = self.detector_size["height"], self.detector_size["width"]
+        if not self.detector_keep_ratio:
+            return height, width
+        scale = min(height / picture.height, width / picture.width)
+        return max(1, round(scale * picture.height)), max(1, round(scale * picture.width))
+
+    def detector_pixels(self, picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """-> (3, H, W) float32, the photo at the top left."""
+        height, width = size
+        values = np.zeros((self.detector_size["height"], self.detector_size["width"], 3), np.float32)
+        values[:height, :width] = to_rgb(picture).resize((width, height), Image.Resampling.BILINEAR)
+        values = (values / 255 - np.array(self.detector_mean, np.float32)) / np.array(self.detector_std, np.float32)
         return np.ascontiguousarray((values[:, :, ::-1] if self.detector_bgr else values).transpose(2, 0, 1))
 
 
@@ -245,24 +267,31 @@ class ObjectRegionModel(RegionModel):
         self.words, self.tag_labels = config.object_words, config.tag_labels
         self.post_init()
 
+    def fold_batch_norms(self) -> "ObjectRegionModel":
+        """As `GridRegionModel.fold_batch_norms`; the detector stays as it is."""
+        self.grid.fold_batch_norms()
+        return self
+
     def forward(
         self,
         pixel_values: torch.FloatTensor,
         detector_pixel_values: torch.FloatTensor,
+        detector_extents: torch.FloatTensor,
         original_sizes: torch.LongTensor,
         **kwargs,
     ) -> RegionModelOutput:
         """
         Args:
-            pixel_values, detector_pixel_values, original_sizes: as `ObjectRegionImageProcessor` makes them.
+            pixel_values, detector_pixel_values, detector_extents, original_sizes: as `ObjectRegionImageProcessor` makes
+                them.
 
         Returns:
             Per image up to `max_objects` objects and the cells, R of the image with most; `class_ids` and `scores` are
             0 for cells. `tag_ids` and `tag_scores` (B, L), falling.
         """
-        feature_map, word_probabilities = self.grid.encode(pixel_values)
-        cells, cell_boxes = self.grid.cells(feature_map, original_sizes)
-        boxes, class_probabilities = self.detect(detector_pixel_values.to(self.dtype))  # (B, Q, 4), (B, Q, C)
+        feature_map, cells, cell_boxes, word_probabilities = self.grid.look(pixel_values, original_sizes)
+        detected = self.detect(detector_pixel_values.to(self.dtype), detector_extents)
+        boxes, class_probabilities = detected  # (B, Q, 4), (B, Q, C)
         objects = [self.choose(*image) for image in zip(boxes, class_probabilities, strict=True)]
         pooled = self.pool(feature_map, [found[0] for found in objects])
         rows = []
@@ -286,8 +315,8 @@ class ObjectRegionModel(RegionModel):
         tag_ids, tag_scores = self.rank_tags(class_probabilities.amax(dim=1), word_probabilities)
         return RegionModelOutput(**padded, tag_ids=tag_ids, tag_scores=tag_scores)
 
-    def detect(self, pixel_values) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-        """-> boxes (B, Q, 4), x1 y1 x2 y2 of the image's sides, and probabilities (B, Q, C), float32."""
+    def detect(self, pixel_values, extents) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """-> boxes (B, Q, 4), x1 y1 x2 y2 of the photo's sides, and probabilities (B, Q, C), float32."""
         output = self.detector(pixel_values)
         logits = output.logits.float()
         if logits.shape[-1] == self.detector.config.num_labels + 1:  # DETR: the last class is "no object"
@@ -295,7 +324,8 @@ class ObjectRegionModel(RegionModel):
         else:
             probabilities = logits.sigmoid()
         centre, size = output.pred_boxes.float().split(2, dim=-1)
-        return torch.cat([centre - size / 2, centre + size / 2], dim=-1).clamp(0, 1), probabilities
+        boxes = torch.cat([centre - size / 2, centre + size / 2], dim=-1)  # of the sides of the detector's pixels
+        return (boxes / extents.float().flip(-1).repeat(1, 2)[:, None]).clamp(0, 1), probabilities
 
     def choose(self, boxes, probabilities):
         """Of one image: boxes (N, 4), scores (N,) and class ids from 1 on (N,), most probable first."""
@@ -325,22 +355,20 @@ class ObjectRegionModel(RegionModel):
         number = {label: index for index, label in enumerate(self.tag_labels, start=1)}
         images = []
         for row, best in enumerate(class_probabilities.tolist()):
-            found = {}  # word -> probability, and the least one of a word that is not doubted
+            found = {}  # word -> whether it is sure, and its probability
             for label, score in zip(self.words, best, strict=True):
-                if score >= config.object_threshold:
-                    found[label] = score, config.object_sure
+                if score >= config.object_tag_threshold:
+                    found[label] = score >= config.object_sure, score
                 elif absent := (config.absent_labels or {}).get(label):
-                    found[absent] = 1 - score, 1 - config.object_threshold / 2
+                    found[absent] = score < config.object_threshold, 1 - score
             if word_probabilities is not None:
                 best_words = word_probabilities[row].topk(min(grid.max_tags, word_probabilities.shape[-1]))
                 for score, index in zip(best_words.values.tolist(), best_words.indices.tolist(), strict=True):
-                    label = grid.tag_labels[index]
-                    if score >= grid.tag_threshold and score > found.get(label, (0, 0))[0]:
-                        found[label] = score, grid.tag_sure or 0
-            ranked = sorted(found.items(), key=lambda item: -item[1][0])
-            images.append(
-                [(number[label if score >= sure else label + DOUBT], score) for label, (score, sure) in ranked]
-            )
+                    label, seen = grid.tag_labels[index], (score >= (grid.tag_sure or 0), score)
+                    if score >= grid.tag_threshold:
+                        found[label] = max(seen, found.get(label, seen))  # the surer of the two
+            ranked = sorted(found.items(), key=lambda item: -item[1][1])
+            images.append([(number[label if sure else label + DOUBT], score) for label, (sure, score) in ranked])
         length = max(1, *map(len, images))
         ids = torch.zeros((len(images), length), dtype=torch.long, device=class_probabilities.device)
         scores = torch.zeros((len(images), length), device=class_probabilities.device)
@@ -353,15 +381,21 @@ class ObjectRegionModel(RegionModel):
         """The words of an output's tags, best first, per image."""
         return [[self.tag_labels[index - 1] for index in row if index > 0] for row in output.tag_ids.tolist()]
 
-    def describe(self, output: RegionModelOutput) -> list[list[dict]]:
-        """Per image, per region {"box"}, with "label" and "score" where it is an object."""
+    def describe(self, output: RegionModelOutput, language: str = "zh") -> list[list[dict]]:
+        """Per image, per region {"box"}, with "label" and "score" where it is an object.
+
+        Args:
+            language: of the labels: "zh" as `object_labels` has them, "en" as the detector's `id2label`.
+        """
+        names = self.detector.config.id2label
+        labels = self.words if language == "zh" else [names[index] for index in sorted(names)]
         images = []
         for row, mask in enumerate(output.region_attention_mask.tolist()):
             regions = []
             for box, score, class_id in zip(
                 output.boxes[row].tolist(), output.scores[row].tolist(), output.class_ids[row].tolist(), strict=True
             ):
-                named = {"label": self.words[class_id - 1], "score": score} if class_id else {}
+                named = {"label": labels[class_id - 1], "score": score} if class_id else {}
                 regions.append({"box": box} | named)
             images.append(regions[: sum(mask)])
         return images

@@ -13,6 +13,7 @@ from words import UserError, cannot
 
 from modeling_mengzi_oscar import MengziOscarPipeline
 from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
+from modeling_mengzi_oscar.demo.pictures import best_objects
 from modeling_mengzi_oscar.features.photo_sources import Photo
 from modeling_mengzi_oscar.features.photo_stream import in_batches, read_ahead
 from modeling_mengzi_oscar.loading import tasks_of
@@ -32,6 +33,7 @@ MAX_TEXT, MAX_SENTENCES = 200, 20
 MAX_BATCH = 8  # photos in one forward
 BATCH_SETTINGS = {"num_beams": None, "max_length": None, "temperature": 0, "style": None}  # None: the checkpoint's
 REMEMBERED = 16  # photos of which is known what was seen in them
+PEOPLE = set("人男女孩童婴")  # in words for people
 QUESTIONS = ("图里有几个人？", "他们在做什么？", "这是在什么地方？")
 
 
@@ -270,7 +272,7 @@ class Engine:
         """The checkpoint, its region model, its tasks and sizes."""
         model, regions = self.pipeline.model, self.pipeline.region_model
         millions = {
-            name: round(sum(p.numel() for p in part.parameters()) / 1e6, 1)
+            name: round(sum(weights.numel() for weights in (*part.parameters(), *in_8_bits(part))) / 1e6, 1)
             for name, part in {"captioner": model, "regions": regions}.items()
         }
         return {
@@ -286,6 +288,11 @@ class Engine:
     def need(self, task):
         if task not in self.tasks:
             raise cannot(task)
+
+
+def in_8_bits(model) -> list[torch.Tensor]:
+    """Weights that are stored so: no parameters, for torch."""
+    return [buffer for buffer in model.buffers() if buffer.dtype == torch.int8]
 
 
 def read_in_turn(photos):
@@ -316,7 +323,8 @@ def simplify(result, photo, drawn) -> dict:
     return {
         "caption": captions[0]["caption"],
         "captions": [
-            {"caption": one["caption"], "score": round(one["score"], 4), "words": words_of(one)} for one in captions
+            {"caption": one["caption"], "score": round(one["score"], 4), "words": words_of(one, result["regions"])}
+            for one in captions
         ],
         "tags": list(dict.fromkeys(result["tags"])),
         "regions": [shortened(region) for region in result["regions"]],
@@ -324,8 +332,10 @@ def simplify(result, photo, drawn) -> dict:
     }
 
 
-def words_of(caption) -> list[dict]:
-    """[{"word", "region_weights"}]: jieba's words, each with the mean of the weights of its tokens (characters)."""
+def words_of(caption, regions) -> list[dict]:
+    """[{"word", "region_weights", "objects"}]: jieba's words, each with the mean of the weights of its tokens
+    (characters), and the numbers of the likely objects that it names."""
+    likely = [(number, region) for number, region in enumerate(regions) if region in best_objects(regions)]
     pieces = [token.removeprefix("##") for token in caption["tokens"]]
     words = []
     for word, start, end in jieba.tokenize("".join(pieces)):
@@ -335,15 +345,22 @@ def words_of(caption) -> list[dict]:
                 weights.append(row)
             at += len(piece)
         mean = [sum(column) / len(weights) for column in zip(*weights, strict=True)]
-        words.append({"word": word, "region_weights": [round(weight, 4) for weight in mean]})
+        objects = [number for number, region in likely if names(word, region["label"])]
+        words.append({"word": word, "region_weights": [round(weight, 4) for weight in mean], "objects": objects})
     return words
+
+
+def names(word, label) -> bool:
+    """Whether a word of a caption says an object's label: 小狗 is a 狗, 车 any 汽车, 桌子 a 餐桌, 女孩 a 人."""
+    stem, general = label.removesuffix("子"), word.removesuffix("子") or word
+    return word.endswith(stem) or label.endswith(general) or (label == "人" and bool(set(word) & PEOPLE))
 
 
 def shortened(region) -> dict:
     """Numbers of a region as people read them."""
     short = {"box": [round(side, 1) for side in region["box"]]}
     if "label" in region:
-        attributes = [{"label": one["label"], "score": round(one["score"], 3)} for one in region["attributes"]]
+        attributes = [{"label": one["label"], "score": round(one["score"], 3)} for one in region.get("attributes", ())]
         short |= {"label": region["label"], "score": round(region["score"], 3), "attributes": attributes}
     return short
 

@@ -10,6 +10,7 @@ from engine import QUESTIONS, whole
 from uploads import MAX_PHOTOS, open_upload, photos_in, read_photo, uploaded
 from words import UserError
 
+from modeling_mengzi_oscar.demo.pictures import best_objects
 from modeling_mengzi_oscar.demo.samples import MORE_SAMPLES, SAMPLES, sample_photos
 
 
@@ -46,8 +47,9 @@ class Functions:
             style: "detailed" for longer sentences, where the checkpoint has learnt them.
 
         Returns:
-            {"caption", "captions": [{"caption", "score"}], "tags", "seconds"}; with details each of the captions has
-            "words": [{"word", "region_weights"}], and there are "regions": [{"box", ...}] and "size": [width, height].
+            {"caption", "captions": [{"caption", "score"}], "tags", "objects": [{"box", "label", "score"}], "seconds"};
+            with details each of the captions has "words": [{"word", "region_weights", "objects": numbers of regions}],
+            and instead of "objects" there are "regions": [{"box", ...}] and "size": [width, height].
         """
         details = yes_or_no("details", details)
         result = self.engine.caption(self.prepared(photo), num_beams, max_length, temperature, style)
@@ -270,4 +272,6 @@ def yes_or_no(name, value) -> bool:
 def without_details(result) -> dict:
     """What fits into a conversation."""
     captions = [{name: one[name] for name in ("caption", "score")} for one in result["captions"]]
-    return {"caption": result["caption"], "captions": captions, "tags": result["tags"], "seconds": result["seconds"]}
+    objects = [{name: one[name] for name in ("box", "label", "score")} for one in best_objects(result["regions"])]
+    short = {name: result[name] for name in ("caption", "tags", "seconds")}
+    return short | {"captions": captions, "objects": objects}

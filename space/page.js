@@ -66,8 +66,9 @@
     observer.observe(document.documentElement, { childList: true, subtree: true });
   }
 
-  // A word was clicked: the photo darkens where the word did not look, the three weightiest regions get a frame.
-  function light(card, weights) {
+  // A word was clicked: the photo darkens where the word did not look; the objects that it names get a frame, for a word
+  // that names none the three weightiest regions.
+  function light(card, weights, objects) {
     const figure = card.querySelector(".seen"), canvas = figure.querySelector("canvas");
     const rects = [...figure.querySelectorAll("rect")];
     figure.classList.toggle("lit", Boolean(weights));
@@ -89,8 +90,8 @@
     const context = canvas.getContext("2d"), pixels = context.createImageData(size, size);
     heat.forEach((share, i) => { pixels.data[4 * i + 3] = 160 * (1 - Math.sqrt(share)); });
     context.putImageData(pixels, 0, 0);
-    weights.map((weight, i) => [weight, i]).sort((a, b) => b[0] - a[0]).slice(0, 3)
-      .forEach(([, i]) => rects[i].classList.add("top"));
+    const weightiest = weights.map((weight, i) => [weight, i]).sort((a, b) => b[0] - a[0]).slice(0, 3).map(([, i]) => i);
+    (objects.length ? objects : weightiest).forEach((i) => rects[i].classList.add("top"));
   }
 
   const press = (button, group) => group.forEach((one) => one.setAttribute("aria-pressed", String(one === button)));
@@ -98,7 +99,7 @@
   function clickWord(word, card) {
     const again = word.getAttribute("aria-pressed") === "true";
     press(again ? null : word, card.querySelectorAll(".word"));
-    light(card, again ? null : JSON.parse(word.dataset.weights));
+    light(card, again ? null : JSON.parse(word.dataset.weights), JSON.parse(word.dataset.objects));
   }
 
   function showBeam(button, card) {
@@ -175,7 +176,7 @@
     if (event.target.matches?.("#photo img")) event.target.style.visibility = "";
   }, true);
 
-  // Hovering: what the region model says of the smallest region there, and its weight for the clicked word.
+  // Hovering: what the region model says of the smallest object there, else region, and its weight for the clicked word.
   function regionAt(figure, event) {
     const box = figure.getBoundingClientRect();
     const [, , width, height] = figure.querySelector("svg").getAttribute("viewBox").split(" ");
@@ -184,7 +185,7 @@
     const area = (rect) => sides(rect)[2] * sides(rect)[3];
     return [...figure.querySelectorAll("rect")]
       .filter((rect) => { const [left, top, w, h] = sides(rect); return left <= x && x < left + w && top <= y && y < top + h; })
-      .sort((a, b) => area(a) - area(b))[0];
+      .sort((a, b) => ("label" in b.dataset) - ("label" in a.dataset) || area(a) - area(b))[0];
   }
 
   document.addEventListener("pointermove", (event) => {

@@ -11,9 +11,14 @@ from uploads import MAX_BYTES, MAX_PIXELS
 from words import say
 
 from modeling_mengzi_oscar.cli.output import harmless
+from modeling_mengzi_oscar.demo.pictures import best_objects
 
 environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-environment.globals |= {"say": say, "limits": {"megabytes": MAX_BYTES // 2**20, "megapixels": MAX_PIXELS // 10**6}}
+environment.globals |= {
+    "say": say,
+    "best_objects": best_objects,
+    "limits": {"megabytes": MAX_BYTES // 2**20, "megapixels": MAX_PIXELS // 10**6},
+}
 views = environment.get_template("views.html").module
 
 

@@ -71,6 +71,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "region_model": ("区域模型", "Region model"),
     "regions": ("{count} 个区域", "{count} regions"),
     "grid_regions": ("{backbone}，{side} × {side} 格", "{backbone}, {side} × {side} grid cells"),
+    "object_regions": ("{detector} 检测器，{classes} 类物体；", "{detector} detector, {classes} classes;"),
     "detector": ("VinVL 检测器，{classes} 类物体", "VinVL detector, {classes} classes"),
     "tasks": ("会做", "Can do"),
     "parameters": ("{captioner} M + 区域模型 {regions} M 参数", "{captioner} M + {regions} M parameters"),

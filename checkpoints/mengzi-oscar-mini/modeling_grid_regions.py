@@ -6,6 +6,7 @@ Grid features served captioning and VQA as well as detected regions in "In Defen
 
 from collections.abc import Mapping
 from copy import copy, deepcopy
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig
 
 from .fields import (
@@ -293,6 +295,19 @@ class GridRegionModel(RegionModel):
         elif hasattr(module, "init_non_persistent_buffers"):  # ... which `from_pretrained` builds without values
             module.init_non_persistent_buffers()
 
+    def fold_batch_norms(self) -> "GridRegionModel":
+        """Multiplies the norms of an EfficientNet into its convolutions, which saves a fifth of its time.
+
+        For inference: such a model is not to be saved. Other backbones stay as they are. Returns the model.
+        """
+        if hasattr(self.backbone, "conv_stem"):  # there a norm follows the convolution that stands before it
+            for module in list(self.modules()):
+                for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+                    if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                        setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                        setattr(module, norm_name, norm.act)
+        return self
+
     def forward(self, pixel_values: torch.FloatTensor, original_sizes: torch.LongTensor, **kwargs) -> RegionModelOutput:
         """
         Args:
@@ -302,11 +317,8 @@ class GridRegionModel(RegionModel):
             `region_features` (B, R, num_features + 6), `boxes` (B, R, 4) in pixels of the photos, `tag_ids` and
             `tag_scores` (B, L) if there are tag labels, falling, cut at `tag_threshold`.
         """
-        feature_map, probabilities = self.encode(pixel_values)
-        features, boxes = self.cells(feature_map, original_sizes)
+        _, features, boxes, probabilities = self.look(pixel_values, original_sizes)
         tag_ids = tag_scores = None
-        if probabilities is None and self.config.tag_labels:
-            probabilities = self.tag_logits(features).float().sigmoid()
         if probabilities is not None:
             tag_ids, tag_scores = self.rank_tags(probabilities)
         return RegionModelOutput(
@@ -316,6 +328,14 @@ class GridRegionModel(RegionModel):
             tag_ids=tag_ids,
             tag_scores=tag_scores,
         )
+
+    def look(self, pixel_values, original_sizes):
+        """-> last feature map (B, C, h, w), `cells`, and probabilities of the words (B, words) or None."""
+        feature_map, probabilities = self.encode(pixel_values)
+        features, boxes = self.cells(feature_map, original_sizes)
+        if probabilities is None and self.config.tag_labels:
+            probabilities = self.tag_logits(features).float().sigmoid()
+        return feature_map, features, boxes, probabilities
 
     def encode(self, pixel_values) -> tuple[torch.FloatTensor, torch.FloatTensor | None]:
         """-> last feature map (B, C, h, w), and with `tag_classes` the probabilities of the words (B, words)."""

@@ -10,6 +10,7 @@ from .photos import PHOTO_HELP, add_output, find_photos, made_with, run_photos
 
 MAX_BEAMS, MAX_TOKENS = 100, 512  # more is a mistake; what a checkpoint can do it says itself
 MAX_PICTURED = 100
+OBJECT = ("box", "label", "score")  # what --json says of one
 MINI_NOTICE = {
     "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材多半说错，有时认得主要的东西。",
     "en": "The mini model learnt from 6,000 photos (people, dogs, sports, outdoors); it is mostly wrong elsewhere.",
@@ -102,7 +103,9 @@ class Captions:
         if self.options.details:
             return result
         captions = [{name: one[name] for name in ("caption", "score")} for one in result["captions"]]
-        return {name: result[name] for name in ("caption", "score")} | {"captions": captions, "tags": result["tags"]}
+        objects = [{name: region[name] for name in OBJECT} for region in result["regions"] if "label" in region]
+        short = {name: result[name] for name in ("caption", "score")}
+        return short | {"captions": captions, "tags": result["tags"], "objects": objects}
 
     def alone(self, record):
         return record

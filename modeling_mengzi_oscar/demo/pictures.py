@@ -1,4 +1,4 @@
-"""What one can look at, as one PNG: captions with the regions that weighed most, and regions with their labels."""
+"""What one can look at, as one PNG: captions with objects or the regions that weighed most, and regions with labels."""
 
 import os
 import tempfile
@@ -14,13 +14,13 @@ SIMPLIFIED_CHINESE = 2  # face of the font collection
 PHOTO_WIDTH, GAP, CAPTION_SIZE, NOTE_SIZE = 400, 16, 24, 14
 PAPER, INK, GREY, BOX = "#ffffff", "#1a1a1a", "#6b6b6b", "#ff9d2e"
 MOST_LINES = 6  # of one caption or sentence
-REGIONS_OUTLINED = 3
+REGIONS_OUTLINED, LIKELY = 3, 0.4
 WIDE_PHOTO, LIST_WIDTH, LABEL_SIZE, REGIONS_LISTED, ATTRIBUTES_LISTED = 640, 400, 16, 12, 3
 COLOURS = ("#ff9d2e", "#4cc3ff", "#7be07b", "#ff7eb6", "#ffe14d", "#c9a6ff")
 
 
 def draw_captions(photos, results, names, credits=None, notice=None) -> Image.Image:
-    """One row per photo: the photo, the same with its weighty regions bright, caption and score below.
+    """One row per photo: the photo, the same with weighty regions bright and objects named, caption and score below.
 
     Args:
         photos: RGB images. results: what `MengziOscarPipeline.caption` returned for them.
@@ -103,7 +103,7 @@ def draw_noted(photo, note) -> Image.Image:
 
 
 def highlight_regions(small, result, scale) -> Image.Image:
-    """The photo dimmed where no weighty region is, the weightiest regions outlined."""
+    """The photo dimmed where no weighty region is; objects outlined and named, without any the weightiest regions."""
     weights = np.array(result["captions"][0]["region_weights"])  # (tokens, R)
     boxes = np.array([region["box"] for region in result["regions"]])  # (R, 4) pixels of the photo
     if weights.size == 0:
@@ -116,10 +116,20 @@ def highlight_regions(small, result, scale) -> Image.Image:
         heat[y1:y2, x1:x2] = np.maximum(heat[y1:y2, x1:x2], weight)
     bright = (np.asarray(small) * (0.25 + 0.75 * heat[..., None])).astype(np.uint8)
     image = Image.fromarray(bright)
+    if objects := best_objects(result["regions"]):
+        photo_size = small.width / scale[0], small.height / scale[1]
+        draw_labelled_boxes(image, objects, photo_size, [region["label"] for region in objects])
+        return image
     draw = ImageDraw.Draw(image)
     for index in weights.argsort()[::-1][:REGIONS_OUTLINED]:
         draw.rectangle(boxes[index].tolist(), outline=BOX, width=2)
     return image
+
+
+def best_objects(regions) -> list[dict]:
+    """The objects that are worth a look, most probable first: a detector names many more that are not there."""
+    likely = [region for region in regions if "label" in region and region["score"] >= LIKELY]
+    return sorted(likely, key=lambda region: -region["score"])[:REGIONS_LISTED]
 
 
 def draw_regions(found) -> Image.Image:
@@ -127,7 +137,7 @@ def draw_regions(found) -> Image.Image:
 
     Args:
         found: per photo (RGB image, name, regions, the same in English or None, tags of the whole photo). Regions
-            are dicts with `box` in pixels of the photo and, of a detector, `label`, `score` and `attributes`.
+            are dicts with `box` in pixels of the photo and, of an object, `label`, `score` and perhaps `attributes`.
     """
     return arrange([draw_region_card(*photo) for photo in found])
 
@@ -136,17 +146,21 @@ def draw_region_card(photo, name, regions, english, tags) -> Image.Image:
     scale = WIDE_PHOTO / photo.width
     small = photo.resize((WIDE_PHOTO, max(1, min(WIDE_PHOTO * 2, round(photo.height * scale)))))
     lines = [(name, NOTE_SIZE, GREY)]
-    if english is not None:
-        draw_labelled_boxes(small, regions[:REGIONS_LISTED], photo.size)
-        for number, region in enumerate(zip(regions, english, strict=True)):
+    objects = [region for region in regions if "label" in region]
+    if objects:
+        names = [f"{number} {region['label']}" for number, region in enumerate(objects, 1)][:REGIONS_LISTED]
+        draw_labelled_boxes(small, objects[:REGIONS_LISTED], photo.size, names)
+        for number, region in enumerate(zip(objects, english[: len(objects)], strict=True)):
             lines += region_lines(number, *region) if number < REGIONS_LISTED else []
-        if len(regions) > REGIONS_LISTED:
-            lines.append((f"… {len(regions)} regions in all", NOTE_SIZE, GREY))
-    else:
+        if len(objects) > REGIONS_LISTED:
+            lines.append((f"… {len(objects)} objects in all", NOTE_SIZE, GREY))
+    cells = [region for region in regions if "label" not in region]
+    if cells and not objects:
         draw = ImageDraw.Draw(small)
-        for region in regions:
+        for region in cells:
             draw.rectangle(scaled(region["box"], photo.size, small.size), outline=BOX)
-        lines += [(f"{len(regions)} cells", NOTE_SIZE, GREY), *((tag, LABEL_SIZE, INK) for tag in tags)]
+    lines += [(f"{len(cells)} cells", NOTE_SIZE, GREY)] if cells else []
+    lines += [(tag, LABEL_SIZE, INK) for tag in tags]
     height = max(small.height, sum(size + GAP // 2 for _, size, _ in lines))
     card = Image.new("RGB", (WIDE_PHOTO + GAP + LIST_WIDTH, height), PAPER)
     card.paste(small, (0, 0))
@@ -160,20 +174,19 @@ def draw_region_card(photo, name, regions, english, tags) -> Image.Image:
 def region_lines(number, region, english):
     """The lines of one region beside the photo: label and score, then its best attributes."""
     yield f"{number + 1}  {region['label']}  {english['label']}  {region['score']:.2f}", LABEL_SIZE, INK
-    pairs = list(zip(region["attributes"], english["attributes"], strict=True))[:ATTRIBUTES_LISTED]
+    pairs = list(zip(region.get("attributes", ()), english.get("attributes", ()), strict=True))[:ATTRIBUTES_LISTED]
     if pairs:
         words = "，".join(f"{zh['label']} {en['label']} {zh['score']:.2f}" for zh, en in pairs)
         yield f"    {words}", NOTE_SIZE, GREY
 
 
-def draw_labelled_boxes(small, regions, size):
-    """Boxes and, on their top left corners, number and label; a label moves down where another one stands."""
+def draw_labelled_boxes(small, regions, size, names):
+    """Boxes and, on their top left corners, their names; a name moves down where another one stands."""
     draw, taken = ImageDraw.Draw(small), []
     boxes = [scaled(region["box"], size, small.size) for region in regions]
     for number, box in enumerate(boxes):
         draw.rectangle(box, outline=COLOURS[number % len(COLOURS)], width=2)
-    for number, (region, box) in enumerate(zip(regions, boxes, strict=True)):
-        text = f"{number + 1} {region['label']}"
+    for number, (text, box) in enumerate(zip(names, boxes, strict=True)):
         width, height = font(LABEL_SIZE).getlength(text) + 6, LABEL_SIZE + 7
         x, y = min(box[0], small.width - width), min(box[1], small.height - height)
         while any(abs(y - b) < height and x < c and a < x + width for a, b, c in taken) and y < small.height - height:

@@ -383,6 +383,8 @@ def ready(region_model, device, precision):
         return
     if hasattr(region_model, "fold_norms"):
         region_model.fold_norms()  # before rounding, see VinVLModel
+    if hasattr(region_model, "fold_batch_norms") and precision == "float32":  # rounded they would be others
+        region_model.fold_batch_norms()
     region_model.eval().to(device, dtype=getattr(torch, precision), memory_format=torch.channels_last)
 
 
@@ -514,7 +516,8 @@ def draw_first(source, region_model, prepare, path):
         output = find_regions(inputs, region_model)
         if hasattr(region_model, "describe"):
             regions, english = (region_model.describe(output, language)[0] for language in ("zh", "en"))
-            drawn.append((image, photo.image_id, regions, english, []))
+            of_the_photo = region_model.tags(output)[0] if output.tag_ids is not None else []
+            drawn.append((image, photo.image_id, regions, english, of_the_photo))
         else:
             [regions], [tags] = describe_regions(region_model, output), region_model.tags(output)
             drawn.append((image, photo.image_id, regions, None, tags))

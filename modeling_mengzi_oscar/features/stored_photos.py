@@ -72,6 +72,9 @@ def stored_photo(row, labels, name) -> SeenPhoto:
     """A row of a store as a pipeline without a region model takes it. labels: None = without tags."""
     features = torch.from_numpy(row["region_features"])
     regions = [{"box": box} for box in row["boxes"].tolist()] if "boxes" in row else [{} for _ in features]
+    if labels and "class_ids" in row and "scores" in row:  # 0 is no object
+        for region, number, score in zip(regions, row["class_ids"].tolist(), row["scores"].tolist(), strict=True):
+            region |= {"label": labels[number], "score": score} if 0 < number < len(labels) else {}
     tags = tag_words(row, labels, name) if labels else []
     size = tuple(row["original_size"].tolist()[::-1]) if "original_size" in row else None
     return SeenPhoto(size, features, tags, regions, name, region_model=None)

@@ -1,5 +1,8 @@
 """The small detector and the region model that joins detected objects to a grid, with tiny random weights."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,9 +10,11 @@ from torchvision.ops import box_iou
 
 from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.cli.output import rounded
+from modeling_mengzi_oscar.demo.pictures import COLOURS
 from modeling_mengzi_oscar.hub import check_repo, save_checkpoint
 from modeling_mengzi_oscar.labels.coco import object_words
-from modeling_mengzi_oscar.modeling_nanodet import STRIDES, NanoDetConfig, NanoDetForObjectDetection
+from modeling_mengzi_oscar.modeling_nanodet import STRIDES, Int8Conv2d, NanoDetConfig, NanoDetForObjectDetection
 from modeling_mengzi_oscar.modeling_object_regions import (
     DOUBT,
     ObjectRegionConfig,
@@ -26,7 +31,7 @@ PHOTO = Image.effect_noise((90, 60), 80).convert("RGB")
 
 def region_model(detector=NANODET, **fields):
     torch.manual_seed(0)
-    return ObjectRegionModel(ObjectRegionConfig(grid=GRID, detector=detector, **fields)).eval()
+    return ObjectRegionModel(ObjectRegionConfig(**{"grid": GRID, "detector": detector} | fields)).eval()
 
 
 def looked_at(model, photos=(PHOTO,), **processor):
@@ -62,6 +67,20 @@ def test_boxes_of_nanodet_are_those_of_its_definition():
     assert point == output.logits.shape[1]
 
 
+def test_weights_in_8_bits_are_those_of_the_convolution_up_to_half_a_step():
+    torch.manual_seed(0)
+    convolution, kept = torch.nn.Conv2d(5, 4, 3, stride=2, padding=1), Int8Conv2d(5, 4, 3, stride=2)
+    convolution.weight.data[0] *= 100  # a scale per channel: one does not coarsen the others
+    convolution.weight.data[1] = 0
+    kept.set_weights(convolution.weight, convolution.bias)
+    scale = convolution.weight.abs().amax(dim=(1, 2, 3)) / 127
+    rounded = kept.weight * kept.scale[:, None, None, None]
+    assert ((rounded - convolution.weight).abs().amax(dim=(1, 2, 3)) <= 0.51 * scale + 1e-6).all()
+    convolution.weight.data = rounded.detach()
+    pixels = torch.randn(2, 5, 9, 8)
+    torch.testing.assert_close(kept(pixels), convolution(pixels))
+
+
 def test_objects_come_first_and_the_cells_are_those_of_the_grid():
     model = region_model(object_threshold=0.4, max_objects=4, nms_threshold=0.5)
     inputs, output = looked_at(model)
@@ -70,6 +89,7 @@ def test_objects_come_first_and_the_cells_are_those_of_the_grid():
     assert 0 < len(objects) <= 4
     assert all({"box", "label", "score"} == set(region) for region in objects)
     assert all(set(region) == {"box"} for region in cells)
+    assert {region["label"] for region in model.describe(output, "en")[0][: len(objects)]} <= {*LABELS.values()}
     scores = [region["score"] for region in objects]
     assert scores == sorted(scores, reverse=True)
     assert min(scores) >= 0.4
@@ -85,6 +105,41 @@ def test_objects_come_first_and_the_cells_are_those_of_the_grid():
     torch.testing.assert_close(output.boxes[0, -9:], grid.boxes[0])
 
 
+def test_a_photo_keeps_its_proportions_and_boxes_are_of_the_photo():
+    """90 x 60 pixels become 64 x 43 of 64 x 64, with black below."""
+    model = region_model()
+    inputs, _ = looked_at(model)
+    assert inputs["detector_extents"].tolist() == [[43 / 64, 1]]
+    pixels = inputs["detector_pixel_values"]
+    red = (pixels[0, 2] * 0.229 + 0.485) * 255  # blue, green, red
+    assert red[43:].abs().max() < 1e-3
+    seen = np.asarray(PHOTO.resize((64, 43), Image.Resampling.BILINEAR))[..., 0]
+    assert np.abs(red[:43].numpy() - seen).max() < 1e-2
+    with torch.inference_mode():
+        boxes, _ = model.detect(pixels, inputs["detector_extents"])
+        centre, size = model.detector(pixels).pred_boxes.split(2, dim=-1)
+    corners = torch.cat([centre - size / 2, centre + size / 2], dim=-1) * 64 * 90 / 64
+    expected = corners.clamp(min=0).minimum(torch.tensor([90, 43 * 90 / 64, 90, 43 * 90 / 64]))
+    torch.testing.assert_close(boxes * torch.tensor([90, 43 * 90 / 64, 90, 43 * 90 / 64]), expected)
+    squashed, _ = looked_at(model, detector_keep_ratio=False)
+    assert squashed["detector_extents"].tolist() == [[1, 1]]
+
+
+def test_folded_norms_change_nothing_but_time():
+    model = region_model(object_threshold=0.6)
+    for name, values in model.grid.named_buffers():
+        if name.endswith(("running_mean", "running_var")):  # as if it were trained
+            values.uniform_(0.5, 1.5)
+    inputs, output = looked_at(model)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.inference_mode():
+        folded = model.fold_batch_norms().fold_batch_norms()(**inputs)
+    assert norms
+    assert not [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    torch.testing.assert_close(folded.region_features, output.region_features, atol=1e-4, rtol=1e-4)
+    assert torch.equal(folded.tag_ids, output.tag_ids)
+
+
 def test_an_object_is_the_mean_of_the_feature_map_in_its_box():
     """A box that covers whole cells of the map is their mean, up to the samples of RoIAlign at its border."""
     model = region_model()
@@ -97,7 +152,7 @@ def test_an_object_is_the_mean_of_the_feature_map_in_its_box():
 
 def test_photos_of_a_batch_are_as_alone():
     """One with more objects than another, too: rows are padded at the end, and masked."""
-    model = region_model(object_threshold=0.45)
+    model = region_model(object_threshold=0.6)
     photos = [PHOTO, Image.new("RGB", (50, 50), "gray"), Image.effect_noise((30, 80), 200).convert("RGB")]
     _, together = looked_at(model, photos)
     counts = together.region_attention_mask.sum(dim=1).tolist()
@@ -112,7 +167,7 @@ def test_photos_of_a_batch_are_as_alone():
 
 def test_tags_say_what_is_sure_doubted_and_absent():
     model = region_model(
-        object_labels=["人", "杯子", "狗"], absent_labels={"人": "无人"}, object_threshold=0.3, object_sure=0.6
+        object_labels=["人", "杯子", "狗"], absent_labels={"人": "无人"}, object_threshold=0.2, object_sure=0.6
     )
     best = torch.tensor([[0.7, 0.4, 0.1], [0.05, 0.2, 0.9], [0.25, 0.0, 0.0]])
     ids, scores = model.rank_tags(best, None)
@@ -120,6 +175,17 @@ def test_tags_say_what_is_sure_doubted_and_absent():
     assert said == [["人", "杯子" + DOUBT], ["无人", "狗"], ["无人" + DOUBT]]
     assert scores.tolist() == [pytest.approx(row) for row in ([0.7, 0.4], [0.95, 0.9], [0.75, 0.0])]
     assert model.tag_labels[:3] == ["人", "杯子", "狗"]  # class ids are theirs
+
+
+def test_of_an_object_and_a_word_that_say_the_same_the_surer_counts():
+    grid = GRID | {"tag_labels": ["狗", "草地", "狗？", "草地？"], "tag_threshold": 0.2, "tag_sure": 0.5}
+    model = region_model(grid=grid, object_labels=["人", "杯子", "狗"], object_threshold=0.3, object_sure=0.4)
+    best = torch.tensor([[0.0, 0.0, 0.45], [0.0, 0.0, 0.35], [0.0, 0.0, 0.2]])
+    words = torch.tensor([[0.46, 0.1, 0.0, 0.0], [0.6, 0.3, 0.0, 0.0], [0.3, 0.1, 0.0, 0.0]])
+    ids, scores = model.rank_tags(best, words)
+    said = [[model.tag_labels[index - 1] for index in row if index] for row in ids.tolist()]
+    assert said == [["狗"], ["狗", "草地？"], ["狗？"]]
+    assert scores[:, 0].tolist() == pytest.approx([0.45, 0.6, 0.3])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +203,9 @@ def test_tags_say_what_is_sure_doubted_and_absent():
 )  # fmt: skip
 def test_any_detector_of_transformers(detector, tmp_path):
     """One whose last class is "no object", and one without; saved and loaded they give the same."""
-    model = region_model(detector | {"id2label": LABELS}, object_threshold=0.01, max_objects=3)
+    model = region_model(
+        detector | {"id2label": LABELS}, object_threshold=0.01, object_tag_threshold=0.01, max_objects=3
+    )
     inputs, output = looked_at(model, detector_bgr=False)
     assert [set(region) for region in model.describe(output)[0][:1]] == [{"box", "label", "score"}]
     assert model.tags(output)[0]
@@ -188,8 +256,8 @@ def test_every_class_of_coco_has_its_word():
     assert words["cup"] == "杯子"
 
 
-def test_a_checkpoint_that_looks_with_it(tiny_checkpoint, tmp_path):
-    """Saved, checked as a Hub repo, loaded, and the same regions and tags by the pipeline and out of a store."""
+def test_a_checkpoint_that_looks_with_it(tiny_checkpoint, tmp_path, capsys):
+    """Saved, checked as a Hub repo, loaded; the same objects and tags by every way, and in the pictures."""
     started = MengziOscarPipeline.from_pretrained(tiny_checkpoint)
     started.processor.max_regions = 20
     model = region_model(object_labels=["猫", "狗", "草地"], object_threshold=0.4)
@@ -210,3 +278,19 @@ def test_a_checkpoint_that_looks_with_it(tiny_checkpoint, tmp_path):
         model.tag_labels.index(region["label"]) + 1 for region in objects
     ]
     assert [model.tag_labels[index - 1] for index in row["tag_ids"]] == result["tags"]
+
+    name, model_flag = str(tmp_path / "photos" / "noise.png"), ["--model", str(tmp_path / "eyes")]
+    capsys.readouterr()
+    pictures = ["--picture", str(tmp_path / "regions.png")]
+    assert main(["caption", name, *model_flag, "--json", "--picture", str(tmp_path / "captions.png")]) == 0
+    assert main(["caption", "--features", store, *model_flag, "--json"]) == 0
+    assert main(["caption", "--features", store, *model_flag, "--details"]) == 0
+    short, stored, details = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert short["objects"] == stored["objects"] == rounded(objects)
+    assert [region for region in details["regions"] if "label" in region] == rounded(objects)
+    assert main(["extract", str(tmp_path / "photos"), *model_flag, "--output", str(tmp_path / "again"), *pictures]) == 0
+    for drawn in ("captions.png", "regions.png"):  # the frames of the first and the second object
+        with Image.open(tmp_path / drawn) as image:
+            assert {tuple(bytes.fromhex(colour[1:])) for colour in COLOURS[:2]} <= {
+                colour for _, colour in image.getcolors(2**24)
+            }

@@ -86,3 +86,25 @@ def test_help(load, script, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         load(script).main()
     assert f"python benchmarks/{script}.py" in capsys.readouterr().out
+
+
+def test_average_precision_of_objects(load):
+    """Two dogs, one found twice (the second time wrong), one not; a cat found; a person that nobody asked for."""
+    found = [
+        [
+            {"label": "dog", "score": 0.9, "box": [0, 0, 10, 10]},
+            {"label": "dog", "score": 0.8, "box": [0, 0, 10, 9]},
+            {"label": "teddy bear", "score": 0.7, "box": [5, 5, 9, 9]},
+            {"label": "person", "score": 0.6, "box": [5, 5, 9, 9]},
+        ],
+        [
+            {"label": "dog", "score": 0.7, "box": [50, 50, 60, 60]},
+            {"label": "dog", "score": 0.3, "box": [20, 20, 30, 29]},
+        ],
+    ]
+    truth = [
+        [("dog", [0, 0, 10, 10]), ("teddybear", [5, 5, 9, 9])],
+        [("dog", [20, 20, 30, 30]), ("cat", [0, 0, 1, 1])],
+    ]
+    scores = load("objects").average_precisions(found, truth)
+    assert scores == {"dog": pytest.approx(0.5 * 1 + 0.5 * 2 / 4), "teddybear": 1.0, "cat": 0.0}

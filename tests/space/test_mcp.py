@@ -98,7 +98,7 @@ def test_a_zip_that_was_uploaded(url):  # noqa: F811
 def test_details_only_when_asked_for(url):  # noqa: F811
     settings = {"photo": data_address(), "num_beams": 10, "max_length": 30, "temperature": 2}
     _, [short, long] = ask_tools(url, ("caption", settings), ("caption", settings | {"details": True}))
-    assert {"caption", "captions", "tags", "seconds"} == set(read(short))
+    assert {"caption", "captions", "tags", "objects", "seconds"} == set(read(short))
     assert len(short.content[0].text) < 1500 < len(long.content[0].text)
     assert read(long)["captions"][0]["words"][0]["region_weights"]
 

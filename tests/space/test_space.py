@@ -578,6 +578,35 @@ def test_what_a_detector_says_of_a_region_is_on_the_page(engine):
     assert 'x="1.0" y="2.0" width="29.0" height="18.0"' in page
 
 
+@pytest.mark.parametrize(
+    ("word", "label", "named"),
+    [
+        *[
+            ("小狗", "狗", True),
+            ("车", "汽车", True),
+            ("桌子", "餐桌", True),
+            ("长椅", "椅子", True),
+            ("女孩", "人", True),
+        ],
+        *[("在", "狗", False), ("手", "手机", False), ("草地", "人", False)],
+    ],
+)
+def test_a_word_names_an_object(word, label, named):
+    assert engine_module.names(word, label) == named
+
+
+def test_a_word_lights_the_objects_that_it_names():
+    regions = [
+        {"box": [0, 0, 9, 9], "label": "狗", "score": 0.9},
+        {"box": [0, 0, 5, 5], "label": "人", "score": 0.8},
+        {"box": [1, 1, 9, 9], "label": "狗", "score": 0.26},  # hardly
+        {"box": [0, 0, 1, 1]},
+    ]
+    caption = {"tokens": list("小狗奔跑"), "region_weights": [[0.25] * 4] * 4}
+    words = engine_module.words_of(caption, regions)
+    assert [(word["word"], word["objects"]) for word in words] == [("小狗", [0]), ("奔跑", [])]
+
+
 def test_formulas_in_file_names_stay_text():
     rows = [{"file": "=HYPERLINK(1).jpg", "caption": "一只狗", "score": 0.5}]
     page = views.batch(rows, 1)

@@ -161,12 +161,17 @@ def test_a_photo_gets_a_caption_and_its_words_light_up_regions(visit, photo):
 
 
 def test_hovering_tells_what_a_detector_saw(browser):
-    """The page's own files around a result with two overlapping boxes: the smaller one is meant."""
+    """The page's own files around a result with two overlapping boxes: the smaller one is meant, no cell is."""
     regions = [
         {"box": [10, 10, 90, 90], "label": "狗", "score": 0.9, "attributes": [{"label": "白色", "score": 0.8}]},
         {"box": [0, 0, 100, 100], "label": "草地", "score": 0.7, "attributes": []},
+        {"box": [45, 45, 55, 55]},
     ]
-    caption = {"caption": "狗", "score": 0.5, "words": [{"word": "狗", "region_weights": [0.75, 0.25]}]}
+    caption = {
+        "caption": "狗",
+        "score": 0.5,
+        "words": [{"word": "狗", "region_weights": [0.7, 0.25, 0.05], "objects": [0]}],
+    }
     result = {"caption": "狗", "captions": [caption], "tags": ["狗"], "regions": regions, "size": [100, 100]}
     card = views.views.caption(result | {"seconds": 0.1}, views.picture(Image.new("RGB", (100, 100), "green")))
     style, script = ((REPOSITORY / "space" / name).read_text("utf-8") for name in ("style.css", "page.js"))
@@ -180,6 +185,8 @@ def test_hovering_tells_what_a_detector_saw(browser):
     page.locator(".word").click()
     figure.hover(position={"x": size * 0.05, "y": size * 0.05})
     assert page.locator(".tip").inner_text() == "草地 0.70\n25.0 %"
+    assert page.locator("rect.top").get_attribute("data-label") == "狗"  # the object that the word names, and no other
+    assert page.locator(".object-name").all_inner_texts() == ["狗", "草地"]
     page.close()
 
 

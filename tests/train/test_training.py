@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import add_class_tags
+import add_objects
 import caption as caption_script
 import datasets
 import extract_features
@@ -25,7 +26,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
+from modeling_mengzi_oscar import MengziOscarPipeline, NanoDetConfig, NanoDetForObjectDetection, RegionFeatureStore
+from modeling_mengzi_oscar.labels.coco import object_words
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,34 @@ def test_three_steps_from_the_launcher_then_a_caption(data_dir, start, tmp_path)
     result = MengziOscarPipeline.from_pretrained(best).caption(str(data_dir / "images" / "photo0.jpg"))
     assert isinstance(result["caption"], str)
     assert 0 < result["score"] <= 1
+
+
+def test_a_mini_gets_objects_and_learns_from_their_store(data_dir, start, tmp_path):
+    """add_objects.py, then extraction, a step from the store, and captions from pixels; training from pixels is not."""
+    labels = dict(enumerate(list(object_words())[:3]))
+    sizes = {"stem_channels": 4, "neck_channels": 8, "num_blocks": [1, 1, 1, 1], "id2label": labels}
+    NanoDetForObjectDetection(NanoDetConfig(**sizes)).save_pretrained(tmp_path / "detector")
+    (tmp_path / "words.json").write_text(json.dumps(["犀牛", "犀", "鹮"]), encoding="utf-8")
+    texts = ["--texts", str(tmp_path / "words.json")]
+    folders = ["--detector", str(tmp_path / "detector"), "--output", str(tmp_path / "start")]
+    add_objects.main(["--model", str(start / "start"), *folders, *texts])
+    before, after = (MengziOscarPipeline.from_pretrained(folder) for folder in (start / "start", tmp_path / "start"))
+    added = after.processor.tokenizer.get_vocab().keys() - before.processor.tokenizer.get_vocab().keys()
+    assert {"犀", "车"} <= added  # twice in the texts; of the tags, however seldom
+    assert "鹮" not in added
+    cells = [pipe.look(str(data_dir / "images" / "photo0.jpg")).region_features[-49:] for pipe in (before, after)]
+    torch.testing.assert_close(*cells)
+
+    photos, store = str(data_dir / "images"), str(tmp_path / "store")
+    extract_features.main([photos, "--model", str(tmp_path / "start"), "--output", store, "--use_cpu"])
+    settings = {"model_name_or_path": tmp_path / "start", "features": store, "add_od_labels": True, "max_steps": 1}
+    caption_script.main([*flags(data_dir, start, tmp_path / "run", save_steps=1, **settings), "--do_train"])
+    trained = {"model_name_or_path": tmp_path / "run" / "best"}
+    caption_script.main([*flags(data_dir, start, tmp_path / "captions", **trained), "--do_predict"])
+    [line] = (tmp_path / "captions" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["image_id"] == "photo5"
+    with pytest.raises(SystemExit, match="train on its features, made once by"):
+        caption_script.main([*flags(data_dir, start, tmp_path / "pixels", max_steps=1, **trained), "--do_train"])
 
 
 def test_resuming_gives_the_same_weights(data_dir, start, tmp_path):

@@ -24,6 +24,7 @@ AUGMENT = v2.Compose(
 )
 
 
+PIXELS = ("pixel_values", "detector_pixel_values", "detector_extents", "original_sizes")  # of a region model
 CONTEXT = ("region_features", "region_attention_mask", "tag_input_ids", "tag_attention_mask")  # captions start from
 
 
@@ -211,8 +212,8 @@ class DenseCaptionCollator:
 
     def regions(self, items):
         if "pixel_values" in items[0]:
-            names = ("pixel_values", "original_sizes", "tag_labels")
-            pixels = {name: torch.stack([item[name] for item in items]) for name in names}
+            names = (*PIXELS, "tag_labels")
+            pixels = {name: torch.stack([item[name] for item in items]) for name in names if name in items[0]}
             if self.num_regions is None:  # a detector's, known when it has looked
                 return pixels
             return pixels | {"region_attention_mask": torch.ones((len(items), self.num_regions), dtype=torch.long)}

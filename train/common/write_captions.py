@@ -10,7 +10,7 @@ from metrics.caption_zh.scores import caption_scores
 from metrics.caption_zh.segmentation import aic_icc_segment
 from modeling_mengzi_oscar.features.extraction import batches_of_one_size
 
-from .collators import CONTEXT
+from .collators import CONTEXT, PIXELS
 from .report import left_out_if_it_fails, say, write_rows, write_scores
 from .trainer import in_order, share_of
 from .usable_rows import has_words
@@ -42,7 +42,7 @@ def write_captions(model, rows, collator, training, options):
         batch = {name: tensor.to(model.device) for name, tensor in collator.context(items).items()}
         with torch.autocast(model.device.type, torch.bfloat16, enabled=training.bf16):
             if "pixel_values" in batch:
-                regions = model.region_model(batch.pop("pixel_values"), batch["original_sizes"])
+                regions = model.region_model(**{name: batch[name] for name in PIXELS if name in batch})
                 encoded = rows.processor(tags=model.region_model.tags(regions), regions=regions)
                 batch = dict(encoded.to(model.device))
             generated = captioner.generate(

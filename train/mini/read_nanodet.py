@@ -4,7 +4,8 @@
     python train/mini/read_nanodet.py package/models/nanodet.json outputs/nanodet
 
 The file is a graph of TensorFlow.js with weights in float16 (NanoDet: Apache-2.0; the package: MIT). The graph itself
-is computed, node by node, on random pixels, and the model in PyTorch has to give the same.
+is computed, node by node, on random pixels, with its weights rounded to 8 bits as the model in PyTorch has them, which
+has to give the same.
 """
 
 import argparse
@@ -13,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from modeling_mengzi_oscar.labels.coco import object_words
-from modeling_mengzi_oscar.modeling_nanodet import NanoDetConfig, NanoDetForObjectDetection
+from modeling_mengzi_oscar.modeling_nanodet import Int8Conv2d, NanoDetConfig, NanoDetForObjectDetection
 
 TYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
 
@@ -28,8 +28,9 @@ def main(arguments=None):
     parser.add_argument("output", type=Path)
     options = parser.parse_args(arguments)
     nodes, constants = read_graph(options.graph)
-    model = read_nanodet(nodes, constants)
-    print(f"largest difference to the graph: {largest_difference(model, nodes, constants):.1e}")
+    model, rounded = read_nanodet(nodes, constants)
+    print(f"largest difference to the graph, its weights rounded too: {largest_difference(model, nodes, rounded):.1e}")
+    print(f"to the graph as it is: {largest_difference(model, nodes, constants):.1e}")
     model.half().save_pretrained(options.output)
 
 
@@ -46,20 +47,25 @@ def read_graph(path: Path):
     return [node for node in graph["modelTopology"]["node"] if node["op"] != "Const"], constants
 
 
-def read_nanodet(nodes, constants) -> NanoDetForObjectDetection:
-    """The graph's convolutions, in its numbering, are the model's, in the order in which it has them."""
+def read_nanodet(nodes, constants) -> tuple[NanoDetForObjectDetection, dict]:
+    """The model, and the constants with its weights, rounded to 8 bits, in the place of the graph's.
+
+    The graph's convolutions, in its numbering, are the model's, in the order in which it has them.
+    """
     config = NanoDetConfig(id2label=dict(enumerate(object_words())))
     model = NanoDetForObjectDetection(config).eval()
     kernels = {node["name"]: node["input"][1] for node in nodes if node["op"] == "Conv2D"}
     biases = {node["input"][0]: node["input"][1] for node in nodes if node["op"] == "Add"}
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [module for module in model.modules() if isinstance(module, Int8Conv2d)]
+    rounded = dict(constants)
     for number, convolution in enumerate(convolutions):
         name = "PartitionedCall/convolution" + (f"_{number}" if number else "")
-        state = {"weight": constants[kernels[name]].permute(3, 2, 0, 1), "bias": constants[biases[name]]}
-        convolution.load_state_dict(state)
+        convolution.set_weights(constants[kernels[name]].permute(3, 2, 0, 1), constants[biases[name]].flatten())
+        weight = convolution.weight * convolution.scale.detach()[:, None, None, None]
+        rounded[kernels[name]] = weight.permute(2, 3, 1, 0)
     if len(convolutions) != len(kernels):
         raise SystemExit(f"the graph has {len(kernels)} convolutions, NanoDet-g {len(convolutions)}")
-    return model
+    return model, rounded
 
 
 @torch.inference_mode()
