@@ -274,11 +274,10 @@ class SentencesAbout:
         if self.people:
             who, own = self.people, self.thing.with_person
             verb = f"{WORN.get(n, '穿着')}{n}" if self.kind == "clothes" else f"和{q}{n}在一起"
+            before = f"有{who.removesuffix('人')}{own}" if own else f"{who}{verb}"
             return {
                 "画面中有一个人和一头大象": (1, f"画面中有{who}{verb}"),
-                "镜头前有一个骑摩托车的人": (1, f"镜头前有{who.removesuffix('人')}{own}")
-                if own
-                else (1, f"镜头前{who}{verb}"),
+                "镜头前有一个骑摩托车的人": (1, f"镜头前{before}"),
             }
         rich = f"{a}{c + '的' if c and not a else c or ''}{n}"  # 长鼻子的灰色大象, 灰色的大象
         on = "草地上" if self.on_grass else "蓝天下" if self.sky and not self.flies else ""
