@@ -1,4 +1,4 @@
-"""Sentences without photos in one file, `<source>#<number><TAB><sentence>` a line, as --sentences of caption.py reads it.
+"""Sentences without photos in one file, `<source>#<n><TAB><sentence>` a line, as --sentences of caption.py reads it.
 
     python train/mini/collect_sentences.py --flickr8k_cn data/flickr8k-cn --coco_cn data/coco-cn_ext.icap2020.txt \\
         --coco_cn_test data/sentences/coco_cn_test.jsonl --xflickrco data/sentences/xflickrco_zh_test.jsonl \\
@@ -22,6 +22,7 @@ from modeling_mengzi_oscar.files import write_whole
 from modeling_mengzi_oscar.labels.people import names_people
 
 SHORTEST = 5  # characters
+FLUENT = -2.9  # mean log-probability of a character: the better half, there are people's for the rest
 
 
 def main(arguments=None):
@@ -49,7 +50,8 @@ def main(arguments=None):
     people = [text.rstrip("。") for captions in photos["train"]["captions"] for text in captions]
     model = CharacterModel(people + [text.strip().rstrip("。") for texts in sources.values() for text in texts])
     machine = [line.strip() for line in Path(options.machine).read_text(encoding="utf-8").splitlines()]
-    sources["coco_machine"] = [text for text in machine if is_fluent(text.rstrip("。. "), model)]
+    fluent = [text for text in machine if is_fluent(text.rstrip("。. "), model)]
+    sources["coco_machine"] = [text for text in fluent if model.fluency(text.rstrip("。. "))[0] > FLUENT]
 
     # 3. Save
     seen, lines = set(), []
