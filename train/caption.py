@@ -259,6 +259,8 @@ def training_rows(split, settings, options, tag_sentences):
     """
     if tag_sentences.sentences and (options.objective != "dense" or "stores" not in settings):
         raise SystemExit("--sentences go with --objective dense and --features only")
+    if options.objective == "scst" and "style" in split.column_names:
+        raise SystemExit("--objective scst samples captions of one style only: the data must not have a column style")
     if options.objective == "masked":
         masking = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
         return MaskedCaptionRows(split, **settings, **masking, training=True)
