@@ -26,15 +26,16 @@ def folder(tmp_path):
     """Stores of two data sets, which have an image id in common, a data set of both, and a captioner of two styles."""
     generator = np.random.default_rng(0)
     for name, number in (("dogs", 4), ("people", 6)):
-        for kind in ("", "-flipped"):
+        for kind, photos in (("", 5), ("-flipped", 4)):  # photo4 is not trained on
             with RegionFeatureStore.writer(tmp_path / f"{name}{kind}", dtype="float32") as writer:
-                for photo in range(4):
+                for photo in range(photos):
                     regions = generator.standard_normal((number, 22), dtype=np.float32)
                     writer.add(f"photo{photo}", {"region_features": regions})
     rows = [{"image_id": f"photo{i}", "captions": SHORT, "style": "short", "dataset": "dogs"} for i in range(4)]
     rows += [{"image_id": f"photo{i}", "captions": LONG, "style": "detailed", "dataset": "people"} for i in range(4)]
-    for split in ("train", "validation"):
-        Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
+    rows = [row | {"image_id": "photo4"} for row in rows[::4]]
+    Dataset.from_list(rows).to_parquet(tmp_path / "data" / "validation.parquet")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[MT]", *dict.fromkeys("".join(SHORT + LONG))]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     tokenizer = BertTokenizer.from_pretrained(tmp_path, extra_special_tokens=["[MT]"])

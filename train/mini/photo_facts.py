@@ -60,10 +60,11 @@ def look_at(path, box=None) -> Facts:
     if (blue & smooth)[top].mean() > 0.85:
         sky = "around" if (blue & smooth)[ring].mean() > 0.85 else "above"
     green = (hue > 62) & (hue < 160) & (saturation > 0.18) & (value > 0.12)
+    colour = None if grey else main_colour(names[thing], names[ring])
     return Facts(
         grey=grey,
         background=background,
-        colour=None if grey else main_colour(names[thing], names[ring]),
+        colour=None if sky and colour == "蓝色" else colour,
         sky=sky,
         grass=bool(green[bottom].mean() > 0.8),
         fills=box is not None and (box[2] - box[0]) * (box[3] - box[1]) > 0.75,

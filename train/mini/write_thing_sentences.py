@@ -29,6 +29,7 @@ from modeling_mengzi_oscar.labels.coco import object_words
 NOBODY, SOMEBODY, SURE, PERHAPS = 0.2, 0.75, 0.5, 0.25  # scores of the detector
 HAND = 0.08  # score of a person from which somebody may hold the thing
 APART = 0.3  # overlap from which two boxes may be the same thing
+TASTE = 2.5  # how much likelier a form is that a class prefers by one standard deviation
 MOST = 0.05  # share of all sentences that one form should have at the most
 UNDER_THE_SKY = "aircraft building tree statue boat vehicle"  # kinds
 STANDS_STILL = "furniture machine instrument tool thing lamp statue"
@@ -40,8 +41,21 @@ DEAR = "狗 斑点狗 猫 熊猫 大熊猫 小熊猫 兔子 仓鼠 刺猬 松鼠
 BESIDE = (  # what the detector seldom takes other things for
     "car bicycle motorcycle truck bench cup bottle bowl chair couch bed book mouse keyboard tv boat umbrella"
 )
-SAME = {"laptop": "笔记本电脑 电脑", "stop sign": "路牌 标志牌 停车标志", "airplane": "客机", "boat": "帆船 渡轮 轮船"}
-SAME |= {"car": "轿车 小汽车", "clock": "手表", "potted plant": "盆景", "teddy bear": "玩具熊", "chair": "木头椅子"}
+SAME = {  # a class of the detector, and our nouns that it stands for, beside its own word
+    "laptop": "笔记本电脑 电脑",
+    "stopsign": "路牌 标志牌 停车标志",
+    "airplane": "客机",
+    "boat": "帆船 渡轮 轮船",
+    "car": "轿车 小汽车",
+    "clock": "手表",
+    "pottedplant": "盆景 盆栽",
+    "teddybear": "玩具熊",
+    "chair": "木头椅子",
+    "dog": "斑点狗",
+    "cat": "野猫",
+    "vase": "壶 水壶",
+}
+ANIMALS = {"bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"}
 
 
 def main(arguments=None):
@@ -59,7 +73,7 @@ def main(arguments=None):
     measures = measure_words()
 
     # 2. Write sentences
-    rows, forms, left_out = [], {"short": Counter(), "detailed": Counter()}, Counter()
+    rows, forms, left_out = [], Counter(), Counter()
     for thing in tqdm(things, "photos", leave=False):
         row = {"image": thing.image, "split": thing.split, "words": thing.words}
         if not thing.nouns:
@@ -72,21 +86,20 @@ def main(arguments=None):
             for style, count in (("short", options.sentences), ("detailed", options.detailed)):
                 said = draw_sentences(SentencesAbout(thing, facts, measures, draw), style, count, draw)
                 row[style] = [f"{text}。" for _, text in said]
-                forms[style].update(form for form, _ in said)
+                forms.update(f"{style}: {form}" for form, _ in said)
             rows.append(row)
 
     # 3. Save
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(options.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    for style, counts in forms.items():
-        texts = Counter(text for row in rows for text in row[style])
-        print(f"{style}: {counts.total():,} sentences, {len(texts):,} different, of {len(counts)} forms")
-        for form, count in counts.most_common():
-            if count > MOST * counts.total():
-                print(f"  {form}: {count / counts.total():.1%} of them, more than {MOST:.0%}")
-    print(
-        f"{options.output}: {len(rows):,} photos; left out: {', '.join(f'{n:,} {why}' for why, n in left_out.items())}"
-    )
+    texts = Counter(text for row in rows for text in row["short"] + row["detailed"])
+    print(f"{texts.total():,} sentences, {len(texts):,} different, of {len(forms)} forms, the most frequent:")
+    for form, count in forms.most_common(5):
+        print(
+            f"  {count / texts.total():.1%} {form}{', more than a form should have' * (count > MOST * texts.total())}"
+        )
+    lost = ", ".join(f"{count:,} {why}" for why, count in left_out.items()) or "none"
+    print(f"{options.output}: {len(rows):,} photos; left out: {lost}")
 
 
 def main_box(thing):
@@ -99,10 +112,16 @@ def main_box(thing):
 
 
 def draw_sentences(about, style, count, draw):
-    """(form, text) of so many different forms; those that say more of this photo are drawn more often."""
+    """(form, text) of so many different forms; those that say more of this photo are drawn more often.
+
+    Every class has forms that it prefers: a captioner writes what is likeliest, and if that were the same for all
+    things, it would write one form only.
+    """
     forms, said = getattr(about, style)(), {}
+    name = about.thing.words[0]
+    taste = {form: TASTE ** random.Random(f"{name} {form}").gauss(0, 1) for form in forms}
     while forms and len(said) < count:
-        [form] = draw.choices(list(forms), [weight for weight, _ in forms.values()])
+        [form] = draw.choices(list(forms), [weight * taste[form] for form, (weight, _) in forms.items()])
         text = forms.pop(form)[1]
         said.setdefault(text, form)
     return [(form, text) for text, form in said.items()]
@@ -143,20 +162,20 @@ class SentencesAbout:
             "有一架飞机": (0.8, f"有{q}{n}") if q else None,
             "这里有一架飞机": (0.7, f"这里有{q}{n}"),
             "只有一架飞机": (0.5, f"只有{q}{n}") if self.one and not self.beside else None,
-            "照片里有一架飞机": (0.6, f"照片里有{q}{n}"),
-            "照片里的飞机": (0.5, f"照片里的{n}"),
-            "图中有一架飞机": (0.6, f"图中有{q}{n}"),
-            "画面中的飞机": (0.5, f"画面中的{n}"),
-            "画面中间有一架飞机": (0.6, f"画面中间有{q}{n}") if self.one else None,
-            "一架飞机在画面中间": (0.6, f"{q}{n}在画面中间") if self.one else None,
-            "飞机的照片": (0.5, f"{n}的照片"),
-            "镜头前的飞机": (0.6, f"镜头前的{n}"),
-            "镜头前有一架飞机": (0.6, f"镜头前有{q}{n}"),
-            "一架飞机在镜头前": (0.6, f"{q}{n}在镜头前") if q else None,
-            "一张飞机的照片": (0.5, f"一张{n}的照片"),
-            "可以看到一架飞机": (0.6, f"可以看到{q}{n}"),
-            "拍到了一架飞机": (0.5, f"拍到了{q}{n}"),
-            "眼前是一架飞机": (0.5, f"眼前是{q}{n}"),
+            "照片里有一架飞机": (0.4, f"照片里有{q}{n}"),
+            "照片里的飞机": (0.3, f"照片里的{n}"),
+            "图中有一架飞机": (0.4, f"图中有{q}{n}"),
+            "画面中的飞机": (0.3, f"画面中的{n}"),
+            "画面中间有一架飞机": (0.4, f"画面中间有{q}{n}") if self.one else None,
+            "一架飞机在画面中间": (0.4, f"{q}{n}在画面中间") if self.one else None,
+            "飞机的照片": (0.3, f"{n}的照片"),
+            "镜头前的飞机": (0.4, f"镜头前的{n}"),
+            "镜头前有一架飞机": (0.4, f"镜头前有{q}{n}"),
+            "一架飞机在镜头前": (0.4, f"{q}{n}在镜头前") if q else None,
+            "一张飞机的照片": (0.3, f"一张{n}的照片"),
+            "可以看到一架飞机": (0.4, f"可以看到{q}{n}"),
+            "拍到了一架飞机": (0.3, f"拍到了{q}{n}"),
+            "眼前是一架飞机": (0.3, f"眼前是{q}{n}"),
             "单独的一架飞机": (0.4, f"单独的{q}{n}") if self.one and not self.beside else None,
         }
         return {form: said for form, said in (forms | self.of_kind() | self.of_photo()).items() if said}
@@ -171,10 +190,10 @@ class SentencesAbout:
             "放着的椅子": (0.9, f"放着的{n}") if still else None,
             "这里放着一把椅子": (1.0, f"这里放着{q}{n}") if still and q else None,
             "停着一辆车": (1.5, f"停着{q}{n}") if p.startswith("停") and q else None,
-            "长鼻子的大象": (1.6, f"{a}{n}") if a else None,
-            "一头长鼻子的大象": (1.6, f"{q}{a}{n}") if a and q else None,
-            "有一头长鼻子的大象": (1.0, f"有{q}{a}{n}") if a and q else None,
-            "这是长鼻子的大象": (0.9, f"这是{q}{a}{n}") if a else None,
+            "长鼻子的大象": (1.9, f"{a}{n}") if a else None,
+            "一头长鼻子的大象": (2.0, f"{q}{a}{n}") if a and q else None,
+            "有一头长鼻子的大象": (1.5, f"有{q}{a}{n}") if a and q else None,
+            "这是长鼻子的大象": (1.2, f"这是{q}{a}{n}") if a else None,
             "水面上的船": (1.8, f"{p}{n}") if p else None,
             "一艘水面上的船": (1.2, f"{q}{p}{n}") if p and q else None,
             "一艘船在水面上": (1.8, f"{q}{n}{predicate(p)}") if p and q else None,
@@ -283,25 +302,27 @@ class SentencesAbout:
         on = "草地上" if self.on_grass else "蓝天下" if self.sky and not self.flies else ""
         on = "餐桌上" if self.beside == "餐桌" else on
         forms = {
-            "画面中间有一头长鼻子的灰色大象": (0.5, f"画面中间有{q}{rich}"),
-            "照片里拍的是一头长鼻子的灰色大象": (0.5, f"照片里拍的是{q}{rich}"),
-            "照片里有一头长鼻子的灰色大象": (0.5, f"照片里有{q}{rich}"),
-            "一头长鼻子的灰色大象出现在镜头前": (0.5, f"{q}{rich}出现在镜头前") if q else None,
-            "近处可以看到一头灰色的大象": (0.5, f"近处可以看到{q}{rich}"),
-            "可以清楚地看到一头灰色的大象": (0.5, f"可以清楚地看到{q}{rich}"),
-            "镜头里有一头长鼻子的灰色大象": (0.5, f"镜头里有{q}{rich}"),
-            "镜头对着一头长鼻子的灰色大象": (0.5, f"镜头对着{q}{rich}"),
-            "图片的主体是一头长鼻子的灰色大象": (0.4, f"图片的主体是{q}{rich}"),
-            "图片上有一头长鼻子的灰色大象": (0.5, f"图片上有{q}{rich}"),
-            "画面里有一头长鼻子的灰色大象": (0.5, f"画面里有{q}{rich}"),
-            "画面中是一头长鼻子的灰色大象": (0.5, f"画面中是{q}{rich}"),
-            "图中可以看到一头灰色的大象": (0.5, f"图中可以看到{q}{rich}"),
-            "镜头拍到了一头长鼻子的灰色大象": (0.5, f"镜头拍到了{q}{rich}"),
-            "图中是一头长鼻子的灰色大象": (0.5, f"图中是{q}{rich}"),
-            "这里有一头长鼻子的灰色大象": (0.5, f"这里有{q}{rich}"),
-            "这是一头长鼻子的灰色大象": (0.5, f"这是{q}{rich}"),
-            "眼前有一头长鼻子的灰色大象": (0.5, f"眼前有{q}{rich}"),
-            "一头长鼻子的灰色大象": (0.6, f"{q}{rich}") if a or c else None,
+            "画面中间有一头长鼻子的灰色大象": (0.35, f"画面中间有{q}{rich}"),
+            "照片里拍的是一头长鼻子的灰色大象": (0.35, f"照片里拍的是{q}{rich}"),
+            "照片里有一头长鼻子的灰色大象": (0.35, f"照片里有{q}{rich}"),
+            "一头长鼻子的灰色大象出现在镜头前": (0.35, f"{q}{rich}出现在镜头前") if q else None,
+            "近处可以看到一头灰色的大象": (0.35, f"近处可以看到{q}{rich}"),
+            "可以清楚地看到一头灰色的大象": (0.35, f"可以清楚地看到{q}{rich}"),
+            "镜头里有一头长鼻子的灰色大象": (0.35, f"镜头里有{q}{rich}"),
+            "镜头对着一头长鼻子的灰色大象": (0.35, f"镜头对着{q}{rich}"),
+            "图片的主体是一头长鼻子的灰色大象": (0.3, f"图片的主体是{q}{rich}"),
+            "图片上有一头长鼻子的灰色大象": (0.35, f"图片上有{q}{rich}"),
+            "画面里有一头长鼻子的灰色大象": (0.35, f"画面里有{q}{rich}"),
+            "画面中是一头长鼻子的灰色大象": (0.35, f"画面中是{q}{rich}"),
+            "图中可以看到一头灰色的大象": (0.35, f"图中可以看到{q}{rich}"),
+            "镜头拍到了一头长鼻子的灰色大象": (0.35, f"镜头拍到了{q}{rich}"),
+            "图中是一头长鼻子的灰色大象": (0.35, f"图中是{q}{rich}"),
+            "这里有一头长鼻子的灰色大象": (0.8, f"这里有{q}{rich}"),
+            "这是一头长鼻子的灰色大象": (0.8, f"这是{q}{rich}"),
+            "眼前有一头长鼻子的灰色大象": (0.35, f"眼前有{q}{rich}"),
+            "一头长鼻子的灰色大象": (1.2, f"{q}{rich}") if a or c else None,
+            "有一头长鼻子的灰色大象": (1.0, f"有{q}{rich}") if a or c else None,
+            "那里有一头长鼻子的灰色大象": (0.6, f"那里有{q}{rich}"),
         }
         if on:
             forms |= {
@@ -337,15 +358,22 @@ def number_of(thing) -> str | None:
     """一, 两, 几; as the table says, or as many as the detector is sure of. None: it is not."""
     if thing.number != "一":
         return thing.number
-    boxes = apart([box for box in thing.boxes if box[0] != "person"])
-    sure = Counter(box[0] for box in boxes if box[1] >= SURE)
-    perhaps = Counter(box[0] for box in boxes)
-    if not sure:
-        return "一"
-    name, count = sure.most_common(1)[0]
-    if count == 1:
-        return "一" if perhaps[name] == 1 else None
-    return {2: "两", 3: "三"}.get(count, "几") if perhaps[name] == count else "几" if count > 2 else None
+    words = {english.replace(" ", ""): chinese for english, chinese in object_words().items()}
+    names = {name for name, word in words.items() if is_called(name, word, thing.nouns)}
+    if measure_words()[thing.nouns[0]][1] in ("animal", "bird"):  # it takes a llama for a sheep or a dog
+        names |= ANIMALS
+    boxes = apart([box for box in thing.boxes if box[0] in names])
+    sure = sum(box[1] >= SURE for box in boxes)
+    if len(boxes) <= 1 or not sure:
+        return "一" if len(boxes) <= 1 else None
+    if sure < len(boxes):
+        return "几" if sure > 2 else None
+    return {2: "两", 3: "三"}.get(sure, "几")
+
+
+def is_called(name, word, nouns) -> bool:
+    """Whether the detector's class of this name and Chinese word is one of these nouns."""
+    return word in nouns or bool({*SAME.get(name, "").split()} & {*nouns})
 
 
 def apart(boxes):
@@ -376,9 +404,8 @@ def people_in(thing) -> str:
 def beside(thing, noun) -> str | None:
     """What the detector surely sees beside the thing; "餐桌", a dining table, below it."""
     words = {english.replace(" ", ""): chinese for english, chinese in object_words().items()}
-    same = {english.replace(" ", ""): nouns.split() for english, nouns in SAME.items()}
     names = {box[0] for box in thing.boxes if box[1] >= SOMEBODY}
-    own = [box for box in thing.boxes if noun == words[box[0]] or noun in same.get(box[0], ())]
+    own = [box for box in thing.boxes if is_called(box[0], words[box[0]], [noun])]
     if not own:  # the detector does not see the thing itself: anything else may be it
         return None
     if "diningtable" in names and noun in ("披萨", "杯子", "碗"):
