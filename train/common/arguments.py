@@ -66,8 +66,8 @@ class RunArguments:
     test_split: str = flag("Split that --do_predict runs on.", default="test")
     features: list[str] = flag(
         "Region feature stores of the images, written by `mengzi-oscar extract`. The first is the plain one; the "
-        "others hold augmented versions of the same images (mirrored, for instance), and training draws one store per "
-        "sample.",
+        "others hold augmented versions of the training images (mirrored, for instance), and training draws one store "
+        "per sample. caption.py: NAME=STORE for rows with a column dataset.",
         default_factory=list,
     )
     add_od_labels: bool | None = flag(
