@@ -157,6 +157,13 @@ def test_photos_are_held_out_by_their_names(things):
     assert not held_out & {row["image"] for row in rows if row["split"] == "test"}
 
 
+def test_a_photo_that_the_detector_did_not_see_is_named(things):
+    text = (things / "teacher.jsonl").read_text(encoding="utf-8")
+    (things / "teacher.jsonl").write_text(text[: text.rstrip().rindex("\n") + 1], encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"teacher.jsonl: has no row of imagenet/fish.jpg"):
+        read_things(things, things / "teacher.jsonl")
+
+
 # Scores
 
 

@@ -38,6 +38,7 @@ def main(arguments=None):
 
     # 1. Caption
     things = [thing for thing in read_things(options.things, options.teacher) if thing.split == options.split]
+    things = [thing for thing in things if thing.nouns]  # else it is not clear what there is to name
     pipeline = MengziOscarPipeline.from_pretrained(options.model)
     photos = [options.things / "images" / thing.image for thing in things]
     results = pipeline.caption(photos, style=options.style, num_beams=options.num_beams)

@@ -25,13 +25,13 @@ STATUES = ("佛像", "雕像", "钞票")  # of people, who are not in the photo
 
 @dataclass
 class Thing:
-    """A photo. `nouns` may be empty: then no sentence is written, but it can be scored by `words`."""
+    """A photo. Without `nouns` it is not clear what it shows."""
 
     image: str  # below images/
     name: str  # its class
     split: str  # train, validation or test
     words: list[str]  # any of them in a caption names it
-    nouns: list[str]
+    nouns: list[str]  # to write sentences with
     number: str | None  # 一, 两, 几, 一双 ..; None: not known
     traits: list[str] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
@@ -50,7 +50,11 @@ class Thing:
 
 
 def read_things(folder, teacher) -> list[Thing]:
-    """All photos of the folder, in its order; `teacher` is the detector's file."""
+    """All photos of the folder, in its order; `teacher` is the detector's file.
+
+    Raises:
+        SystemExit: one line: a photo that the detector did not see, or a class that our table does not have.
+    """
     with open(teacher, encoding="utf-8") as file:
         seen = {row["image"].removeprefix("images/"): row for row in map(json.loads, file)}
     with open(Path(folder, "photos.jsonl"), encoding="utf-8") as file:
@@ -62,18 +66,19 @@ def read_things(folder, teacher) -> list[Thing]:
     measures, words_of_class = measure_words(), class_words()
     things = []
     for row in rows:
-        found = seen[row["image"]]
+        if (found := seen.get(row["image"])) is None:
+            raise SystemExit(f"{teacher}: has no row of {row['image']}, which photos.jsonl of {folder} names")
+        if "synset" not in row and row["class"] not in classes:
+            raise SystemExit(f"caltech_classes.tsv beside this script: has no class {row['class']} ({row['image']})")
         if "synset" in row:
             number = number_of_synset[row["synset"]]
             word, mend = words_of_class[number], mended.get(number, {"noun": "", "number": ""})
-            nouns, words = [mend["noun"] or word], [word]
+            nouns, words = [mend["noun"] or word], [mend["noun"] or word]
             known = {"number": mend["number"]}
         else:
-            known = dict(classes[row["class"]])
-            nouns, words = known["nouns"].split(), row["words"]
-            known = {"traits": known["traits"].split(), "places": known["places"].split()} | {
-                "with_person": known["with_person"] or ""
-            }
+            entry = classes[row["class"]]
+            nouns, words = entry["nouns"].split(), row["words"]
+            known = {name: entry[name].split() for name in ("traits", "places")} | {"with_person": entry["with_person"]}
         nouns = [noun for noun in nouns if noun in measures]
         things.append(
             Thing(
