@@ -10,6 +10,10 @@ sentences of a photo in one pass; "scst", rewarded by CIDEr-D, after one of the 
 pixels with the checkpoint's own region model, parts of which --tune_region_model trains. How the mini learnt its tags,
 with sentences that have no photo, is in common/tag_sentences.py.
 
+Rows may have a column `style` (the mini: short, detailed): their sentences are learnt in that style, and evaluations
+caption each photo in the style of its row. Rows of several data sets have a column `dataset`, and each its stores:
+--features coco=stores/coco flickr=stores/flickr flickr=stores/flickr-flipped.
+
 Run again with the same --output_dir it goes on from the last checkpoint. The best validation, captions decoded by beam
 search with the averaged weights, is kept as <output_dir>/best, a folder laid out as a Hub repo.
 """
@@ -26,12 +30,12 @@ from common.arguments import (
     flag,
     load_splits,
     model_from,
-    open_stores,
     parse_arguments,
     processor_from,
     settings_of,
     split_of,
     splits_needed,
+    stores_of_datasets,
     tag_texts,
     told_in_one_line,
 )
@@ -134,7 +138,7 @@ class CaptionArguments(RunArguments):
     )
     style: str | None = flag(
         "Style of the generated captions, of a checkpoint that knows several (the mini: short, detailed). If not "
-        "given, captions begin with [CLS].",
+        "given, that of a row where the data have a column style; else captions begin with [CLS].",
         default=None,
     )
     protocol: str | None = flag(
@@ -161,7 +165,7 @@ def main(arguments=None):
         columns = ("image_id", "captions", *(["machine"] if options.machine_captions else []))
     check_columns(splits, needed, columns)
     from_pixels = options.tune_region_model is not None or not options.features
-    stores = [] if from_pixels else open_stores(options)
+    stores = {} if from_pixels else stores_of_datasets(options)
     start = checkpoint_of(options)
     captioner, processor = load_captioner(start, options, training)
     model, region_model, image_processor, num_regions = captioner, None, None, None
@@ -177,8 +181,9 @@ def main(arguments=None):
         settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
         judged = {"photo": partial(check_photo, image_processor=image_processor)}
     else:
-        check_width(start, captioner.config, stores)
-        settings |= {"stores": stores, "labels": tag_texts(options, training, processor, stores[0])}
+        opened = [store for group in stores.values() for store in group]
+        check_width(start, captioner.config, opened)
+        settings |= {"stores": stores, "labels": tag_texts(options, training, processor, opened[0])}
         judged = {"stores": stores}
     if not training.do_predict:
         judged |= {"texts": "captions", "scorable": True}
@@ -254,6 +259,8 @@ def training_rows(split, settings, options, tag_sentences):
     """
     if tag_sentences.sentences and (options.objective != "dense" or "stores" not in settings):
         raise SystemExit("--sentences go with --objective dense and --features only")
+    if options.objective == "scst" and "style" in split.column_names:
+        raise SystemExit("--objective scst samples captions of one style only: the data must not have a column style")
     if options.objective == "masked":
         masking = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
         return MaskedCaptionRows(split, **settings, **masking, training=True)

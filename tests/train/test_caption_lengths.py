@@ -8,6 +8,7 @@ import pytest
 import torch
 from common.caption_lengths import length_of_most, set_lengths
 from conftest import tiny_captioner
+from datasets import Dataset
 from engine import Engine
 from PIL import Image
 from transformers import GenerationConfig
@@ -28,14 +29,17 @@ def test_ninety_nine_percent_fit(lengths, expected):
     assert sum(length <= expected for length in lengths) >= 0.99 * len(lengths)
 
 
-def chosen(tokenizer, sentences, length=12, given=(None, None), style=None, machine=None, **settings):
+def chosen(tokenizer, sentences, length=12, given=(None, None), style=None, machine=None, detailed=(), **settings):
     """(--max_seq_a_length, --max_gen_length), captioner and processor after a choice."""
     torch.manual_seed(0)
     captioner, processor = tiny_captioner(), MengziOscarProcessor(tokenizer, **settings)
     captioner.generation_config = GenerationConfig(max_length=length)
     options = type("Options", (), {"machine_captions": machine is not None, "style": style})()
     options.max_seq_a_length, options.max_gen_length = given
-    rows = {"captions": [sentences], "machine": [[{"caption": text} for text in machine or []]]}
+    rows = [{"captions": sentences, "machine": [{"caption": text} for text in machine or [""]], "style": "short"}]
+    rows += [{"captions": [text], "machine": [], "style": "detailed"} for text in detailed]
+    rows = Dataset.from_list(rows)
+    rows = rows if detailed else rows.remove_columns("style")
     set_lengths(options, captioner, processor, rows)
     return (options.max_seq_a_length, options.max_gen_length), captioner, processor
 

@@ -27,6 +27,7 @@ from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.demo.samples import sample_photos
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.labels.imagenet import GROUP_OF_WORD, class_words
+from modeling_mengzi_oscar.labels.people import names_people
 from modeling_mengzi_oscar.labels.tables import read_table
 from modeling_mengzi_oscar.loading import load_region_model
 
@@ -223,7 +224,7 @@ def test_tag_words_are_found_as_jieba_cuts():
 class Photos:
     """As much of `CaptionRows` as the sentences use."""
 
-    seed, references = 1, [["奔跑的狗。", "一个人。"], ["海边的马。"]]
+    seed, references, starts, labels = 1, [["奔跑的狗。", "一个人。"], ["海边的马。"]], [2, 2], None
     tokenizer = type("T", (), {"cls_token_id": 2, "convert_tokens_to_ids": lambda self, token: 5})()
     processor = type("P", (), {"tag_ids": lambda self, words: words})()
 
@@ -276,6 +277,38 @@ def test_rows_of_a_word_say_the_word(tmp_path):
     assert [rows[index]["captions"] for index in range(2, 30)] != captions
     rows.set_epoch(0)
     assert [rows[index]["captions"] for index in range(2, 30)] == captions
+
+
+def test_people_are_in_the_tags_of_what_speaks_of_them():
+    """Where the region model says that nobody is there, a sentence without photo says it of itself."""
+    photos = Photos()
+    photos.labels = ["狗", "人", "无人"]
+    rows = PhotosAndTagSentences(photos, ["沙发上有一个男人和一只猫", "人行道上的长颈鹿"], rounds=3, foreign_regions=0)
+    assert "长颈鹿" in rows.words  # that COCO has and ImageNet has not
+    said = set()
+    for index in range(2, len(rows)):
+        [[_, *characters]], tags = rows[index]["captions"], rows[index]["tags"]
+        said.add("男" in characters)
+        assert ("人" in tags, "无人" in tags) == ("男" in characters, "男" not in characters)
+    assert said == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "people"),
+    [
+        ("一个男人在踢球", True),
+        ("滑雪者从山上滑下来", True),
+        ("骑马的牛仔", True),
+        ("一群游客", True),
+        ("人行道上的机器人", False),
+        ("一把吉他和其他乐器", False),
+        ("草地上的狗或者猫", False),
+        ("一条牛仔裤", False),
+        ("这里空无一人", False),
+    ],
+)
+def test_who_is_a_person(sentence, people):
+    assert names_people(sentence) == people
 
 
 def test_what_reads_like_chinese_is_kept():

@@ -7,7 +7,7 @@ import gc
 import math
 import re
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import wraps
 from pathlib import Path
 
@@ -66,8 +66,8 @@ class RunArguments:
     test_split: str = flag("Split that --do_predict runs on.", default="test")
     features: list[str] = flag(
         "Region feature stores of the images, written by `mengzi-oscar extract`. The first is the plain one; the "
-        "others hold augmented versions of the same images (mirrored, for instance), and training draws one store per "
-        "sample.",
+        "others hold augmented versions of the training images (mirrored, for instance), and training draws one store "
+        "per sample. caption.py: NAME=STORE for rows with a column dataset.",
         default_factory=list,
     )
     add_od_labels: bool | None = flag(
@@ -434,6 +434,31 @@ def open_stores(options) -> list[RegionFeatureStore]:
         if line := another_precision(store.precision, options.dtype, device):
             say(f"{store.path}: {line}")
     return stores
+
+
+def stores_of_datasets(options) -> dict:
+    """{data set: its stores} of `--features NAME=STORE ..`, or {None: all of them} where none is named.
+
+    Raises:
+        SystemExit: some are named and some are not, or they name their tags differently.
+    """
+    names = [text.partition("=")[0] if is_named(text) else None for text in options.features]
+    if None in names and any(names):
+        raise SystemExit("--features: name the data set of each store (NAME=STORE), or of none")
+    paths = [text.partition("=")[2] if is_named(text) else text for text in options.features]
+    stores = {}
+    for name, store in zip(names, open_stores(replace(options, features=paths)), strict=True):
+        stores.setdefault(name, []).append(store)
+    first, *others = [store for group in stores.values() for store in group]
+    for store in others:
+        if store.labels != first.labels:
+            raise SystemExit(f"--features: {first.path} and {store.path} name their tags differently")
+    return stores
+
+
+def is_named(text) -> bool:
+    """Whether a store is written NAME=STORE; a path may have the sign, too."""
+    return "=" in text and not Path(text).exists()
 
 
 def check_width(start, config, stores):

@@ -17,34 +17,51 @@ def set_lengths(options, captioner, processor, rows):
     the generation config (or as the length of `--style`), and where the sentences reach so far as the position behind
     which the tags begin.
 
+    Sentences that a column `style` says to begin otherwise than with [CLS] have a length of their own.
+
     Args:
-        rows: training split with `captions`, and with `machine` where `--machine_captions` was given.
+        rows: training split with `captions`, with `machine` where `--machine_captions` was given, and `style` if any.
     """
     longest = captioner.config.max_position_embeddings - processor.tag_room
-    captions = [sentence for sentences in rows["captions"] for sentence in sentences]
-    machine = []
-    if options.machine_captions:
-        machine = [sentence["caption"] for sentences in rows["machine"] for sentence in sentences]
-    lengths, machine_lengths = tokens_of(captions, processor), tokens_of(machine, processor)
+    plain, own = lengths_of_styles(rows, processor)
+    machine = [sentence["caption"] for row in rows["machine"] for sentence in row] if options.machine_captions else []
+    learnt = [plain + tokens_of(machine, processor), *own.values()]
+    written = own.pop(options.style, plain)
     chosen = {
-        "max_seq_a_length": (lengths + machine_lengths, caption_length(captioner, processor)),
-        "max_gen_length": (lengths, caption_length(captioner, processor, options.style)),
+        "max_seq_a_length": (learnt, caption_length(captioner, processor)),
+        "max_gen_length": ([written], caption_length(captioner, processor, options.style)),
     }
     said = []
-    for name, (found, least) in chosen.items():
+    for name, (groups, least) in chosen.items():
         why, value = f"--{name}", getattr(options, name)
         if value is None:
-            value = max(length_of_most(found), least)
+            value = max(*map(length_of_most, groups), least)
             why = f"{'as before' if value == least else 'chosen'}: {SHARE:.0%} fit"
         if value > longest:
             value, why = longest, "the checkpoint has no more positions beside its tags"
         setattr(options, name, value)
+        found = [length for group in groups for length in group]
         longer = sum(length > value for length in found)
         what = "sentences are cut at" if name == "max_seq_a_length" else "captions have at most"
         said.append(f"{what} {value} ({why}; {longer:,} of {len(found):,} training sentences are longer)")
+    for style, found in own.items():
+        least = caption_length(captioner, processor, style)
+        value = min(max(length_of_most(found), least), options.max_seq_a_length)
+        processor.style_lengths = (processor.style_lengths or {}) | {style: value}
+        said.append(f"{style} ones at most {value}")
     say(f"lengths in tokens with [CLS] and [SEP]: {'; '.join(said)}")
     begin_new_positions(options.max_seq_a_length, captioner, processor)
     note_lengths(options, captioner, processor)
+
+
+def lengths_of_styles(rows, processor):
+    """Lengths of the sentences that begin with [CLS], and {style: lengths} of those that begin in another way."""
+    styles = rows["style"] if "style" in rows.column_names else [None] * len(rows)
+    plain, own = [], {}
+    for style, sentences in zip(styles, rows["captions"], strict=True):
+        begins = processor.begin(style, 1).item() if style else processor.tokenizer.cls_token_id
+        (plain if begins == processor.tokenizer.cls_token_id else own.setdefault(style, [])).extend(sentences)
+    return tokens_of(plain, processor), {style: tokens_of(found, processor) for style, found in own.items()}
 
 
 def begin_new_positions(length, captioner, processor):

@@ -35,6 +35,22 @@ def open_image(image):
     return open_photo(image["path"])
 
 
+def start_tokens(styles, processor) -> list[int]:
+    """What the captions of each row begin with.
+
+    Raises:
+        ValueError: names the first row whose style the checkpoint does not write.
+    """
+    starts = {}
+    for row, style in enumerate(styles, start=1):
+        if style not in starts:
+            try:
+                starts[style] = processor.begin(style, 1).item()
+            except ValueError as error:
+                raise ValueError(f"--dataset, row {row}: {error}") from None
+    return [starts[style] for style in styles]
+
+
 class SeededRows(Dataset):
     """Rows whose draws depend on seed, epoch and row only. The epoch lives in memory that worker processes share."""
 
@@ -84,9 +100,11 @@ class CaptionRows(SeededRows):
     """One item per photo: its regions (from stores) or its pixels, its tags, and its sentences as token ids.
 
     Args:
-        rows: a split of a caption builder: image_id, captions; image (path) and machine where there are any.
+        rows: a split of a caption builder: image_id, captions; image (path), machine, style (of the captions, one of
+            the processor's) and dataset where there are any.
         processor: of the captioner. max_length: tokens of a sentence with [CLS] and [SEP].
-        stores: region stores to draw from; the first is the plain one, the others are augmented.
+        stores: region stores to draw from; the first is the plain one, the others are augmented. Or {data set: such
+            stores}, for rows with a column dataset.
         labels: texts of the stores' tag or class ids, to give the captioner tags; None = no tags.
         image_processor: instead of stores: pixels. crops: of these: crop and brighten at random, beside mirroring.
         tag_labels: words whose presence in the sentences is the target of the region model's tag head.
@@ -120,10 +138,13 @@ class CaptionRows(SeededRows):
         self.sentences_per_photo, self.tag_dropout = sentences_per_photo, tag_dropout
         self.image_ids = rows["image_id"]
         self.references = rows["captions"] if "captions" in rows.column_names else [[] for _ in self.image_ids]
+        self.styles = rows["style"][:] if "style" in rows.column_names else [None] * len(rows)
+        self.datasets = rows["dataset"][:] if "dataset" in rows.column_names else [None] * len(rows)
         images = rows["image"] if "image" in rows.column_names else [None] * len(rows)
         self.paths = [image and image["path"] for image in images]
         self.images = rows.select_columns("image") if image_processor is not None else None  # may carry their bytes
-        self.captions = [self.encode(sentences, self.tokenizer.cls_token_id) for sentences in self.references]
+        self.starts = start_tokens(self.styles, processor)
+        self.captions = list(map(self.encode, self.references, self.starts))
         self.machine = [[] for _ in self.captions]
         if training and machine_start_id is not None:
             self.machine = [self.encode([s["caption"] for s in row], machine_start_id) for row in rows["machine"]]
@@ -153,11 +174,19 @@ class CaptionRows(SeededRows):
 
     def num_regions(self, index) -> int:
         """Of a photo, in the plain store; 0 from pixels, whose grid is the same for all."""
-        return self.stores[0].num_regions(self.image_ids[index]) if self.stores else 0
+        stores = self.stores_of(index)
+        return stores[0].num_regions(self.image_ids[index]) if stores else 0
+
+    def stores_of(self, index):
+        """The stores that hold a photo."""
+        if not isinstance(self.stores, dict):
+            return self.stores
+        return self.stores[self.datasets[index] if self.datasets[index] in self.stores else None]
 
     def regions(self, index, draws):
         """`region_features` (R, D) of a photo, and its tags as token ids with their [SEP]."""
-        store = draws.choice(self.stores) if self.training else self.stores[0]
+        stores = self.stores_of(index)
+        store = draws.choice(stores) if self.training else stores[0]
         regions = store[self.image_ids[index]]
         item = {"region_features": regions["region_features"][: self.processor.max_regions]}
         if self.labels is not None:

@@ -3,8 +3,9 @@
 A row belongs to one tag word: a sentence that contains it, or that contains a word of its group with the tag word put
 in its place ("在草地上奔跑的狗" -> "在草地上奔跑的狐狸"). So every word of the tags is learnt alike, also those that no
 sentence has. Its tags are the word, half the time doubted ("狐狸？"), and some other nouns of the sentence: what is
-learnt is to copy tags, in both registers. A row has no regions, or those of a photo that has nothing to do with it: on
-photos unlike the training photos the regions mislead, and the tag must win.
+learnt is to copy tags, in both registers. Where tags say whether a person was found (人, 无人), they say it of these
+sentences, too: nobody is named whom they do not name. A row has no regions, or those of a photo that has nothing to do
+with it: on photos unlike the training photos the regions mislead, and the tag must win.
 """
 
 from dataclasses import dataclass
@@ -12,12 +13,17 @@ from dataclasses import dataclass
 import jieba.posseg
 
 from datasets_scripts.reading import raw_lines
+from modeling_mengzi_oscar.labels.coco import object_words
 from modeling_mengzi_oscar.labels.imagenet import DOUBT, GROUP_OF_WORD
+from modeling_mengzi_oscar.labels.people import names_people
 
 from .arguments import flag
 from .collators import SeededRows
 from .fluent_translations import keep_fluent
 
+PERSON, NOBODY = "人", "无人"
+# The words of tags; those of a group can stand for each other. What only COCO has stands for itself.
+GROUPS = GROUP_OF_WORD | {word: GROUP_OF_WORD.get(word, word) for word in object_words().values() if word != PERSON}
 KINDS = "小大黑白花老"  # before a noun of one character: 小狗 is a 狗
 OTHER_NOUN = 0.4  # how often each other noun of the sentence is a tag, too
 DOUBTED = 0.5  # how often the word is doubted
@@ -67,8 +73,8 @@ def find_tag_words(sentence) -> tuple[list[tuple[int, int, str]], list[str]]:
     tag_words, nouns, start = [], [], 0
     for token, kind in jieba.posseg.cut(sentence):
         end = start + len(token)
-        word = token[1:] if len(token) == 2 and token[0] in KINDS and token not in GROUP_OF_WORD else token
-        if word in GROUP_OF_WORD:
+        word = token[1:] if len(token) == 2 and token[0] in KINDS and token not in GROUPS else token
+        if word in GROUPS:
             tag_words.append((end - len(word), end, word))
         elif kind.startswith("n"):
             nouns.append(token)
@@ -82,7 +88,7 @@ class PhotosAndTagSentences(SeededRows):
         index    0 .. P - 1      P .. P + W - 1             P + W .. P + 2W - 1        ..
         row      of photo 0 ..   a sentence of word 0 ..    another of word 0 ..       `rounds` times
 
-    People's sentences of the photos are the short style, begun by [CLS], the others the detailed one, begun by [MT].
+    The photos' sentences begin as they do with their photos, the others with [MT], the detailed style.
     `foreign_regions`: share of the sentences that get regions, of a random photo. `sentences_only`: no photos.
     """
 
@@ -90,9 +96,11 @@ class PhotosAndTagSentences(SeededRows):
         super().__init__(photos.seed)
         self.photos, self.rounds, self.foreign_regions = photos, rounds, foreign_regions
         self.num_photos = 0 if sentences_only else len(photos)
-        short = [sentence for captions in photos.references for sentence in captions]
-        tokenizer = photos.tokenizer
-        styles = {tokenizer.cls_token_id: short, tokenizer.convert_tokens_to_ids("[MT]"): sentences}
+        styles = {}  # start token -> sentences
+        for start, captions in zip(photos.starts, photos.references, strict=True):
+            styles.setdefault(start, []).extend(captions)
+        styles.setdefault(photos.tokenizer.convert_tokens_to_ids("[MT]"), []).extend(sentences)
+        self.says_nobody = NOBODY in (photos.labels or ())
         jieba.setLogLevel("WARNING")
         # start token -> word or group -> [(text, begin, end, nouns)]: text[begin:end] is the word, or one of its group
         self.sentences = {start: {} for start in styles}
@@ -100,10 +108,10 @@ class PhotosAndTagSentences(SeededRows):
             for text in dict.fromkeys(texts):
                 tag_words, nouns = find_tag_words(text)
                 for begin, end, word in tag_words:
-                    for key in (word, GROUP_OF_WORD[word]):
+                    for key in (word, GROUPS[word]):
                         self.sentences[start].setdefault(key, []).append((text, begin, end, nouns))
         with_sentences = {key for sentences in self.sentences.values() for key in sentences}
-        self.words = [word for word, group in GROUP_OF_WORD.items() if group in with_sentences]
+        self.words = [word for word, group in GROUPS.items() if group in with_sentences]
 
     def set_epoch(self, epoch):
         super().set_epoch(epoch)
@@ -116,12 +124,14 @@ class PhotosAndTagSentences(SeededRows):
         if index < self.num_photos:
             return self.photos[index]
         draws, word = self.draws(index), self.words[(index - self.num_photos) % len(self.words)]
-        group = GROUP_OF_WORD[word]
+        group = GROUPS[word]
         start = draws.choice([start for start, sentences in self.sentences.items() if group in sentences])
         sentence, nouns = self.sentence(word, start, draws)
         [ids] = self.photos.encode([sentence], start)
         tags = [word + DOUBT * (draws.random() < DOUBTED), *(noun for noun in nouns if draws.random() < OTHER_NOUN)]
         tags += [wrong + DOUBT for wrong in draws.sample(self.words, draws.random() < WRONG_TAG)]
+        if self.says_nobody:
+            tags = [*(tag for tag in tags if tag != PERSON), PERSON if names_people(sentence) else NOBODY]
         regions = self.photos.regions(draws.randrange(len(self.photos)), draws)["region_features"]
         return {
             "captions": [ids],
@@ -134,7 +144,7 @@ class PhotosAndTagSentences(SeededRows):
         """A sentence of a style with the word in it, and its other nouns."""
         sentences = self.sentences[start]
         own = word in sentences and draws.random() < OWN_SENTENCE
-        text, begin, end, nouns = draws.choice(sentences[word if own else GROUP_OF_WORD[word]])
+        text, begin, end, nouns = draws.choice(sentences[word if own else GROUPS[word]])
         sentence = text[:begin] + word + text[end:]
         return f"{sentence.rstrip('。')}。", nouns
 

@@ -35,7 +35,8 @@ def usable_splits(
 
     Args:
         splits: {split: rows}. columns: what these splits must have; each row of a training has some of its `labels`.
-        stores: region stores that must hold every image; or {data set, or None: stores}.
+        stores: region stores that must hold every image; or {data set, or None: stores}. The first is the plain one,
+            the others are read by trainings alone: images of other splits may be missing in them.
         texts: the column of sentences, a text or a list of them a row; None: rows may go without.
         scorable: each sentence must have a word beside its punctuation, or CIDEr and BLEU are not defined.
         photo: what is done with a row's photo, `check_photo` for instance; it raises ValueError. None: not looked at.
@@ -50,7 +51,8 @@ def usable_splits(
     for name in names:
         rows = splits[name]
         answered = "labels" in columns and not training.do_predict
-        problems[name] = look_at(rows, stores, texts, scorable, answered, photo, training)
+        needed = stores if name == "train" or stores is None else plain(stores)
+        problems[name] = look_at(rows, needed, texts, scorable, answered, photo, training)
         kept[name], lost[name] = without(rows, problems[name], texts)
     say(table(splits, names, problems, lost, few))
     named = [f"{kind}: {listed(found, name)}" for name in names for kind, found in problems[name].items() if found]
@@ -105,6 +107,12 @@ def look_at(rows, stores, texts, scorable, answered, photo, training) -> dict[st
     if photo is not None:
         problems[PHOTO] = unreadable_photos(rows, photo, training)
     return problems
+
+
+def plain(stores):
+    if isinstance(stores, dict):
+        return {name: group[:1] for name, group in stores.items()}
+    return stores[:1]
 
 
 def without_features(rows, stores) -> dict[int, str]:

@@ -45,11 +45,12 @@ def write_captions(model, rows, collator, training, options):
                 regions = model.region_model(**{name: batch[name] for name in PIXELS if name in batch})
                 encoded = rows.processor(tags=model.region_model.tags(regions), regions=regions)
                 batch = dict(encoded.to(model.device))
+            style = options.style or rows.styles[indices[0]]
             generated = captioner.generate(
                 **{name: batch[name] for name in CONTEXT if name in batch},
-                input_ids=rows.processor.begin(options.style, len(batch["region_features"])).to(model.device),
+                input_ids=rows.processor.begin(style, len(batch["region_features"])).to(model.device),
                 num_beams=options.num_beams,
-                max_length=options.max_gen_length,
+                max_length=length_of(style, rows.processor, options),
                 return_dict_in_generate=True,
                 output_scores=True,
             )
@@ -64,15 +65,24 @@ def write_captions(model, rows, collator, training, options):
     return in_order(predictions)
 
 
+def length_of(style, processor, options) -> int:
+    """Tokens of a caption at the most. --max_gen_length is of --style; styles of rows may have their own."""
+    if options.style is None:
+        return (processor.style_lengths or {}).get(style, options.max_gen_length)
+    return options.max_gen_length
+
+
 def batches(rows, share, size):
-    """(numbers, items) of photos that may be decoded together."""
-    if rows.image_processor is None:
-        numbers = sorted(share, key=rows.num_regions, reverse=True)
-        for first in range(0, len(numbers), size):
-            yield numbers[first : first + size], [rows[index] for index in numbers[first : first + size]]
-    else:  # padded to the size of another photo a detector would find other things
-        for batch in batches_of_one_size(((index, rows[index]) for index in share), size):
-            yield tuple(zip(*batch, strict=True))
+    """(numbers, items) of photos that may be decoded together: of one style."""
+    for style in dict.fromkeys(rows.styles):
+        of_style = [index for index in share if rows.styles[index] == style]
+        if rows.image_processor is None:
+            numbers = sorted(of_style, key=rows.num_regions, reverse=True)
+            for first in range(0, len(numbers), size):
+                yield numbers[first : first + size], [rows[index] for index in numbers[first : first + size]]
+        else:  # padded to the size of another photo a detector would find other things
+            for batch in batches_of_one_size(((index, rows[index]) for index in of_style), size):
+                yield tuple(zip(*batch, strict=True))
 
 
 def score(predictions, references, protocol=None) -> dict:
