@@ -16,6 +16,7 @@ from modeling_mengzi_oscar.cli.checkpoint import BUNDLED
 from modeling_mengzi_oscar.features.photo_sources import Photo
 from modeling_mengzi_oscar.features.photo_stream import in_batches, read_ahead
 from modeling_mengzi_oscar.loading import tasks_of
+from modeling_mengzi_oscar.photos import PhotoError
 
 try:  # ZeroGPU lends a GPU to a decorated function for as long as it runs
     from spaces import GPU
@@ -125,7 +126,8 @@ class Engine:
         self.max_length = min(self.pipeline.longest_caption, max(MAX_LENGTH, *self.lengths.values()))
 
     def caption(self, photo, num_beams=None, max_length=None, temperature=0.0, style=None) -> dict:
-        """Captions of a photo (RGB), best first, with the words of each and the weight of every region for a word.
+        """Captions of a photo (RGB, or what `prepare` made of it, as in all that takes one), best first, with the words
+        of each and the weight of every region for a word.
 
         Beams and length are the checkpoint's where they are None.
         """
@@ -235,9 +237,21 @@ class Engine:
         things = [tag for tag in dict.fromkeys(tags) if 1 < len(tag) <= 4 and not set(tag) & set("人男女孩子在个？")]
         return [f"{thing}是什么颜色的？" for thing in things[:2]] + list(QUESTIONS)
 
+    def prepare(self, photo):
+        """A photo (RGB) as the region model takes it: one of 12 megapixels would hold 36 MB while it waits.
+
+        Raises:
+            UserError: there is nothing to look at.
+        """
+        prepared = self.pipeline.finder.prepare(photo)
+        if isinstance(prepared, PhotoError):
+            raise UserError("damaged")
+        return prepared
+
     def look(self, photos) -> list:
-        """What is seen in photos (RGB). Of the last ones it is remembered: people caption one, then ask about it."""
-        hashes = [(photo.size, blake2b(photo.tobytes()).digest()) for photo in photos]
+        """What is seen in photos. Of the last ones it is remembered: people caption one, then ask about it."""
+        photos = [self.prepare(photo) for photo in photos]
+        hashes = [hash_of(photo.inputs) for photo in photos]
         new = {key: photo for key, photo in zip(hashes, photos, strict=True) if key not in self.seen}
         known = self.seen | dict(zip(new, self.pipeline.look(list(new.values())), strict=True))
         self.seen = dict(list(known.items())[-REMEMBERED:])
@@ -282,6 +296,15 @@ def read_in_turn(photos):
             yield photo.name, future.result()
         except UserError as error:
             yield photo.name, error
+
+
+def hash_of(inputs) -> bytes:
+    """Of what a region model takes."""
+    content = blake2b()
+    for name, values in sorted(inputs.items()):
+        content.update(f"{name} {tuple(values.shape)}".encode())
+        content.update(values.numpy().tobytes())
+    return content.digest()
 
 
 def simplify(result, photo, drawn) -> dict:

@@ -50,7 +50,7 @@ class Functions:
             "words": [{"word", "region_weights"}], and there are "regions": [{"box", ...}] and "size": [width, height].
         """
         details = yes_or_no("details", details)
-        result = self.engine.caption(open_upload(photo), num_beams, max_length, temperature, style)
+        result = self.engine.caption(self.prepared(photo), num_beams, max_length, temperature, style)
         return result if details else without_details(result)
 
     def match(self, photo: str, sentences: list[str]) -> dict:
@@ -67,7 +67,7 @@ class Functions:
             sentences = sentences.splitlines()
         if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
             raise UserError("no_sentence")
-        return self.engine.match(open_upload(photo), sentences)
+        return self.engine.match(self.prepared(photo), sentences)
 
     def rank(self, sentence: str, photos: list[str] = None, with_samples: bool = False, top: int = 10) -> dict:
         """How probable it is that each photo is what a Chinese sentence says.
@@ -97,7 +97,7 @@ class Functions:
         Returns:
             {"answers": [{"answer", "probability"}], likeliest first, "seconds"}.
         """
-        return self.engine.ask(open_upload(photo), text(question, "no_question"))
+        return self.engine.ask(self.prepared(photo), text(question, "no_question"))
 
     def batch(self, files: list[str]) -> dict:
         """Writes a Chinese sentence for each of many photos.
@@ -111,6 +111,10 @@ class Functions:
         found = photos_in(uploaded(files))
         return {"rows": [views.plain_row(row) for rows in self.engine.batch(found) for row in rows]}
 
+    def prepared(self, upload):
+        """The photo of an upload; its pixels are let go of before it waits for the model."""
+        return self.engine.prepare(open_upload(upload))
+
     def gallery(self, files, with_samples, seen=lambda photo: None):
         """(name, photo or what is wrong with it) of files and samples, each opened when it is its turn: all at once
         would not fit into memory."""
@@ -119,7 +123,18 @@ class Functions:
             raise UserError("too_many_photos", limit=MAX_PHOTOS)
         if yes_or_no("with_samples", with_samples) or not files:
             files = files + [(name, str(path)) for name, (path, _) in samples().items()]
-        return opened_in_turn(files, seen) if files else []
+        return self.opened_in_turn(files, seen) if files else []
+
+    def opened_in_turn(self, files, seen):
+        for name, source in files:
+            try:
+                photo = read_photo(source)
+                seen(photo)
+                photo = self.engine.prepare(photo)
+            except UserError as error:
+                photo = error
+                seen(photo)
+            yield name, photo
 
 
 class Pages(Functions):
@@ -128,10 +143,12 @@ class Pages(Functions):
     def show_caption(self, photo, num_beams, max_length, temperature, detailed=False):
         if photo is None:
             return views.views.empty("caption_empty", {})
-        opened = open_upload(photo)
         style = "detailed" if yes_or_no("detailed", detailed) else None
-        result = self.engine.caption(opened, num_beams, max_length, temperature, style)
-        return views.views.caption(result, views.picture(opened))
+        opened = open_upload(photo)
+        picture, prepared = views.picture(opened), self.engine.prepare(opened)
+        del opened  # it may wait long
+        result = self.engine.caption(prepared, num_beams, max_length, temperature, style)
+        return views.views.caption(result, picture)
 
     def show_match(self, photo, sentences):
         return views.views.sentences(self.match(photo, text(sentences, "no_sentence").splitlines()))
@@ -166,7 +183,7 @@ class Pages(Functions):
             yield views.views.error(UserError("unexpected"))
 
     def suggest(self, photo):
-        questions = QUESTIONS if photo is None else self.engine.suggestions(open_upload(photo))
+        questions = QUESTIONS if photo is None else self.engine.suggestions(self.prepared(photo))
         return gr.Dataset(samples=[[question] for question in questions])
 
     def chosen(self, event: gr.SelectData):
@@ -236,16 +253,6 @@ class Demo(gr.Blocks):
         except Exception as error:
             logging.warning("a call of %s does not fit: %s %.200r", block_fn.name, type(error).__name__, str(error))
             raise UserError("bad_request") from None
-
-
-def opened_in_turn(files, seen):
-    for name, source in files:
-        try:
-            photo = read_photo(source)
-        except UserError as error:
-            photo = error
-        seen(photo)
-        yield name, photo
 
 
 def text(value, key) -> str:

@@ -48,7 +48,7 @@ from transformers import TrainingArguments
 from modeling_mengzi_oscar import MengziOscarForImageCaptioning
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+from modeling_mengzi_oscar.loading import load_region_model
 from modeling_mengzi_oscar.precision import compute_in, region_dtype
 
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 from datetime import timedelta
 
+import common  # noqa: F401  (before torch)
 from accelerate import PartialState
 
 from modeling_mengzi_oscar.cli.extract import add_extract_arguments

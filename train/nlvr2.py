@@ -12,6 +12,7 @@ The sentence stands once before the tags and regions of each photo; the two pool
 from dataclasses import dataclass
 from pathlib import Path
 
+import common  # noqa: F401  (before torch)
 import torch
 from accelerate import PartialState
 from common.arguments import (

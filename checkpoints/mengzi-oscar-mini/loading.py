@@ -409,9 +409,14 @@ def load_region_processor(folder: CheckpointFolder):
 
 def check_width(region_model, config) -> None:
     """
+    Args:
+        region_model: None where regions come from elsewhere.
+
     Raises:
         CheckpointError: a captioner of other regions.
     """
+    if region_model is None:
+        return
     width = region_model.config.region_feature_size
     if width != config.img_feature_dim:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Photo -> caption, answer or match, with everything in between: opens the photo, finds regions and tags, writes.
+"""Photo -> caption, answer or match, with everything in between.
 
 One folder (or Hub repo) holds a captioner, a match head or a head that answers at its root, further tasks in subfolders
 (`ask/`, `match/`), and names its region model, so that a photo can never meet the wrong features.
@@ -7,20 +7,13 @@ One folder (or Hub repo) holds a captioner, a match head or a head that answers 
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from inspect import signature
-from itertools import islice
-from operator import length_hint
 from pathlib import Path
 from types import GeneratorType
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline
 
@@ -43,10 +36,10 @@ from .modeling_mengzi_oscar import (
     MengziOscarForImageTextRetrieval,
     MengziOscarForVisualQuestionAnswering,
 )
-from .modeling_regions import RegionModelOutput, photos_per_pass
-from .photos import PhotoError, open_photo
+from .photos import PhotoError
 from .precision import chosen_dtype, compute_in, region_dtype
 from .processing_mengzi_oscar import as_texts, numbered
+from .seen_photos import RegionFinder, SeenPhoto, is_one_photo, open_or_error
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
     from .checksums import checksums  # noqa: F401
@@ -58,9 +51,11 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
     from .modeling_grid_regions import GridRegionModel  # noqa: F401
     from .modeling_nanodet import NanoDetForObjectDetection  # noqa: F401
     from .modeling_object_regions import ObjectRegionModel  # noqa: F401
+    from .modeling_regions import RegionModelOutput  # noqa: F401
     from .modeling_vinvl import VinVLModel  # noqa: F401
     from .openvino_networks import Network  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
+    from .progress import Bar  # noqa: F401
     from .quantization import quantize  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401
 
@@ -73,7 +68,6 @@ METHODS = {  # name of transformers' pipeline -> what it calls, and what that ca
 }
 REGION_MODEL = "region_model"  # the subfolder of it
 LOOKED_AHEAD = 32  # photos looked at before anything is made of them
-SECONDS_WITHOUT_BAR = 2
 KEPT_BYTES = 2**20  # what a head prepared of a photo is kept for the next call up to this size; the mini's has 0.3 MB
 
 
@@ -89,11 +83,19 @@ class MengziOscarPipeline:
 
     def __init__(self, model, processor, region_model, image_processor, load_head=None, load_exact=None):
         self.model, self.processor = model.eval(), processor
-        self.region_model, self.image_processor = region_model and region_model.eval(), image_processor
+        self.finder = RegionFinder(region_model, image_processor)
         self.task = TASKS.get(type(model).__name__, "caption")
         self._load_head, self._load_exact = load_head, load_exact
         self._heads = {} if self.task == "caption" else {self.task: (self.model, processor)}
         self._prepared = WeakKeyDictionary()  # SeenPhoto -> what the match head prepared of it
+
+    @property
+    def region_model(self):
+        return self.finder.region_model
+
+    @property
+    def image_processor(self):
+        return self.finder.image_processor
 
     @property
     def captioner(self):
@@ -134,9 +136,7 @@ class MengziOscarPipeline:
         root = TASK_HEADS.get(task_of_root(name, revision), CAPTIONER)
         root = compute_in(dtype, load_checked(root, name, revision=revision), device)
         processor = load_processor(name, revision)
-        if not region_model:
-            return cls(root, processor, None, None)
-        region_model, image_processor = load_region_model(name, revision=revision)
+        region_model, image_processor = load_region_model(name, revision=revision) if region_model else (None, None)
         check_width(region_model, root.config)
 
         def load_head(task):
@@ -146,7 +146,7 @@ class MengziOscarPipeline:
         def load_exact():
             return cls.from_pretrained(name, revision, dtype="float32")
 
-        region_model = compute_in(region_dtype(dtype, device), region_model, device)
+        region_model = region_model and compute_in(region_dtype(dtype, device), region_model, device)
         exact = None if dtype == torch.float32 else load_exact
         return cls(root, processor, region_model, image_processor, load_head, exact)
 
@@ -154,7 +154,12 @@ class MengziOscarPipeline:
         """Writes everything that `from_pretrained` reads: model, processor, region model, heads.
 
         Weights are never written rounded: a pipeline in bfloat16 or 8 bits writes the checkpoint that it comes from.
+
+        Raises:
+            CheckpointError: the pipeline was loaded without its region model.
         """
+        if self.region_model is None:
+            raise CheckpointError(f"{self.model.config.name_or_path}: loaded without its region model; load it whole")
         if self._load_exact is not None:
             return self._load_exact().save_pretrained(folder)
         folder, config = Path(folder), self.model.config
@@ -190,6 +195,17 @@ class MengziOscarPipeline:
             PhotoError: the one photo cannot be read.
         """
         return self._of_each(photos, lambda seen: seen)
+
+    def seen(self, regions, name=None) -> SeenPhoto:
+        """What `look` found in a photo, from a store that this checkpoint's region model filled.
+
+        Args:
+            regions: `RegionFeatureStore.open(path)[image_id]`. name: of the photo.
+
+        Raises:
+            ValueError: a field of the region model is missing, or its features have another width.
+        """
+        return self.finder.stored(regions, name)
 
     def caption(self, photos, batch_size=LOOKED_AHEAD, style=None, **generation) -> dict | list[dict]:
         """
@@ -295,7 +311,7 @@ class MengziOscarPipeline:
         if is_one_photo(photos):
             photos = [self.look(photos)]
         found, scores, errors = [], [torch.zeros(0, len(texts))], []
-        for batch in self._batches(photos, LOOKED_AHEAD):
+        for batch in self.finder.batches(photos, LOOKED_AHEAD):
             seen = {number: image for number, image in batch if isinstance(image, SeenPhoto)}
             found += [
                 {"photo": number} | ({"name": image.name} if image.name else {}) for number, image in seen.items()
@@ -355,119 +371,16 @@ class MengziOscarPipeline:
         A photo that cannot be read raises where it is the only one, and costs only its own result in a list.
         """
         if is_one_photo(photos):
-            [seen] = self._look([photos])
+            [seen] = self.finder.look([photos])
             if isinstance(seen, PhotoError):
                 raise seen
             return run([seen])[0]
         results = []
-        for batch in self._batches(photos, batch_size):
+        for batch in self.finder.batches(photos, batch_size):
             seen = [image for _, image in batch if isinstance(image, SeenPhoto)]
             made = iter(run(seen) if seen else [])
             results += [next(made) if isinstance(image, SeenPhoto) else {"error": str(image)} for _, image in batch]
         return results
-
-    def _batches(self, photos, batch_size) -> Iterator[list[tuple[int, "SeenPhoto | PhotoError"]]]:
-        """Of several photos (number from 0, what was seen or why not), `batch_size` at a time; a bar where it lasts."""
-        total = length_hint(photos) or None
-        waits = {"delay": SECONDS_WITHOUT_BAR, "disable": None, "leave": False}  # None: not where nobody watches
-        photos, done = iter(photos), 0
-        with tqdm(total=total, unit="photo", **waits) as bar:
-            while batch := list(islice(photos, batch_size)):
-                seen = self._look(batch, done + 1, bar.update)
-                yield list(enumerate(seen, start=done))
-                done += len(batch)
-
-    @torch.inference_mode()
-    def _look(self, photos, first=None, update=lambda number: None) -> list["SeenPhoto | PhotoError"]:
-        """What is seen in photos, or why nothing is. What was seen before stays.
-
-        Photos share a pass of the region model where they have one size for it, since padding changes what a detector
-        finds, up to `photos_per_pass`. They are opened one by one, and only what the region model takes is kept.
-
-        Args:
-            first: number of the first one among several, for messages. update: called with the number of photos done.
-        """
-        seen, waiting = {}, {}
-
-        def look_at(group):
-            inputs = [inputs for _, _, inputs in group]
-            together = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
-            output = self.region_model(**{name: rows.to(self.region_model.device) for name, rows in together.items()})
-            sizes, names = together["original_sizes"].tolist(), [name for _, name, _ in group]
-            seen.update(zip((number for number, _, _ in group), self._described(output, sizes, names), strict=True))
-            update(len(group))
-
-        for number, photo in enumerate(photos):
-            opened = open_or_error(photo, "the photo" if first is None else f"photo {first + number}")
-            if isinstance(opened, SeenPhoto) and opened.region_model != self.region_checksum:
-                opened = PhotoError(
-                    f"{opened.name or 'a photo'}: was looked at by another region model; look at it anew"
-                )
-            inputs = None
-            if not isinstance(opened, SeenPhoto | PhotoError):
-                try:
-                    inputs = self.image_processor([opened], return_tensors="pt")
-                except PhotoError as error:  # too thin
-                    opened = error.with_traceback(None)
-            if inputs is None:
-                seen[number] = opened
-                update(1)
-                continue
-            shape = inputs["pixel_values"].shape
-            waiting.setdefault(shape, []).append((number, name_of(photo), inputs))
-            if len(waiting[shape]) == photos_per_pass(inputs["pixel_values"], self.region_model.device):
-                look_at(waiting.pop(shape))
-        for group in waiting.values():
-            look_at(group)
-        return [seen[number] for number in range(len(seen))]
-
-    def seen(self, regions, name=None) -> "SeenPhoto":
-        """What `look` found in a photo, from a store that this checkpoint's region model filled.
-
-        Args:
-            regions: `RegionFeatureStore.open(path)[image_id]`. name: of the photo.
-
-        Raises:
-            ValueError: a field of the region model is missing, or its features have another width.
-        """
-        wanted = {"region_features", "boxes", "original_size"}
-        wanted |= {"class_ids", "scores"} if hasattr(self.region_model, "describe") else set()
-        if missing := sorted(wanted - regions.keys()):
-            raise ValueError(f"{name or 'regions'}: no {missing[0]}; fill the store with mengzi-oscar extract")
-        found = {name: torch.as_tensor(values)[None] for name, values in regions.items() if name != "original_size"}
-        expected, width = self.region_model.config.region_feature_size, found["region_features"].shape[-1]
-        if width != expected:
-            raise ValueError(f"{name or 'regions'}: features of {width} numbers; this region model makes {expected}")
-        mask = torch.ones(found["region_features"].shape[:2], dtype=torch.long)
-        output = RegionModelOutput(**found, region_attention_mask=mask)
-        return self._described(output, [regions["original_size"].tolist()], [name])[0]
-
-    def _described(self, output, sizes, names) -> list["SeenPhoto"]:
-        """A batch of the region model's output, (height, width) and name of each photo -> what was seen in each."""
-        tags, described = self.region_model.tags(output), describe_regions(self.region_model, output)
-        features, valid = output.region_features.float().cpu(), output.region_attention_mask.bool().cpu()
-        return [
-            SeenPhoto((width, height), features[row][valid[row]], tags[row], described[row], name, self.region_checksum)
-            for row, ((height, width), name) in enumerate(zip(sizes, names, strict=True))
-        ]
-
-    @cached_property
-    def region_checksum(self) -> str | None:
-        """Of the region model's weights and settings and its image processor's: who looks alike has the same. None
-        where there is no region model."""
-        if self.region_model is None:
-            return None
-        checksum = 0
-        for part in (self.region_model.config, self.image_processor):
-            own = signature(type(part).__init__).parameters.keys() & vars(part).keys()
-            settings = {name: getattr(part, name) for name in sorted(own)}
-            checksum = zlib.crc32(json.dumps(settings, default=str, ensure_ascii=False).encode(), checksum)
-        if self.region_model.in_8_bits:
-            checksum = zlib.crc32(json.dumps(self.region_model.calibration, sort_keys=True).encode(), checksum)
-        for name, tensor in sorted(self.region_model.state_dict().items()):
-            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            checksum = zlib.crc32(content, zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), checksum))
-        return f"{checksum:08x}"
 
     def _generation(self, style, generation) -> dict:
         """Arguments for `generate` as they were meant, checked.
@@ -551,65 +464,6 @@ def head_in_subfolder(name, task, revision, region_model):
     return model.eval(), load_processor(name, revision, task)
 
 
-@dataclass(eq=False)
-class SeenPhoto:
-    """What `MengziOscarPipeline.look` found in a photo. It does not hold the photo.
-
-    Attributes:
-        size: (width, height) of the upright photo in pixels; None where a store does not say.
-        region_features: (R, D) float32, on the CPU.
-        tags: words of the whole photo, or of its regions, best first, as the captioner reads them.
-        regions: R dicts, `box` in pixels and what the region model says of it (`label`, `score`, `attributes`).
-        name: path of the photo, or None.
-        region_model: checksum of the region model that looked; others refuse it. None: out of a store, for a pipeline
-            without a region model.
-    """
-
-    size: tuple[int, int] | None
-    region_features: torch.FloatTensor
-    tags: list[str]
-    regions: list[dict]
-    name: str | None
-    region_model: str | None
-
-    def as_input(self) -> dict:
-        """As `Matcher` takes an image."""
-        return {"region_features": self.region_features, "tags": self.tags}
-
-    def __repr__(self):
-        size = f", {self.size[0]} x {self.size[1]}" if self.size else ""
-        return f"SeenPhoto({self.name or 'unnamed'}{size}, {len(self.regions)} regions)"
-
-
-def name_of(photo) -> str | None:
-    """The path that a photo comes from, where it tells."""
-    name = photo.get("path") if isinstance(photo, Mapping) else photo
-    if not isinstance(name, str | os.PathLike):
-        name = getattr(photo, "filename", None) or getattr(photo, "name", None)
-    return os.fsdecode(name) if name and isinstance(name, str | bytes | os.PathLike) else None
-
-
-def is_one_photo(photos) -> bool:
-    """Whether it is a photo, in any form that has one, and not several in a list, tuple, generator or column."""
-    if isinstance(photos, (str, bytes, bytearray, memoryview, os.PathLike, Mapping)) or hasattr(photos, "read"):
-        return True
-    if hasattr(photos, "ndim"):  # of numbers it is a photo, a column of names several
-        return photos.ndim != 1 or getattr(photos.dtype, "kind", None) not in ("O", "U", "S", "T")
-    return not hasattr(photos, "__iter__")
-
-
-def open_or_error(photo, name: str):
-    """RGB photo, or the `PhotoError` that says why not; such an error, and what was seen in a photo, stays."""
-    if isinstance(photo, PhotoError | SeenPhoto):
-        return photo
-    if isinstance(photo, Mapping) and isinstance(photo.get("error"), str):  # what stands in its place in a list
-        return PhotoError(photo["error"])
-    try:
-        return open_photo(photo, name=name)
-    except PhotoError as error:
-        return error.with_traceback(None)  # which would keep the photos of whoever called
-
-
 def words_in(texts, name: str) -> list[str]:
     """A text or several -> a list of them.
 
@@ -621,14 +475,6 @@ def words_in(texts, name: str) -> list[str]:
     if empty:
         raise ValueError(f"{name} is empty" if isinstance(texts, str) else f"{name}{numbered(empty)}")
     return rows
-
-
-def describe_regions(region_model, output) -> list[list[dict]]:
-    """Per image, per region: its box and what the region model says of it."""
-    if hasattr(region_model, "describe"):
-        return region_model.describe(output)
-    masks = output.region_attention_mask.bool()
-    return [[{"box": box} for box in boxes[mask].tolist()] for boxes, mask in zip(output.boxes, masks, strict=True)]
 
 
 class MengziOscarPhotoPipeline(Pipeline):

@@ -34,7 +34,8 @@ def chosen_dtype(dtype="auto", device="cpu") -> torch.dtype:
     if dtype in (None, "auto"):
         return fast_dtype(device)
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not (found.is_floating_point or found == torch.int8):
+    computes = isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1  # 8 bits only store
+    if not computes and found != torch.int8:
         raise ValueError(f"dtype is {dtype!r}; there are 'auto', 'float32', 'bfloat16' and 'int8'")
     return found
 

@@ -6,6 +6,7 @@ import sys
 from .. import __version__
 from . import ask, caption, convert, environment, extract, import_tsv, match, push, quantize, search
 from .output import fail, leave_output
+from .threads import sleep_soon
 
 EXAMPLES = """examples:
   mengzi-oscar caption photo.jpg
@@ -48,6 +49,7 @@ def main(arguments=None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
+    sleep_soon()
     try:
         return COMMANDS[options.command][0].run(options)
     except ImportError as error:  # a library that is missing or too old: its message says what to install

@@ -81,7 +81,7 @@ class Captions:
         self.options, self.settings, self.picture, self.pipeline = options, settings, picture, None
 
     def made_with(self):
-        return made_with(self.options, **self.settings)
+        return made_with(self.options, details=self.options.details or None, **self.settings)
 
     def load(self):
         pipeline = load_pipeline(self.options)
@@ -123,9 +123,9 @@ class StoredCaptions(Captions):
 
     def made_with(self):
         store = self.stored.store
-        return made_with(
-            self.options, region_model=False, features=f"{store.path} ({store.region_model})", **self.settings
-        )
+        features = f"{store.path} ({store.region_model})"
+        details = self.options.details or None
+        return made_with(self.options, region_model=False, features=features, details=details, **self.settings)
 
     def load(self):
         pipeline = load_pipeline(self.options, region_model=False)

@@ -6,14 +6,10 @@ import json
 import os
 import re
 import sys
-import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-BAR_SECONDS = 1  # without a bar, since most is done by then
-LINE_SECONDS = 10  # between two lines about progress where nobody looks at a terminal
 MADE_WITH = "made_with"
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r")  # Chinese spreadsheets run the wide ones too
 
@@ -46,58 +42,12 @@ def rounded(value, name=""):
     return round(value, 1 if name == "box" else 4) if isinstance(value, float) else value
 
 
-class Progress:
-    """How far a stream of photos is: a bar on a terminal, elsewhere a line now and then. `with` ends the bar.
-
-    Args:
-        source: its `total` may become known, or known better, on the way.
-    """
-
-    def __init__(self, source):
-        from tqdm import tqdm
-
-        self.source, self.count, self.start = source, 0, time.perf_counter()
-        self.said = self.start
-        total, shown = source.total, sys.stderr.isatty()
-        self.bar = tqdm(total=total, unit="photo", file=sys.stderr, disable=not shown, leave=False, delay=BAR_SECONDS)
-        self.timer = threading.Timer(BAR_SECONDS, self.bar.refresh)  # a first photo may take a detector long
-        self.timer.daemon = True
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.timer.cancel()
-        self.bar.close()
-
-    def begin(self):
-        """The model is there; the first photo is looked at."""
-        if not self.bar.disable:
-            self.timer.start()
-
-    def passed_over(self):
-        """Done before: no part of the speed."""
-        if not self.bar.disable:
-            self.bar.initial += 1
-            self.bar.n += 1
-        self.count += 1
-
-    def update(self, count):
-        self.count += count
-        if not self.bar.disable:
-            self.bar.total = self.source.total  # of tar shards it is an estimate that gets better
-            self.bar.update(count)
-        elif self.count != self.source.total and (now := time.perf_counter()) - self.said > LINE_SECONDS:
-            self.said = now
-            of = f" of {self.source.total:,}" if self.source.total else ""
-            print(f"{self.count:,}{of} photos, {now - self.start:.0f} s", file=sys.stderr, flush=True)
-
-
 class RowFile:
     """`--output`: a row per photo, on the disk as soon as it is known. Opened again it goes on where it was.
 
     A .jsonl has the records that --json prints, a .csv the columns. Each row says with what it was made. What a killed
-    run left of a last line is dropped, and so are the rows of photos that could not be read: they are tried again.
+    run left of a last line is dropped, and so are the rows of photos that could not be read, or that were changed after
+    the file was: they are looked at again.
 
     Args:
         path: .jsonl or .csv. columns: of a .csv, between `photo` and `error`. made_with: checkpoint and settings.
@@ -164,7 +114,7 @@ class RowFile:
         """Names of the photos that have a row; what is no whole row of a result is taken out of the file."""
         from ..files import open_whole
 
-        done, kept, dropped = Counter(), [], False
+        done, kept, dropped, written = Counter(), [], False, self.path.stat().st_mtime_ns
         begins = self._header() if self.as_csv else b'{"photo": "'
         with open(self.path, "rb") as file:
             first = file.read(len(begins))
@@ -175,7 +125,7 @@ class RowFile:
             start = file.tell()
             for number, line in enumerate(file, 1):
                 row = self._row(number, line) if line.endswith(b"\n") else {"error": "half a line"}
-                if row.get("error"):
+                if row.get("error") or changed_since(written, row["photo"]):
                     dropped = True
                 else:
                     done[row["photo"]] += 1
@@ -209,6 +159,14 @@ class RowFile:
                 "another file"
             )
         return row
+
+
+def changed_since(moment, name) -> bool:
+    """Whether there is a file of that name that is younger than a moment in nanoseconds."""
+    try:
+        return os.stat(name).st_mtime_ns > moment
+    except (OSError, ValueError):  # a photo in an archive, or one that went
+        return False
 
 
 def check_output(path) -> None:

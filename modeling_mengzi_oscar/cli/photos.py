@@ -8,7 +8,7 @@ from itertools import chain
 
 from .checkpoint import BUNDLED, model_or_bundled
 from .options import whole
-from .output import Progress, RowFile, check_output, fail, print_row, printable, rounded
+from .output import RowFile, check_output, fail, print_row, printable, rounded
 
 PHOTO_HELP = "photo, folder, list (.txt, .csv, .jsonl), tar shards, Parquet or a pattern in quotes, e.g. '*.jpg'"
 
@@ -22,7 +22,7 @@ def add_output(parser):
 
 
 def photos_and_texts(words, what):
-    """The words of a command line, two or more: photos (whatever is there, or looks like a path), then texts.
+    """The words of a command line: photos (whatever is there, or looks like a path), then texts.
 
     Args:
         what: the texts are, for messages.
@@ -38,6 +38,8 @@ def photos_and_texts(words, what):
     if among:
         more = f" ({len(among)} such)" if len(among) > 1 else ""
         raise ValueError(f"{among[0]}: is a file, not a {what}; photos come first, then a {what}{more}")
+    if not texts:
+        raise ValueError(f"{photos[-1]}: only one word; name photos first, then a {what}")
     return photos, texts
 
 
@@ -72,6 +74,7 @@ def made_with(options, subfolder="", region_model=True, **settings) -> str:
     from ..checkpoint_folder import WEIGHTS, CheckpointFolder
     from ..checksums import checksums
     from ..loading import region_model_folder
+    from ..precision import chosen_dtype
 
     model = model_or_bundled(options.model)
     folders = [CheckpointFolder(model), *([CheckpointFolder(model, subfolder=subfolder)] if subfolder else [])]
@@ -81,7 +84,7 @@ def made_with(options, subfolder="", region_model=True, **settings) -> str:
             with open(path, "rb") as file:
                 sums.append(checksums(file)[1])
     name = BUNDLED.name if model == str(BUNDLED) else model
-    settings |= {name: getattr(options, name) for name in ("dtype", "int8") if getattr(options, name, None)}
+    settings["dtype"] = str(chosen_dtype(options.dtype)).removeprefix("torch.")  # auto is another on another machine
     settings = {name: value for name, value in settings.items() if value is not None}
     said = (f"{name} {'|'.join(value) if isinstance(value, list) else value}" for name, value in settings.items())
     return printable(", ".join([f"{name} ({' '.join(sums)})", *said]))
@@ -147,6 +150,7 @@ def run_photos(options, source, job, several=True, opened=None) -> int:
         Exit status: 0, or 2 if something could not be read.
     """
     from ..features import photo_stream
+    from ..progress import Progress
 
     try:
         if options.output is not None:
@@ -164,7 +168,7 @@ def run_photos(options, source, job, several=True, opened=None) -> int:
 
         asked_to_end = stopped_politely(sink.said)
     try:
-        with Progress(source) as progress, asked_to_end:
+        with Progress(lambda: source.total) as progress, asked_to_end:
             for photo, result in results(options, source, job, sink, progress, opened or photo_stream.opened):
                 if isinstance(result, ValueError):
                     sink.failed(photo.name, result)
@@ -204,7 +208,7 @@ def results(options, source, job, sink, progress, opened):
         rows = chain([(photo, image)], rows)
         del image
         break
-    alone = getattr(options, "int8", False) or getattr(options, "dtype", None) == "int8"  # one scale for a whole batch
+    alone = options.dtype == "int8"  # one scale for a whole batch
     for batch in photo_stream.in_batches(rows, 1 if alone else options.batch_size):
         good = [(image, photo.name) for photo, image in batch if not isinstance(image, ValueError)]
         made = iter(job.of(*map(list, zip(*good, strict=True))) if good else ())

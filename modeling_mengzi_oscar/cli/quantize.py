@@ -3,10 +3,9 @@
 import argparse
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 from .options import named, whole
-from .output import Progress, fail, meanwhile, printable, quiet
+from .output import fail, meanwhile, printable, quiet
 from .photos import PHOTO_HELP, find_photos
 
 DESCRIPTION = """\
@@ -60,9 +59,9 @@ def look(options, model, processor, path) -> int:
     from ..features.photo_stream import opened
     from ..files import with_checksum, write_whole
     from ..openvino_networks import calibrate
+    from ..progress import Progress
 
     source, status, calibration = find_photos(options.photos), 0, None
-    wanted = SimpleNamespace(total=min(options.photos_used, source.total or options.photos_used))
 
     def batches():
         nonlocal status
@@ -76,8 +75,7 @@ def look(options, model, processor, path) -> int:
             else:
                 yield inputs
 
-    with Progress(wanted) as progress:
-        progress.begin()
+    with Progress(lambda: min(options.photos_used, source.total or options.photos_used)).begin() as progress:
         for calibration in islice(calibrate(model, batches()), options.photos_used):  # noqa: B007
             progress.update(1)
     if calibration is None:

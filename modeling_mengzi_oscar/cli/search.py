@@ -31,6 +31,7 @@ def add_arguments(parser):
 def run(options) -> int:
     from ..demo.pictures import check_picture
     from ..features.prepared import StampedPhotos, contents, prepare, stored
+    from ..progress import Progress
 
     status = 0
     try:
@@ -42,14 +43,15 @@ def run(options) -> int:
         pipeline.rank(sentences, [])  # says what cannot work before any photo is looked at
         photos, names = StampedPhotos(source), []
         if options.prepared is None:
-            seen, total = contents(photos, names), photos.total
+            seen, total = contents(photos, names), lambda: photos.total
         else:
             there, errors = prepare(pipeline, photos, options.prepared)
             for error in errors:
                 status = fail(error)
-            names, total, store = [name for _, name in there], len(there), stored(options.prepared)
-            seen = (pipeline.seen(store[stamp], name) for stamp, name in there)
-        rankings = pipeline.rank(sentences, watched(seen, total), options.top)
+            names, store = [name for _, name in there], stored(options.prepared)
+            seen, total = (pipeline.seen(store[stamp], name) for stamp, name in there), lambda: len(there)
+        with Progress(total).begin() as progress:
+            rankings = pipeline.rank(sentences, watched(seen, progress), options.top)
     except ValueError as error:
         return fail(error)
     for error in [row["error"] for row in rankings[0] if "error" in row]:
@@ -73,10 +75,11 @@ def run(options) -> int:
     return status
 
 
-def watched(photos, total):
-    from tqdm import tqdm
-
-    return tqdm(photos, total=total, unit="photo", delay=2, disable=None, leave=False, file=sys.stderr)
+def watched(photos, progress):
+    """The photos; how far they are is said as they are taken."""
+    for photo in photos:
+        yield photo
+        progress.update()
 
 
 def draw(photos, sentences, best, path):

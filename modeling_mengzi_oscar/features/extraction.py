@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
 
 from ..files import clear_leftovers, naming, open_whole, read_json, with_checksum, write_whole
 from ..labels.chinese import to_chinese
+from ..loading import load_region_model
 from ..modeling_regions import RegionModelOutput
 from ..openvino_networks import why_in_float32
 from ..photos import MAX_PIXELS, PhotoError, open_photo
-from ..pipeline_mengzi_oscar import describe_regions, load_region_model
 from ..precision import compute_in, region_dtype
+from ..progress import Progress
+from ..seen_photos import describe_regions
 from .oscar_tsv import export_tsv
 from .photo_sources import open_source
 from .photo_stream import read_ahead
@@ -182,6 +183,7 @@ def extract_regions(
             for batch in batches_of_one_size(prepared(todo, prepare, ahead, report), batch_size, region_model.device):
                 if batch := [(photo, inputs) for photo, inputs in batch if photo.image_id in rows]:
                     found = list(regions_of(batch, region_model, dtype, report))
+                    report.done(len(found))
                     rows.update({photo.image_id: regions for photo, regions in found})  # as a whole, or not
                 if time.monotonic() - since > SECONDS_PER_SHARD:
                     written, since = written + keep(rows, writer), time.monotonic()
@@ -324,7 +326,6 @@ def regions_of(batch, region_model, dtype, report):
         if not regions["region_features"].isfinite().all():
             report.failed(photo, f"{photo.name}: a feature is not finite in {dtype}; try float32")
             continue
-        report.found()
         yield photo, regions | {"original_size": inputs["original_sizes"][row]}
 
 
@@ -349,38 +350,24 @@ class Report:
     """Progress of one process on the screen (process 0 speaks for all), and its list of unreadable photos on disk."""
 
     def __init__(self, source, errors_path, process_index, num_processes):
-        self.source, self.errors_path, self.num_processes = source, errors_path, num_processes
-        self.bar = tqdm(
-            total=self.total(),
-            unit="photo",
-            unit_scale=num_processes if num_processes > 1 else False,
-            smoothing=0,
-            disable=process_index > 0,
-        )
+        self.errors_path, self.num_processes = errors_path, num_processes
+        self.progress = Progress(lambda: source.total, shown=process_index == 0, smoothing=0).begin()
         errors_path.unlink(missing_ok=True)  # unreadable photos are tried again by every run
 
-    def total(self):
-        return self.source.total and self.source.total / self.num_processes
-
-    def found(self):
-        self.bar.total = self.total()  # of tar shards it is an estimate that gets better
-        self.bar.update()
+    def done(self, count=1):
+        self.progress.update(count * self.num_processes)  # the others are about as far
 
     def passed_over(self):
-        """In the store already: no part of the speed."""
-        if not self.bar.disable:  # a bar that is not shown has no beginning
-            self.bar.initial += 1
-            self.bar.n += 1
-            self.bar.update(0)
+        self.progress.passed_over(self.num_processes)
 
     def failed(self, photo, error):
         record = {"image_id": photo.image_id, "name": photo.name, "error": str(error)}
         with naming(self.errors_path), open(self.errors_path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.bar.update()
+        self.done()
 
     def close(self):
-        self.bar.close()
+        self.progress.close()
 
 
 def ready(region_model, device, precision):

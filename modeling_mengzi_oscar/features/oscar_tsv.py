@@ -25,10 +25,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..files import clear_leftovers, naming, open_whole, write_whole
 from ..labels.chinese import to_chinese, untranslated
+from ..progress import Progress
 from .stopping import stopped_politely
 from .store import RegionFeatureStore
 from .store_folder import LEFTOVERS, hash_id
@@ -166,7 +166,9 @@ def export_tsv(store, tsv_path, layout="caption", label_tsv=None, labels=None, i
         features = stack.enter_context(_TsvWriter(tsv_path))
         objects = stack.enter_context(_TsvWriter(label_tsv)) if label_tsv is not None else None
         index = stack.enter_context(_RowIndex(tsv_path)) if layout == "retrieval" else None
-        for image_id in tqdm(image_ids or store, total=len(image_ids or store), unit="row", desc=Path(tsv_path).name):
+        total, name = len(image_ids or store), Path(tsv_path).name
+        progress = stack.enter_context(Progress(lambda: total, "row", desc=name).begin())
+        for image_id in image_ids or store:
             regions = store[image_id]
             count, matrix = len(regions["region_features"]), regions["region_features"].astype("<f4")
             encoded = base64.b64encode(matrix.tobytes()).decode()
@@ -178,6 +180,7 @@ def export_tsv(store, tsv_path, layout="caption", label_tsv=None, labels=None, i
                 objects.write(image_id, _objects_json(image_id, regions, layout, labels))
             if index:
                 index.write(image_id)
+            progress.update()
 
 
 class _LengthError(ValueError):
@@ -534,8 +537,8 @@ def _objects_json(image_id, regions, layout, labels):
 
 
 def _progress(path, part):
-    path = Path(path)
-    return tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=part > 0)
+    size, name = os.path.getsize(path), Path(path).name
+    return Progress(lambda: size, "byte", shown=part == 0, desc=name, unit_scale=True).begin()
 
 
 def _join_error_logs(store_path):

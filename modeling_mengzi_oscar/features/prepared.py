@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..files import read_json, with_checksum, write_whole
 from ..photos import PhotoError
+from ..seen_photos import precision_of
 from .extraction import extract_regions, prepare_photo
 from .photo_sources import Photo
 from .store import RegionFeatureStore
@@ -71,15 +72,22 @@ def prepare(pipeline, photos: StampedPhotos, folder) -> tuple[list[tuple[str, st
         OSError: names the file that could not be written.
     """
     folder, errors = Path(folder), []
-    check_folder(folder, pipeline.region_checksum)
+    check_folder(folder, pipeline.finder)
     there, names = stored(folder), [(photo.image_id, photo.name) for photo in photos.fetch_photos()]
     if any(stamp not in there for stamp, _ in names):
         look = partial(prepare_photo, image_processor=pipeline.image_processor)
-        extract_regions(photos, pipeline.region_model, look, folder, dtype="float32")
+        precision = precision_of(pipeline.region_model)
+        extract_regions(photos, pipeline.region_model, look, folder, dtype="float32", precision=precision)
+        failed, there = {}, stored(folder)
         for log in folder.glob("errors-*.jsonl"):
-            errors += [json.loads(line)["error"] for line in log.read_text("utf-8").splitlines()]
+            records = map(json.loads, log.read_text("utf-8").splitlines())
+            failed |= {record["image_id"]: record["error"] for record in records}
             log.unlink()
-        there = stored(folder)
+        errors = [
+            failed.get(stamp, f"{name}: was changed while it was looked at; search again")
+            for stamp, name in names
+            if stamp not in there
+        ]
     return [(stamp, name) for stamp, name in names if stamp in there], errors
 
 
@@ -87,7 +95,7 @@ def stored(folder) -> RegionFeatureStore | dict:
     return RegionFeatureStore.open(folder) if (Path(folder) / "store.json").is_file() else {}
 
 
-def check_folder(folder, region_checksum):
+def check_folder(folder, finder):
     """Makes the folder, or looks whose it is.
 
     Raises:
@@ -95,13 +103,13 @@ def check_folder(folder, region_checksum):
     """
     path = folder / PREPARED
     if path.is_file():
-        if read_json(path).get("region_model") != region_checksum:
-            raise ValueError(f"{folder}: prepared by another region model; name another folder, or delete this one")
+        if (checksum := read_json(path).get("region_model")) != finder.checksum:
+            raise ValueError(f"{folder}: prepared {finder.other(checksum)}; name another folder, or delete this one")
         return
     if folder.exists() and (not folder.is_dir() or any(not name.endswith(".tmp") for name in os.listdir(folder))):
         raise ValueError(f"{folder}: holds something else than prepared photos; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, with_checksum({"region_model": region_checksum}))
+    write_whole(path, with_checksum({"region_model": finder.checksum}))
 
 
 def contents(photos: StampedPhotos, names: list[str]):

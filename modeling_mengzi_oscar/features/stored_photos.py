@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from ..loading import CheckpointError, region_model_classes, region_model_folder
-from ..pipeline_mengzi_oscar import SeenPhoto
+from ..seen_photos import SeenPhoto
 from .extraction import label_texts
 from .photo_sources import PassedOver, Photo
 

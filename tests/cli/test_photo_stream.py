@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,12 @@ def test_a_file_of_rows_goes_on_where_it_was(name, folder, model, capsys):
     assert call(capsys, *caption, name) == (0, [f"{name}: 1 photo, 5 left out because they were done"], [])
     assert read(name)[5]["caption"]
     assert call(capsys, *caption, name)[1] == [f"{name}: 0 photos, 6 left out because they were done"]
-    for other in (["--num-beams", "2"], ["--max-length", "9"]):
+    noise(folder / "photos" / "1.png", 8)  # a changed photo is another photo
+    assert call(capsys, *caption, name)[1] == [f"{name}: 1 photo, 5 left out because they were done"]
+    assert Counter(row["photo"] for row in read(name)).most_common(1)[0][1] == 1
+    assert call(capsys, *caption, name, "--dtype", "float32")[0] == 0  # what auto means on this machine
+    others = [["--num-beams", "2"], ["--max-length", "9"], ["--dtype", "bfloat16"]]
+    for other in others + [["--details"]] * name.endswith("jsonl"):
         before = Path(name).read_bytes()
         status, lines, [error] = call(capsys, *caption, name, *other)
         assert (status, lines) == (2, [])
@@ -271,7 +277,7 @@ def test_json_is_short_and_details_are_all(folder, model, capsys):
 
 def test_bar_and_lines_never_share_a_line(folder, model, monkeypatch):
     """Both on one terminal: every caption stands alone on its line."""
-    monkeypatch.setattr("modeling_mengzi_oscar.cli.output.BAR_SECONDS", 0)
+    monkeypatch.setattr("modeling_mengzi_oscar.progress.SECONDS_WITHOUT_BAR", 0)
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     with open(end, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
@@ -292,7 +298,7 @@ def test_bar_and_lines_never_share_a_line(folder, model, monkeypatch):
 
 def test_a_bar_before_the_first_photo_is_done(folder, model, monkeypatch):
     """VinVL takes seconds for one."""
-    monkeypatch.setattr("modeling_mengzi_oscar.cli.output.BAR_SECONDS", 0.05)
+    monkeypatch.setattr("modeling_mengzi_oscar.progress.SECONDS_WITHOUT_BAR", 0.05)
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     caption = MengziOscarPipeline.caption
@@ -309,7 +315,7 @@ def test_a_bar_before_the_first_photo_is_done(folder, model, monkeypatch):
 
 
 def test_lines_about_progress_where_nobody_looks(folder, model, capsys, monkeypatch):
-    monkeypatch.setattr("modeling_mengzi_oscar.cli.output.LINE_SECONDS", 0)
+    monkeypatch.setattr("modeling_mengzi_oscar.progress.SECONDS_PER_LINE", 0)
     _, lines, errors = call(capsys, "caption", "photos", *model)
     assert len(lines) == 5
     assert errors[0].startswith("1 of 5 photos, ")

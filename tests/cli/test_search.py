@@ -2,21 +2,22 @@
 
 import json
 import os
-import re
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_pipeline import with_heads  # noqa: F401
 
-from modeling_mengzi_oscar import MengziOscarPipeline, RegionFeatureStore
+from modeling_mengzi_oscar import GridRegionModel, MengziOscarPipeline, RegionFeatureStore
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.features import prepared
-
-BAR = re.compile(r"photo/s\]|s/photo\]")
 
 
 def save_noise(path, seed):
@@ -33,16 +34,13 @@ def photos(tmp_path):
 
 @pytest.fixture
 def search(with_heads, capsys):  # noqa: F811
-    """search(words) -> (status, lines of standard output, lines of the screen that are no bar)"""
+    """search(words) -> (status, lines of standard output, lines of the screen)"""
 
     def run(*words):
         capsys.readouterr()
         status = main(["search", *map(str, words), "--model", str(with_heads)])
         output = capsys.readouterr()
-        said = [
-            line for line in output.err.splitlines() if line.strip() and not re.search(r"photo/s\]|s/photo\]", line)
-        ]
-        return status, output.out.splitlines(), said
+        return status, output.out.splitlines(), output.err.splitlines()
 
     return run
 
@@ -83,6 +81,7 @@ def test_a_bad_photo_costs_itself_and_mistakes_are_one_line(search, photos, tmp_
         ]
     for words, reason in {
         (photos[0],): f"{photos[0]}: is a file, not a sentence; photos come first",
+        ("一只狗",): "一只狗: only one word; name photos first, then a sentence",
         (photos[0], "狗", photos[1]): f"{photos[1]}: is a file, not a sentence",
         (photos[0], "狗", "--prepared", tmp_path / "photos"): "holds something else than prepared photos",
         (photos[0], "狗", "--picture", photos[0]): "is one of the photos",
@@ -119,6 +118,21 @@ def test_what_is_prepared_is_not_looked_at_again(search, photos, tmp_path, monke
     assert RegionFeatureStore.open(tmp_path / "prepared").verify() == 6
 
 
+def test_a_photo_that_changes_meanwhile_is_said(search, photos, tmp_path, monkeypatch):
+    extract = prepared.extract_regions
+
+    def late(*arguments, **options):
+        save_noise(photos[1], 9)
+        return extract(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "extract_regions", late)
+        status, lines, [error] = search(*photos, "狗", "--prepared", tmp_path / "prepared")
+    assert (status, len(lines)) == (2, 3)
+    assert error == f"{photos[1]}: was changed while it was looked at; search again"
+    assert search(*photos, "狗", "--prepared", tmp_path / "prepared") == search(*photos, "狗")
+
+
 def test_a_run_that_was_interrupted_goes_on(photos, tmp_path, with_heads):  # noqa: F811
     pipeline = MengziOscarPipeline.from_pretrained(with_heads)
     stream = prepared.StampedPhotos(prepared_source(photos))
@@ -141,6 +155,42 @@ def test_a_run_that_was_interrupted_goes_on(photos, tmp_path, with_heads):  # no
     assert RegionFeatureStore.open(tmp_path / "prepared").verify() == 4
 
 
+KILLED = """
+import os, signal, sys
+from functools import partial
+from modeling_mengzi_oscar import GridRegionModel
+from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.features import prepared
+prepared.extract_regions = partial(prepared.extract_regions, images_per_shard=1)
+calls, forward = [], GridRegionModel.forward
+def dying(self, *args, **kwargs):
+    calls.append(0)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return forward(self, *args, **kwargs)
+GridRegionModel.forward = dying
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_goes_on(search, photos, tmp_path, with_heads, monkeypatch):  # noqa: F811
+    """Killed at the third of four photos; the two that were kept are not looked at again."""
+    command = ["search", *photos, "一只狗", "--model", str(with_heads), "--prepared", str(tmp_path / "prepared")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], cwd=REPOSITORY, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    looked, forward = [], GridRegionModel.forward
+
+    def counted(self, pixel_values, **inputs):
+        looked.extend(pixel_values)
+        return forward(self, pixel_values, **inputs)
+
+    monkeypatch.setattr(GridRegionModel, "forward", counted)
+    resumed = search(*photos, "一只狗", "--prepared", tmp_path / "prepared")
+    assert len(looked) == 2
+    assert resumed == search(*photos, "一只狗")
+    assert RegionFeatureStore.open(tmp_path / "prepared").verify() == 4
+
+
 def prepared_source(photos):
     from modeling_mengzi_oscar.features.photo_sources import open_source
 
@@ -158,6 +208,11 @@ def test_another_region_model_refuses_what_was_prepared(search, photos, tmp_path
     assert main(["search", *photos, "狗", "--model", str(other), *keep]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "prepared by another region model" in line
+    command = ["search", *photos, "狗", "--dtype", "bfloat16", *keep]
+    assert main([*command, "--model", str(with_heads)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "prepared in float32, here the region model computes in bfloat16; name another folder" in line
+    assert RegionFeatureStore.open(tmp_path / "prepared").precision == "float32"
 
 
 def test_a_picture_of_the_best(search, photos, tmp_path):

@@ -3,6 +3,7 @@
 import gc
 import io
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from modeling_mengzi_oscar import (
     VinVLImageProcessor,
     modeling_regions,
 )
+from modeling_mengzi_oscar.checkpoint_folder import CheckpointError
 from modeling_mengzi_oscar.features.extraction import unpad_regions
 from modeling_mengzi_oscar.photos import PhotoError
 
@@ -138,6 +140,13 @@ def test_pairs_in_batches_are_pairs_one_by_one(detecting):
     same(detecting.ask(seen, QUESTIONS[0]), [rows[0] for rows in alone])
 
 
+def test_another_precision_is_said(with_heads):  # noqa: F811
+    seen = MengziOscarPipeline.from_pretrained(with_heads, dtype="bfloat16").look(PHOTOS[0])
+    exact = MengziOscarPipeline.from_pretrained(with_heads, dtype="float32")
+    with pytest.raises(PhotoError, match="a photo: was looked at in bfloat16, here the region model computes in float"):
+        exact.caption(seen)
+
+
 def test_errors_stay_in_their_places(detecting, tmp_path):
     bad = str(tmp_path / "missing.jpg")
     seen = detecting.look([PHOTOS[0], bad, PHOTOS[1]])
@@ -161,7 +170,7 @@ def test_errors_stay_in_their_places(detecting, tmp_path):
 
 def test_another_region_model_is_refused_in_one_line(detecting, with_heads):  # noqa: F811
     other = MengziOscarPipeline.from_pretrained(with_heads)
-    assert MengziOscarPipeline.from_pretrained(with_heads).region_checksum == other.region_checksum
+    assert MengziOscarPipeline.from_pretrained(with_heads).finder.checksum == other.finder.checksum
     seen = other.look(PHOTOS[0])
     with pytest.raises(PhotoError, match="was looked at by another region model") as caught:
         detecting.caption(seen)
@@ -244,9 +253,22 @@ def test_photos_of_a_store_are_those_of_look(detecting, tmp_path):
         )
 
 
+def test_without_a_region_model(with_heads, tmp_path):  # noqa: F811
+    """Heads take what lies in a store; a photo cannot be looked at, which is said."""
+    without = MengziOscarPipeline.from_pretrained(with_heads, region_model=False)
+    seen = MengziOscarPipeline.from_pretrained(with_heads).look(PHOTOS[0])
+    expected = MengziOscarPipeline.from_pretrained(with_heads).match(seen, "狗")
+    seen.region_model = None
+    assert without.match(seen, "狗") == expected
+    with pytest.raises(PhotoError, match="the photo: the pipeline was loaded without its region model"):
+        without.match(PHOTOS[0], "狗")
+    with pytest.raises(CheckpointError, match="loaded without its region model"):
+        without.save_pretrained(tmp_path / "saved")
+
+
 def test_a_bar_on_a_terminal_where_it_lasts(detecting, monkeypatch):
     """Nothing on a file, on a terminal nothing before `SECONDS_WITHOUT_BAR`."""
-    import modeling_mengzi_oscar.pipeline_mengzi_oscar as module
+    import modeling_mengzi_oscar.progress as module
 
     enable_progress_bars()  # the commands switch them off
 
@@ -263,6 +285,31 @@ def test_a_bar_on_a_terminal_where_it_lasts(detecting, monkeypatch):
         monkeypatch.setattr(module, "SECONDS_WITHOUT_BAR", seconds)
         detecting.match((noise(seed, (40, 60)) for seed in range(3)), "狗")
         assert ("photo" in screen.getvalue()) == shown, screen.getvalue()
+
+
+def test_the_bar_comes_before_the_first_photos_are_done(detecting, monkeypatch):
+    """A first batch takes a detector long; what comes after the last step is wiped away, too."""
+
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Screen()
+    enable_progress_bars()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("modeling_mengzi_oscar.progress.SECONDS_WITHOUT_BAR", 0.05)
+    look, write = detecting.finder.look, detecting._caption_batch
+
+    def slow_look(*arguments):
+        time.sleep(0.3)
+        assert "0/3" in screen.getvalue()
+        return look(*arguments)
+
+    monkeypatch.setattr(detecting.finder, "look", slow_look)
+    monkeypatch.setattr(detecting, "_caption_batch", lambda *given: (time.sleep(0.2), write(*given))[1])
+    detecting.caption(PHOTOS[:3], num_beams=1)
+    assert screen.getvalue().endswith("\r")
+    assert not screen.getvalue().split("\r")[-2].strip()
 
 
 def test_a_picture_of_what_was_seen(detecting):

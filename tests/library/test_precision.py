@@ -43,7 +43,7 @@ def test_a_processor_with_matrix_units_decides(with_matrix_units):
     assert environment()["runs on"].startswith("cpu in bfloat16")
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int4", "int64", torch.int32, 16])
+@pytest.mark.parametrize("dtype", ["bf16", "int4", "int64", torch.int32, torch.float8_e4m3fn, 16])
 def test_what_is_no_dtype(dtype, tiny_checkpoint):
     with pytest.raises(ValueError, match="dtype is .*; there are 'auto', 'float32', 'bfloat16' and 'int8'"):
         MengziOscarPipeline.from_pretrained(tiny_checkpoint, dtype=dtype)

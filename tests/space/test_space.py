@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 import traceback
+import weakref
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -215,6 +216,35 @@ def test_calls_share_a_forward_and_each_gets_its_own(engine):
         engine.caption_together.run = run
     assert together == alone
     assert forwards == [8, 2]
+
+
+def test_a_photo_that_waits_is_no_whole_photo(engine, monkeypatch):
+    """Sixteen people with a photo of 12 megapixels each would hold 600 MB."""
+    import functions
+
+    opened, waited = [], []
+
+    def open_upload(seed):
+        photo = noise(seed=seed)
+        opened.append(weakref.ref(photo))
+        return photo
+
+    def submit(function, *arguments):
+        waited.append([photo() for photo in opened])
+        return run(function, *arguments)
+
+    run = engine.thread.submit
+    monkeypatch.setattr(functions, "open_upload", open_upload)
+    monkeypatch.setattr(engine.thread, "submit", submit)
+    pages = Pages(engine)
+    alone = engine.pipeline.caption(noise(seed=21), num_beams=2, max_length=8)
+    assert pages.caption(21, 2, 8)["caption"] == alone["caption"]
+    assert alone["caption"] in pages.show_caption(21, 2, 8, 0)
+    for call in (pages.match, pages.show_match, pages.ask, pages.show_answers):
+        call(21, ["猫"] if call == pages.match else "猫")
+    pages.suggest(21)
+    assert len(opened) == len(waited) == 7
+    assert {photo for photos in waited for photo in photos} == {None}
 
 
 def test_a_failing_call_does_not_fail_others_settings():

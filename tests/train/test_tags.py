@@ -28,7 +28,7 @@ from modeling_mengzi_oscar.demo.samples import sample_photos
 from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.labels.imagenet import GROUP_OF_WORD, class_words
 from modeling_mengzi_oscar.labels.tables import read_table
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+from modeling_mengzi_oscar.loading import load_region_model
 
 MINI = REPOSITORY / "checkpoints" / "mengzi-oscar-mini"
 STAGE = 3  # of the five of test_efficientnet

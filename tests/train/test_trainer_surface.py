@@ -30,7 +30,7 @@ EVENTS = {
     "WholeCheckpoints": {"on_step_end", "on_epoch_end", "on_save"},
     "EarlyStoppingCallback": {"on_train_begin"},
     "EpochOfDraws": {"on_train_begin", "on_epoch_begin"},
-    "FreedMemory": {"on_step_end"},
+    "ReusedMemory": {"on_train_begin", "on_step_end"},
 }
 
 

@@ -22,7 +22,7 @@ from datasets_scripts.reading import read_sentences
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionModel, MengziOscarForImageCaptioning, MengziOscarProcessor
 from modeling_mengzi_oscar.hub import save_checkpoint, save_vocabulary
 from modeling_mengzi_oscar.labels.imagenet import DOUBT, class_words
-from modeling_mengzi_oscar.pipeline_mengzi_oscar import load_region_model
+from modeling_mengzi_oscar.loading import load_region_model
 
 TAG_THRESHOLD = 0.2
 TAG_SURE = 0.5  # 79 of 100 such tags of training photos stand in a sentence that people wrote of them, below it 29
