@@ -75,8 +75,7 @@ def look(options, model, processor, path) -> int:
             else:
                 yield inputs
 
-    with Progress(lambda: min(options.photos_used, source.total or options.photos_used)) as progress:
-        progress.begin()
+    with Progress(lambda: min(options.photos_used, source.total or options.photos_used)).begin() as progress:
         for calibration in islice(calibrate(model, batches()), options.photos_used):  # noqa: B007
             progress.update(1)
     if calibration is None:
