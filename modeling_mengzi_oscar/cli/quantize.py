@@ -4,7 +4,6 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from ..progress import Progress
 from .options import named, whole
 from .output import fail, meanwhile, printable, quiet
 from .photos import PHOTO_HELP, find_photos
@@ -60,6 +59,7 @@ def look(options, model, processor, path) -> int:
     from ..features.photo_stream import opened
     from ..files import with_checksum, write_whole
     from ..openvino_networks import calibrate
+    from ..progress import Progress
 
     source, status, calibration = find_photos(options.photos), 0, None
 

@@ -265,7 +265,7 @@ def test_which_words_are_photos(folder):
 def test_json_is_short_and_details_are_all(folder, model, capsys):
     [short] = call(capsys, "caption", "photos/0.png", *model, "--json")[1]
     record = json.loads(short)
-    assert list(record) == ["photo", "caption", "score", "captions", "tags"]
+    assert list(record) == ["photo", "caption", "score", "captions", "tags", "objects"]
     assert [list(one) for one in record["captions"]] == [["caption", "score"]] * 3
     [long] = call(capsys, "caption", "photos/0.png", *model, "--details")[1]
     details = json.loads(long)
