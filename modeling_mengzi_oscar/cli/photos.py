@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import nullcontext
 from glob import glob, has_magic
+from importlib.util import find_spec
 from itertools import chain
 
 from .checkpoint import BUNDLED, model_or_bundled
@@ -71,18 +72,21 @@ def made_with(options, subfolder="", region_model=True, **settings) -> str:
     Raises:
         ValueError: there is no such checkpoint.
     """
-    from ..checkpoint_folder import WEIGHTS, CheckpointFolder
+    from ..checkpoint_folder import CALIBRATION, WEIGHTS, CheckpointFolder
     from ..checksums import checksums
     from ..loading import region_model_folder
     from ..precision import chosen_dtype
 
     model = model_or_bundled(options.model)
     folders = [CheckpointFolder(model), *([CheckpointFolder(model, subfolder=subfolder)] if subfolder else [])]
+    regions = [region_model_folder(model)] if region_model else []
+    paths = [next(filter(None, map(folder.file, WEIGHTS)), None) for folder in [*folders, *regions]]
+    if options.dtype == "int8" and find_spec("openvino"):  # else the region model computes in float32
+        paths += [folder.file(CALIBRATION) for folder in regions]
     sums = []
-    for folder in [*folders, *([region_model_folder(model)] if region_model else [])]:
-        if path := next(filter(None, map(folder.file, WEIGHTS)), None):
-            with open(path, "rb") as file:
-                sums.append(checksums(file)[1])
+    for path in filter(None, paths):
+        with open(path, "rb") as file:
+            sums.append(checksums(file)[1])
     name = BUNDLED.name if model == str(BUNDLED) else model
     settings["dtype"] = str(chosen_dtype(options.dtype)).removeprefix("torch.")  # auto is another on another machine
     settings = {name: value for name, value in settings.items() if value is not None}

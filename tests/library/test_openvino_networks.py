@@ -178,6 +178,16 @@ def test_calibration_goes_where_the_weights_go(calibrated, photos, tmp_path):
     assert MengziOscarPipeline.from_pretrained(tmp_path / "again", dtype="int8").region_model.in_8_bits
 
 
+def test_rows_of_another_calibration_are_not_continued(calibrated, photos, tmp_path, capsys):
+    folder, rows = shutil.copytree(calibrated, tmp_path / "vinvl"), str(tmp_path / "rows.jsonl")
+    command = ["caption", photos[0], "--model", str(folder), "--dtype", "int8", "--output", rows]
+    assert main(command) == 0
+    assert main(["quantize", str(folder), photos[1]]) == 0
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "rows.jsonl" in capsys.readouterr().err
+
+
 def test_other_weights_are_refused(calibrated, photos, tmp_path, capsys):
     folder = shutil.copytree(calibrated, tmp_path / "vinvl")
     path = folder / "region_model" / "model.safetensors"
