@@ -12,7 +12,8 @@ import sys
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", str(int(os.path.isdir(os.environ.get("MODEL_ID") or "."))))  # all is here
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # cli/threads.py says why; before torch is loaded, so it is here
+if "OMP_WAIT_POLICY" not in os.environ:  # cli/threads.py says why; before torch is loaded, so it is here
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import gradio as gr
 from engine import MAX_BATCH, MAX_BEAMS, MAX_TEMPERATURE, MAX_TEXT, QUESTIONS, Engine

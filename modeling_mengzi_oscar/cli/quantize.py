@@ -81,5 +81,6 @@ def look(options, model, processor, path) -> int:
     if calibration is None:
         return fail("none of the photos can be read; nothing was written")
     write_whole(path, with_checksum(calibration))
-    print(f"{printable(str(path))}: {calibration['photos']:,} photos; --dtype int8 uses it")
+    photos = f"{calibration['photos']:,} photo{'s' * (calibration['photos'] != 1)}"
+    print(f"{printable(str(path))}: {photos}; --dtype int8 uses it")
     return status

@@ -71,3 +71,16 @@ def test_threads_that_wait_sleep_soon(program):
         [sys.executable, "-c", UNTIL_TORCH, program], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
     assert run.stdout == "10000\n", run.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS[1:3])
+def test_who_says_how_threads_wait_is_obeyed(program):
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    run = subprocess.run(
+        [sys.executable, "-c", UNTIL_TORCH, program],
+        cwd=REPOSITORY,
+        env=environment | {"OMP_WAIT_POLICY": "ACTIVE"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "None\n", run.stderr
