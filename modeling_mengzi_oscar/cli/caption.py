@@ -12,8 +12,8 @@ MAX_BEAMS, MAX_TOKENS = 100, 512  # more is a mistake; what a checkpoint can do 
 MAX_PICTURED = 100
 OBJECT = ("box", "label", "score")  # what --json says of one
 MINI_NOTICE = {
-    "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材多半说错，有时认得主要的东西。",
-    "en": "The mini model learnt from 6,000 photos (people, dogs, sports, outdoors); it is mostly wrong elsewhere.",
+    "zh": "mini 模型只学过 10,000 张照片（人、狗、运动、街景和单个物体）；其他题材常常说错。",
+    "en": "The mini model learnt from 10,000 photos (people, dogs, sports, streets, things); it often errs elsewhere.",
 }
 
 

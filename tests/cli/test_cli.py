@@ -155,7 +155,7 @@ def test_the_demo(tmp_path, capsys):
     for _, caption, score in rows:
         assert re.fullmatch("[\u4e00-\u9fff，。、]{2,18}", caption), caption
         assert 0 < float(score) < 1
-    assert "learnt from 6,000 photos" in output.err  # and says so
+    assert "learnt from 10,000 photos" in output.err  # and says so
     assert Image.open(tmp_path / "demo.png").height > 1000
 
 

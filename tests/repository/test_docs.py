@@ -15,12 +15,12 @@ import nlvr2
 import pretrain
 import pytest
 import retrieval
-import start_mini
+import start_captioner
 import vqa
 from common.tag_sentences import TagSentenceArguments
 from conftest import REPOSITORY, shared_path
 
-SCRIPTS = (caption, extract_features, gqa, make_questions, nlvr2, pretrain, retrieval, start_mini, vqa)
+SCRIPTS = (caption, extract_features, gqa, make_questions, nlvr2, pretrain, retrieval, start_captioner, vqa)
 FLAGS = (
     caption.CaptionArguments,
     gqa.GqaArguments,

@@ -100,18 +100,17 @@ class CaptionRows(SeededRows):
     """One item per photo: its regions (from stores) or its pixels, its tags, and its sentences as token ids.
 
     Args:
-        rows: a split of a caption builder: image_id, captions; image (path), machine, style (of the captions, one of
-            the processor's) and dataset where there are any.
+        rows: a split of a caption builder: image_id, captions; image (path), style (of the captions, one of the
+            processor's) and dataset where there are any.
         processor: of the captioner. max_length: tokens of a sentence with [CLS] and [SEP].
         stores: region stores to draw from; the first is the plain one, the others are augmented. Or {data set: such
             stores}, for rows with a column dataset.
         labels: texts of the stores' tag or class ids, to give the captioner tags; None = no tags.
-        image_processor: instead of stores: pixels. crops: of these: crop and brighten at random, beside mirroring.
+        image_processor: instead of stores: pixels, in training mirrored, cropped and brightened at random.
         tag_labels: words whose presence in the sentences is the target of the region model's tag head.
-        training: draw augmentations, one machine translation and `corruption`; else plain and human sentences only.
+        training: draw augmentations and `corruption`; else everything is as it stands.
         sentences_per_photo: in training so many of a photo's sentences are drawn; None = all.
         tag_dropout: share of the photos that go without their tags.
-        machine_start_id: opens a machine-translated sentence in place of [CLS].
     """
 
     def __init__(
@@ -123,17 +122,15 @@ class CaptionRows(SeededRows):
         image_processor=None,
         tag_labels=(),
         training=False,
-        crops=True,
         sentences_per_photo=None,
         tag_dropout=0.0,
-        machine_start_id=None,
         corruption=0.0,
         max_length=20,
         seed=0,
     ):
         super().__init__(seed)
         self.stores, self.labels, self.image_processor = stores, labels, image_processor
-        self.training, self.processor, self.corruption, self.crops = training, processor, corruption, crops
+        self.training, self.processor, self.corruption = training, processor, corruption
         self.tokenizer, self.max_length = processor.tokenizer, max_length
         self.sentences_per_photo, self.tag_dropout = sentences_per_photo, tag_dropout
         self.image_ids = rows["image_id"]
@@ -145,9 +142,6 @@ class CaptionRows(SeededRows):
         self.images = rows.select_columns("image") if image_processor is not None else None  # may carry their bytes
         self.starts = start_tokens(self.styles, processor)
         self.captions = list(map(self.encode, self.references, self.starts))
-        self.machine = [[] for _ in self.captions]
-        if training and machine_start_id is not None:
-            self.machine = [self.encode([s["caption"] for s in row], machine_start_id) for row in rows["machine"]]
         self.tag_labels = torch.tensor(
             [[any(word in s for s in sentences) for word in tag_labels] for sentences in self.references]
         ).float()
@@ -165,8 +159,6 @@ class CaptionRows(SeededRows):
         captions = list(self.captions[index])
         if self.training and self.sentences_per_photo:
             captions = draws.sample(captions, min(self.sentences_per_photo, len(captions)))
-        if self.machine[index]:
-            captions.append(draws.choice(self.machine[index]))
         item = {"index": index, "captions": captions, "inputs": [self.corrupt(ids, draws) for ids in captions]}
         if self.image_processor is not None:
             return item | self._pixels(index, draws) | {"tag_labels": self.tag_labels[index]}
@@ -200,7 +192,7 @@ class CaptionRows(SeededRows):
             photo = ImageOps.mirror(photo) if draws.random() < 0.5 else photo
             with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
                 torch.manual_seed(draws.getrandbits(32))
-                photo = AUGMENT(photo) if self.crops else photo
+                photo = AUGMENT(photo)
         inputs = self.image_processor(photo, return_tensors="pt")
         return {name: values[0] for name, values in inputs.items()}
 
