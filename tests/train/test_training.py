@@ -293,6 +293,14 @@ def test_arguments_seed():
     assert drawn(1) == drawn(1) != drawn(2)
 
 
+def test_bf16_needs_no_word_about_the_cpu():
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    [training] = parse_arguments(TrainingArguments, description="", arguments=["--output_dir", "x", "--bf16"])
+    assert training.use_cpu
+    assert training.device.type == "cpu"
+
+
 def test_weight_average_is_the_average(tmp_path):
     model = torch.nn.Linear(2, 1)
     average = WeightAverage(decay=0.9)
