@@ -9,7 +9,7 @@ regular expressions:
     fits        a sentence that has this may mean it (人 of a 男人), unless one has what stands in the last column
     unless      what speaks against it (女 of a 男人)
 
-Other words of two characters or more must be in a sentence as they are, or what they end with: 长椅 in 椅子. Colours,
+Other nouns and verbs of two characters or more must be in a sentence as they are, or what they end with: 长椅 in 椅子. Colours,
 clothes and words that say little (玩耍, 正在, 手里) are not looked at: people mention few of them.
 """
 
@@ -24,10 +24,19 @@ from modeling_mengzi_oscar.labels.people import names_people
 SAYS_LITTLE = re.compile(
     "正在|玩耍|嬉戏|玩闹|玩着|在玩|玩|旁边|上面|下面|里面|外面|前面|后面|中间|身边|面前|边上|附近|背景|地上|地面|空中|手里|手中|手上|身上|头上|户外|室内|室外|"
     "穿着|戴着|拿着|举着|拉着|牵着|带着|看着|放着|摆着|提着|背着|推着|扶着|走着|有着|周围|各种|一些|一起|一边|准备|休息|看|拿|带|花样|年轻|可爱|高大|巨大|"
+    "左手|右手|双手|双臂|双腿|单手|手指|左臂|右臂|微笑|笑容|大笑|头发|长发|短发|短袖|长袖|颜色|起来|一直|互相|自己|爱好者|交叉|抬起|环绕|覆盖|洒满|"
     "[红白黑黄蓝绿灰粉紫棕橙褐金银彩]色?的?|照片|图片|东西|近处|远处|可以|看到|那里|这里|表面|干净|安静|漂亮|宽敞|平坦|茂密|热闹|整洁|道具|动作"
 )
 COUNTS = re.compile("[一两三四五几][个只条位名群匹头辆架艘张把台座对双块根片件]?")
-SUFFIXES = "子头儿上里下边面地场机车球器者手员人中处"
+SUFFIXES = "子头儿上里下边面地坪坡丛原场机车球器者手员人中内处"
+
+
+@cache
+def tagger():
+    """Words with their part of speech: n.. of nouns, v.. of verbs."""
+    from jieba.posseg import POSTokenizer
+
+    return POSTokenizer(jieba_tokenizer())
 
 
 @cache
@@ -46,12 +55,12 @@ def unsupported_words(caption: str, references: list[str]) -> list[str]:
         found = in_caption.search(caption)
         if not found:
             continue
-        rest = re.sub(f"(?:{in_caption.pattern})子?", "，", rest)
+        rest = re.sub(f"(?:{in_caption.pattern})[{SUFFIXES}]*", "，", rest)
         may_be = fits.search(said) and not unless.search(said)
         if not (in_caption.search(said) or in_reference.search(said) or may_be):
             missing.append(found[0])
-    for word in jieba_tokenizer().lcut(SAYS_LITTLE.sub("，", rest)):
-        if len(word) < 2 or names_people(word) or COUNTS.fullmatch(word):
+    for word, kind in tagger().cut(SAYS_LITTLE.sub("，", rest)):
+        if kind[0] not in "nv" or len(word) < 2 or names_people(word) or COUNTS.fullmatch(word):
             continue
         head = word.rstrip(SUFFIXES)[-1:]
         if word not in said and not (head and head in said):
