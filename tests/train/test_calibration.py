@@ -37,7 +37,7 @@ BOY = ["在玩滑板的小男孩。", "玩滑板的小孩。", "一个人踩着�
 )
 def test_what_sentences_bear_out(caption, references, unsupported):
     assert unsupported_words(caption, references) == unsupported
-    assert is_right(caption, references) is not unsupported or not unsupported
+    assert is_right(caption, references) is (not unsupported)
 
 
 def test_an_empty_caption_is_not_right():
@@ -63,7 +63,7 @@ def test_the_fit_finds_what_the_captions_were_drawn_with(captions):
     assert calibration_error(found, right) < 0.03
     assert 0.7 < roc_area(found, right) < 0.9
     said = table(captions, found)
-    assert "| confidence | all: captions | all: right | a: captions | a: right |" in said
+    assert "| confidence | all: captions | right | a: captions | right | b: captions | right |" in said
     counts = [int(row.split("|")[2].replace(",", "")) for row in said.splitlines()[2:8]]
     assert sum(counts) == 3000
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_learns_its_confidence(tiny_checkpoint, data_dir, captions,
     row = pipeline.caption(data_dir / "images" / "photo0.jpg")
     assert 0 < row["confidence"] < 1
     calibrate.main([*options, "--report_only"])
-    assert "all: 300 captions" in capsys.readouterr().out.replace("captions: 300", "all: 300")
+    assert "all: 300 captions" in capsys.readouterr().out
 
 
 def test_what_cannot_be_measured_is_one_line(tiny_checkpoint, tmp_path, capsys):
