@@ -20,6 +20,11 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "条形：每个字的平均概率（几何平均）",
         "bars: mean probability of a character (geometric mean)",
     ),
+    "probably_wrong": ("可能不准", "probably wrong"),
+    "doubt_note": (
+        "“可能不准”：在没学过的照片上，这样的句子说对的不到一半；百分数是说对的比例",
+        "“probably wrong”: on photos it never saw, fewer than half of such sentences were right; the % says how many",
+    ),
     "tags": ("看到的东西", "Seen in the photo"),
     "tags_doubt": ("带“？”的：看得不太确定", "with “？”: not sure of it"),
     "copy": ("复制", "Copy"),

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import fields
 from pathlib import Path
 
+import calibrate
 import caption
 import extract_features
 import gqa
@@ -20,8 +21,20 @@ import vqa
 from common.tag_sentences import TagSentenceArguments
 from conftest import REPOSITORY, shared_path
 
-SCRIPTS = (caption, extract_features, gqa, make_questions, nlvr2, pretrain, retrieval, start_captioner, vqa)
+SCRIPTS = (
+    calibrate,
+    caption,
+    extract_features,
+    gqa,
+    make_questions,
+    nlvr2,
+    pretrain,
+    retrieval,
+    start_captioner,
+    vqa,
+)
 FLAGS = (
+    calibrate.CalibrationArguments,
     caption.CaptionArguments,
     gqa.GqaArguments,
     nlvr2.ReasoningArguments,
