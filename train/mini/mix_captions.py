@@ -33,6 +33,12 @@ def main(arguments=None):
     parser.add_argument("--validation", type=int, default=300, help="photos of Flickr8k-CN (default %(default)s)")
     parser.add_argument("--aic_held_out", type=int, default=50, help="photos of AIC-ICC's (default %(default)s)")
     parser.add_argument("--aic_rounds", type=int, default=3, help="rows of an AIC-ICC photo (default %(default)s)")
+    parser.add_argument(
+        "--imagenet_rounds",
+        type=int,
+        default=1,
+        help="rows of a photo of ImageNet (default %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if options.output.exists():
         parser.error(f"{options.output} exists; give another --output, or remove it first")
@@ -41,6 +47,9 @@ def main(arguments=None):
     flickr, aic = splits_of("flickr8k_cn", options.flickr8k_cn), splits_of("aic_icc", options.aic_icc)
     with open(options.things, encoding="utf-8") as file:
         things = [row for row in map(json.loads, file) if row["split"] == "train"]
+    things = [
+        row for row in things for _ in range(options.imagenet_rounds if row["image"].startswith("imagenet/") else 1)
+    ]
 
     # 2. Mix
     held_out = set(smallest_hashes([row["image_id"] for row in aic["train"]], options.aic_held_out))
