@@ -80,12 +80,10 @@ def main(arguments=None):
         questions.setdefault(split, [])
         questions[split] += rows
     answers = Counter(row["answer"] for row in questions["train"])
-    rare_now = {answer for answer, count in answers.items() if count < FEWEST_ANSWERS}
     questions = {
-        split: [row for row in rows if row["answer"] in answers and row["answer"] not in rare_now]
-        for split, rows in questions.items()
+        split: [row for row in rows if answers[row["answer"]] >= FEWEST_ANSWERS] for split, rows in questions.items()
     }
-
+    questions = {split: rows for split, rows in questions.items() if rows}
     if further:  # colours are few, and hard to see
         colours = [row for row in questions["train"] if row["type"].startswith("colour")]
         questions["train"] += colours * (COLOUR_ROUNDS - 1)
