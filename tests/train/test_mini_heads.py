@@ -149,7 +149,7 @@ def test_a_head_grows_by_the_captioners_characters(folder):
 @pytest.fixture
 def thing_rows(tmp_path):
     """Six red cats on white to train on, a photo to validate on; of two kinds."""
-    rows = []
+    rows, found = [], []
     for number in range(12):
         photo = Image.new("RGB", (100, 100), "white")
         photo.paste((220, 20, 20), (25, 25, 75, 75))
@@ -157,8 +157,10 @@ def thing_rows(tmp_path):
         photo.save(tmp_path / "photos" / "a" / f"{number}.png")
         word = ["猫", "飞机"][number % 2]
         row = {"image": f"a/{number}.png", "split": "validation" if number > 9 else "train", "words": [word]}
+        found.append({"image": f"images/a/{number}.png", "person": [0.0, 0.9, 0.3][number % 3]})
         rows.append(row | {"short": [f"一只{word}。"], "detailed": [f"一只红色的{word}。"]})
     (tmp_path / "things.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "teacher.jsonl").write_text("\n".join(map(json.dumps, found)), encoding="utf-8")
     return tmp_path
 
 
@@ -185,7 +187,8 @@ def test_further_questions_leave_the_first_ones_as_they_are(captions_dir, data, 
     command = ["--data_dir", str(captions_dir), "--output"]
     make_questions.main([*command, str(thing_rows / "plain")])
     sources = ["--machine_colours", "--aic_icc", str(data("aic_icc")), "--things", str(thing_rows / "things.jsonl")]
-    make_questions.main([*command, str(thing_rows / "more"), *sources, "--photos", str(thing_rows / "photos")])
+    sources += ["--photos", str(thing_rows / "photos"), "--teacher", str(thing_rows / "teacher.jsonl")]
+    make_questions.main([*command, str(thing_rows / "more"), *sources])
 
     def rows_of(name, file):
         folder = thing_rows / name
@@ -207,7 +210,12 @@ def test_further_questions_leave_the_first_ones_as_they_are(captions_dir, data, 
         ("颜色-东西", "红色"),
     }
     for question, answer, name, _ in things:
-        said = "猫" if int(name.split("/")[2]) % 2 == 0 else "飞机"
+        number = int(name.split("/")[2])
+        if "人" in question:  # only where the teacher is sure, and how many only of none
+            assert answer == ("没有" if number % 3 == 0 else "有")
+            assert number % 3 < 2
+            continue
+        said = "猫" if number % 2 == 0 else "飞机"
         if answer in ("有", "是", "没有", "不是"):
             assert (said in question) == (answer in ("有", "是"))
     colours = Counter(row[2] for row in more if "/颜色" in row[2])

@@ -2,7 +2,8 @@
 
     python train/mini/make_questions.py --data_dir data/flickr8k-cn --output data/flickr8k-cn-questions
     python train/mini/make_questions.py --data_dir data/flickr8k-cn --machine_colours --aic_icc data/aic-icc \\
-        --things data/thing_sentences.jsonl --photos data/things/images --output data/mini-questions
+        --things data/thing_sentences.jsonl --photos data/things/images \\
+        --teacher data/teacher/yolox_nano_things.jsonl --output data/mini-questions
 
 With the further sources there are more questions to train on, and those of the first command stay what they are:
 colours that machine translations name, AIC-ICC's training photos (those of its validation photos are test-dev), and
@@ -43,6 +44,7 @@ def main(arguments=None):
     parser.add_argument("--aic_icc", help="AIC-ICC's files, laid out as docs/data.md says")
     parser.add_argument("--things", help="what write_thing_sentences.py wrote")
     parser.add_argument("--photos", help="--things: folder of its photos")
+    parser.add_argument("--teacher", help="--things: a detector's boxes, which say where there are people")
     parser.add_argument("--output", required=True, type=Path, help="folder to create; must not exist")
     parser.add_argument(
         "--seed", type=int, default=88, help="of the wordings, and of what is left out (default %(default)s)"
@@ -50,8 +52,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.output.exists():
         parser.error(f"{options.output} exists; give another --output, or remove it first")
-    if options.things and not options.photos:
-        parser.error("--things needs --photos, in which it looks for colours")
+    if options.things and not (options.photos and options.teacher):
+        parser.error("--things needs --photos, in which it looks for colours, and --teacher, which knows people")
 
     # 1. Read
     splits = splits_of(options.dataset, options.data_dir, ["machine"] * options.machine_colours, options.config)
@@ -74,7 +76,7 @@ def main(arguments=None):
         for split, source in (("train", "train"), ("test_dev", "validation")):
             further[split] += balance(ask_about(aic[source], options.seed, "aic_icc"), options.seed)
     if options.things:
-        for split, rows in thing_questions(options.things, options.photos, options.seed).items():
+        for split, rows in thing_questions(options.things, options.photos, options.teacher, options.seed).items():
             further[split] += rows
     for split, rows in further.items():
         questions.setdefault(split, [])

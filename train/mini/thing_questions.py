@@ -6,22 +6,27 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from photo_facts import look_at
+from question_rules import RULES
 from tqdm.auto import tqdm
 
 WHAT = ("这是什么？", "图里是什么？", "图里是什么东西？", "照片里是什么？", "这是什么东西？")
 IS_THERE = ("图里有{}吗？", "有{}吗？", "图里有没有{}？", "照片里有{}吗？", "有没有{}？", "图中有{}吗？", "这是{}吗？")
 COLOUR = ("{}是什么颜色的？", "图里的{}是什么颜色？", "这是什么颜色的？", "它是什么颜色的？")
 FEWEST_PHOTOS = 5  # of a thing that is an answer
+NOBODY, SOMEBODY = 0.05, 0.6  # a teacher's score of a person up to which there is none, and from which there is one
 
 
-def thing_questions(path, photos, seed):
+def thing_questions(path, photos, teacher, seed):
     """{split: rows as `make_questions.ask_about` gives them}, of the photos of write_thing_sentences.py.
 
-    What it is, where several photos show such things; whether its name is there, and a name of another; its colour,
-    where it stands before a plain background. Names that share a character are not asked of one another: 猫 of 猫咪.
+    What it is, where several photos show such things; whether its name is there, and a name of another; what animal;
+    whether there are people, and how many, where a `teacher` is sure; its colour, before a plain background. Names that
+    share a character are not asked of one another: 猫 of 猫咪.
     """
     with open(path, encoding="utf-8") as file:
         things = [json.loads(line) for line in file]
+    with open(teacher, encoding="utf-8") as file:
+        people = {row["image"].removeprefix("images/"): row["person"] for row in map(json.loads, file)}
     counts = Counter(row["words"][0] for row in things if row["split"] == "train")
     names = sorted({word for row in things for word in row["words"]})
     questions = defaultdict(list)
@@ -36,6 +41,14 @@ def thing_questions(path, photos, seed):
         ]
         if counts[name] >= FEWEST_PHOTOS:
             asked.append(("什么东西", "thing", draw.choice(WHAT), name))
+        if name in RULES["choices"]["动物"]["answers"]:
+            asked.append(("动物", "thing", draw.choice(RULES["choices"]["动物"]["wordings"]), name))
+        person = people[row["image"]]
+        if person <= NOBODY or person >= SOMEBODY:
+            wording = draw.choice(RULES["presence"]["wordings"]).format("人")
+            asked.append(("有人", "yes/no of things", wording, "没有" if person <= NOBODY else "有"))
+        if person <= NOBODY and draw.random() < 0.5:
+            asked.append(("几个人", "count of things", draw.choice(RULES["counting"]["how_many_people"]), "没有"))
         if colour := look_at(Path(photos) / row["image"]).colour:
             asked.append(("颜色 东西", "colour of things", draw.choice(COLOUR).format(name), colour))
         questions[row["split"]] += [
