@@ -27,6 +27,7 @@ from common.arguments import (
     attention_of,
     check_width,
     checkpoint_of,
+    every,
     flag,
     load_splits,
     model_from,
@@ -173,8 +174,7 @@ def main(arguments=None):
         settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
         judged = {"photo": partial(check_photo, image_processor=image_processor)}
     else:
-        opened = [store for group in stores.values() for store in group]
-        check_width(start, captioner.config, opened)
+        check_width(start, captioner.config, opened := every(stores))
         settings |= {"stores": stores, "labels": tag_texts(options, training, processor, opened[0])}
         judged = {"stores": stores}
     if not training.do_predict:

@@ -144,7 +144,7 @@ def test_answers_of_a_batch_are_those_of_each_row_alone(trained, data_dir, featu
         inputs = processor(
             text=row["question"],
             tags=row["tags"],
-            regions=rows.store[row["image_id"]]["region_features"],
+            regions=rows.stores.read(rows.rows["image_id"].index(row["image_id"]))["region_features"],
             layout="pair",
         )
         probabilities = model(**inputs).logits[0].sigmoid()
