@@ -9,8 +9,8 @@ regular expressions:
     fits        a sentence that has this may mean it (人 of a 男人), unless one has what stands in the last column
     unless      what speaks against it (女 of a 男人)
 
-Other nouns and verbs of two characters or more must be in a sentence as they are, or what they end with: 长椅 in 椅子. Colours,
-clothes and words that say little (玩耍, 正在, 手里) are not looked at: people mention few of them.
+Other nouns and verbs of two characters or more must be in a sentence as they are, or what they end with: 长椅 in 椅子.
+Colours, clothes and words that say little (玩耍, 正在, 手里) are not looked at: people mention few of them.
 """
 
 import csv
