@@ -22,12 +22,12 @@ from modeling_mengzi_oscar.hub.repo import save_in_dtype, written_beside
 from modeling_mengzi_oscar.loading import load_region_model
 
 NOTES = """
-4.3 M parameters of captioner, float16. **Region model**: EfficientNet-Lite2, whose 7 × 7 grid cells are regions (4.9
-M, float16), with its last stages and classifier once more as ImageNet left them (5.0 M, the classifier in 8 bits):
-they name ImageNet's classes in 521 Chinese words; and NanoDet-g (3.8 M, its convolutions in 8 bits), which finds
-objects of COCO's 80 classes: up to 15 boxes are regions beside the cells. Its tags, at most 8, are what the captioner
-reads: words of the classifier from a probability of 0.2 on, classes of objects from 0.4 on, with a question mark those
-below 0.5 and 0.6, and 无人 where no person was found
+4.3 M parameters of captioner, float16. **Region model**: EfficientNet-Lite2, whose 7 × 7 grid cells are regions (4.9 M,
+float16), with its last stages and classifier once more as ImageNet left them (5.0 M, the classifier in 8 bits): they
+name ImageNet's classes and, by a linear probe, 89 of Caltech-101 in 560 Chinese words; and NanoDet-g (3.8 M, its
+convolutions in 8 bits), which finds objects of COCO's 80 classes: up to 15 boxes are regions beside the cells. Its
+tags, at most 8, are what the captioner reads: words of the classifier from a probability of 0.2 on, classes of objects
+from 0.4 on, with a question mark those below 0.5 and 0.6, and 无人 where no person was found
 
 **data**: Flickr8k-CN (Li et al., ICMR 2016), 6,000 training photos with five sentences each by people; AIC-ICC (AI
 Challenger 2017), 950 of its training photos with five sentences each by people, the detailed style; 3,346 photos of
