@@ -68,6 +68,6 @@ def test_the_folder_does_everything(command, tmp_path):
 def test_what_cannot_be_finished_leaves_the_folder_as_it_was(command, tmp_path):
     before = sorted(path.relative_to(tmp_path / "mini") for path in (tmp_path / "mini").rglob("*"))
     shutil.rmtree(tmp_path / "ask")
-    with pytest.raises(OSError, match="ask"):
+    with pytest.raises(SystemExit):
         finish_mini.main(command)
     assert sorted(path.relative_to(tmp_path / "mini") for path in (tmp_path / "mini").rglob("*")) == before

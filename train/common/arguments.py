@@ -16,7 +16,6 @@ from datasets import Image, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser, TrainingArguments, set_seed
-from transformers.utils import is_torch_xla_available
 
 from datasets_scripts.prepare import NAMES, builder_class
 from datasets_scripts.reading import BadRow
@@ -132,7 +131,7 @@ RANGES |= {"texta_false_prob": (0, 0.5), "seed": (0, 2**32 - 1)}
 # Where `TrainingArguments` would leave a run without a line of its loss, without its beginning, or a full disk, and
 # where it would refuse --bf16 because the CPU that is all there is was not asked for by name.
 DEFAULTS = {"logging_steps": LOGS, "eval_on_start": True, "save_total_limit": 2}
-DEFAULTS["use_cpu"] = not torch.accelerator.is_available() and not is_torch_xla_available()
+DEFAULTS["use_cpu"] = not torch.accelerator.is_available()
 
 
 class Refused(SystemExit):

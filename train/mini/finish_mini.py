@@ -87,6 +87,10 @@ def main(arguments=None):
     parser.add_argument("--output", default="checkpoints/mengzi-oscar-mini", type=Path, help="default %(default)s")
     options = parser.parse_args(arguments)
 
+    for flag in ("model", *HEADS):
+        if not Path(getattr(options, flag), "config.json").is_file():
+            parser.error(f"--{flag} {getattr(options, flag)}: is no folder of a checkpoint")
+
     # 1. The captioner and what it looks with
     with written_beside(options.output, ".tmp") as folder:
         shutil.copytree(options.model, folder, dirs_exist_ok=True)
