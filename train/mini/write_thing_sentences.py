@@ -29,7 +29,7 @@ from modeling_mengzi_oscar.labels.coco import object_words
 NOBODY, SOMEBODY, SURE, PERHAPS = 0.2, 0.75, 0.5, 0.25  # scores of the detector
 HAND = 0.08  # score of a person from which somebody may hold the thing
 APART = 0.3  # overlap from which two boxes may be the same thing
-FEW, MORE = 2, 4  # forms that fit every thing and are said of a noun: with traits or places, and without
+FEW, MORE = 2, 4  # forms that fit every thing and are said of a class: with traits or places, and without
 TASTE = 2.5  # how much likelier a form is that a class prefers by one standard deviation
 MOST = 0.05  # share of all sentences that one form should have at the most
 UNDER_THE_SKY = "aircraft building tree statue boat vehicle"  # kinds
@@ -72,6 +72,7 @@ def main(arguments=None):
     # 1. Read
     things = [thing for thing in read_things(options.things, options.teacher) if thing.split != "test"]
     measures = measure_words()
+    turns = {name: turn for turn, name in enumerate(sorted({thing.name for thing in things}))}
 
     # 2. Write sentences
     rows, forms, left_out = [], Counter(), Counter()
@@ -85,7 +86,8 @@ def main(arguments=None):
             facts = look_at(options.things / "images" / thing.image, main_box(thing))
             draw = random.Random(f"{options.seed} {thing.image}")
             for style, count in (("short", options.sentences), ("detailed", options.detailed)):
-                said = draw_sentences(SentencesAbout(thing, facts, measures, draw), style, count, draw)
+                about = SentencesAbout(thing, turns[thing.name], facts, measures, draw)
+                said = draw_sentences(about, style, count, draw)
                 row[style] = [f"{text}。" for _, text in said]
                 forms.update(f"{style}: {form}" for form, _ in said)
             rows.append(row)
@@ -131,7 +133,7 @@ def draw_sentences(about, style, count, draw):
 class SentencesAbout:
     """All sentences that can be said of a photo, by their forms: {form: (weight, text)}."""
 
-    def __init__(self, thing, facts, measures, draw):
+    def __init__(self, thing, turn, facts, measures, draw):
         self.thing, self.facts = thing, facts
         self.noun = draw.choice(thing.nouns)
         self.measure, self.kind = measures[self.noun]
@@ -152,7 +154,7 @@ class SentencesAbout:
         self.sky = facts.sky if self.kind in UNDER_THE_SKY.split() else None
         self.flies = self.sky == "around" and self.kind == "aircraft"
         self.stands_still = self.kind in STANDS_STILL.split() and not self.place and not self.in_hand
-        self.turn = list(measures).index(self.noun)
+        self.turn = turn
 
     def short(self):
         if self.people:
@@ -161,12 +163,12 @@ class SentencesAbout:
         return {form: said for form, said in (forms | self.of_kind() | self.of_photo()).items() if said}
 
     def some_of(self, forms, count):
-        """So many of the forms that fit every thing: those whose turn it is, other ones for the next noun.
+        """So many of the forms that fit every thing: those whose turn it is, other ones for the next class.
 
-            nouns of measure_words.tsv    forms:  a b c d e f g ...
-            飞机                                  x x
-            客机                                      x x
-            直升机                                        x x
+            classes by name    forms:  a b c d e f g ...
+            accordion                  x x
+            airplanes                      x x
+            anchor                             x x
 
         A captioner writes what is likeliest. If every thing could be said in every form, it would be one form for all.
         """
@@ -338,7 +340,6 @@ class SentencesAbout:
             "照片里有一头长鼻子的灰色大象": f"照片里有{q}{rich}",
             "近处可以看到一头灰色的大象": f"近处可以看到{q}{rich}",
             "镜头里有一头长鼻子的灰色大象": f"镜头里有{q}{rich}",
-            "图片的主体是一头长鼻子的灰色大象": f"图片的主体是{q}{rich}",
             "画面中间摆着一把白色的椅子": f"画面中间摆着{q}{rich}" if self.stands_still else None,
             "可以清楚地看到一头灰色的大象": f"可以清楚地看到{q}{rich}",
             "镜头对着一头长鼻子的灰色大象": f"镜头对着{q}{rich}",
