@@ -42,6 +42,7 @@ from common.arguments import (
 from common.caption_lengths import set_lengths, set_search
 from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
 from common.from_pixels import with_region_model
+from common.lora import with_adapters
 from common.self_critical import SelfCriticalCollator, SelfCriticalTrainer
 from common.tag_sentences import TagSentenceArguments, rows_with_tag_sentences
 from common.trainer import OscarTrainer
@@ -95,6 +96,11 @@ class CaptionArguments(RunArguments):
         "Number of training batches before --drop_worst_ratio begins; with gradient accumulation each micro-batch "
         "counts. If not given, as in the checkpoint.",
         default=None,
+    )
+    lora_r: int = flag(
+        "Rank of low-rank adapters (LoRA, needs peft). They alone are trained, beside what --tune_region_model names; "
+        "best/ has them merged into its weights. 0: train all weights.",
+        default=0,
     )
     mask_prob: float = flag("masked: fraction of a sentence's tokens that are predicted, at least one.", default=0.15)
     max_masked_tokens: int = flag("masked: maximum number of predicted tokens per sentence.", default=3)
@@ -168,6 +174,7 @@ def main(arguments=None):
     stores = {} if from_pixels else stores_of_datasets(options)
     start = checkpoint_of(options)
     captioner, processor = load_captioner(start, options, training)
+    merged = with_adapters(captioner, options.lora_r) if options.lora_r and training.do_train else lambda: captioner
     model, region_model, image_processor, num_regions = captioner, None, None, None
     if from_pixels:
         if captioner.config.region_model:
@@ -230,7 +237,7 @@ def main(arguments=None):
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         evaluate_task=lambda model: evaluate_captions(model, photos, dense, training, options),
-        save=lambda folder, card: save_checkpoint(folder, captioner, processor, *tuned, card=card, start=start),
+        save=lambda folder, card: save_checkpoint(folder, merged(), processor, *tuned, card=card, start=start),
         **trainer_settings,
     ).run()
 

@@ -83,6 +83,7 @@ PROCESSORS = {  # model_type -> the file that names the processor, and its `auto
 }
 PIPELINES = {"caption": "mengzi-oscar-captioning", "match": "mengzi-oscar-matching", "ask": "mengzi-oscar-answering"}
 PIPELINE = {"impl": "pipeline_mengzi_oscar.MengziOscarPhotoPipeline", "type": "multimodal"}
+ENDPOINT = ("handler.py", "requirements.txt")  # of a repo with pipelines: what Inference Endpoints start, and install
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 OF_A_MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")  # of root and subfolders, by kind
 OF_A_KIND = {
@@ -223,7 +224,8 @@ def save_vocabulary(tokenizer, path):
 
 
 def assemble(folder, card=None) -> None:
-    """Makes a folder written by `save_pretrained` a Hub repo: `auto_map`s, pipelines, the code they need, README.md.
+    """Makes a folder written by `save_pretrained` a Hub repo: `auto_map`s, pipelines, the code they need, README.md;
+    where there are pipelines, what Inference Endpoints start (`handler.py`) and install (`requirements.txt`).
 
     Models in subfolders (region model, further tasks) get an `auto_map` too: transformers looks for code at the root
     of a repo, whatever the subfolder; files of ours that a model brought into a subfolder go. Code files from an
@@ -259,7 +261,7 @@ def assemble(folder, card=None) -> None:
                 if (PACKAGE / path.name).is_file():
                     path.unlink()
     needed = code_files(folder)
-    for path in folder.glob("*.py"):
+    for path in code_in(folder):
         path.unlink()
     for name in needed:
         shutil.copyfile(PACKAGE / name, folder / name)
@@ -365,7 +367,7 @@ def task_of(config: dict) -> str | None:
 
 
 def code_files(folder) -> list[str]:
-    """Files of this package that the Auto classes and the pipeline of a repo folder import."""
+    """Files of this package that a repo folder carries: what its Auto classes and pipelines import, and `ENDPOINT`."""
     folder, references = Path(folder), set()
     for config_path in folder.rglob("config.json"):
         config = read_json(config_path)
@@ -373,7 +375,12 @@ def code_files(folder) -> list[str]:
         references |= {*AUTO_MAPS[kind].values(), *PROCESSORS[kind][1].values()}
     if custom_pipelines(folder):
         references.add(PIPELINE["impl"])
-    return with_imports({file_of(reference) for reference in references})
+    return sorted([*with_imports(map(file_of, references)), *(ENDPOINT if custom_pipelines(folder) else ())])
+
+
+def code_in(folder: Path) -> list[Path]:
+    """The files at the root of a repo folder that `code_files` may name."""
+    return [*folder.glob("*.py"), *folder.glob(ENDPOINT[1])]
 
 
 def with_imports(names) -> list[str]:
@@ -434,14 +441,14 @@ def check_repo(folder) -> list[Path]:
         kind = models.get(name.parent)
         known = (*OF_A_MODEL, *OF_A_KIND.get(kind, ()), *MAY_BE_OF_A_KIND.get(kind, ()))
         of_the_model = kind and (name.name in known or SHARD.fullmatch(name.name))
-        of_the_repo = len(name.parts) == 1 and (name.name in OF_A_REPO or name.suffix == ".py")
+        of_the_repo = len(name.parts) == 1 and (name.name in (*OF_A_REPO, *ENDPOINT) or name.suffix == ".py")
         if len(name.parts) > 2 or not (of_the_model or of_the_repo):
             raise CheckpointError(f"{folder}: {name} is no file that a checkpoint of ours has; {what_to_do(name)}")
         check_content(folder / name)
     for subfolder in sorted(models):
         check_model(folder / subfolder, custom_pipelines(folder) if subfolder == Path() else {})
     check_widths(folder, models)
-    needed, there = set(code_files(folder)), {str(name) for name in files if name.suffix == ".py"}
+    needed, there = set(code_files(folder)), {path.name for path in code_in(folder)}
     for problem, names in (("lacks the code file", needed - there), ("has code of no use to it:", there - needed)):
         if names:
             raise CheckpointError(f"{folder}: {problem} {sorted(names)[0]}; {MENDS}")
