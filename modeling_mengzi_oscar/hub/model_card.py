@@ -23,7 +23,7 @@ PHOTO_USAGE = """from transformers import pipeline
 
 {repo}
 {name} = pipeline("mengzi-oscar-{pipeline}", model=repo, revision=revision, trust_remote_code=True)
-print({name}("{photo}"{arguments}){part}){printed}"""
+{address}print({name}("{photo}"{arguments}){part}){printed}"""
 ON_PHOTOS = {  # task -> transformers' pipeline of the whole checkpoint
     "caption": {"pipeline": "captioning", "name": "captioner", "arguments": "", "part": '["caption"]'},
     "retrieval": {
@@ -209,10 +209,12 @@ def model_card(
 
 def photo_usage(task, photo="photo.jpg", printed=None) -> str:
     """Lines of Python that print what a checkpoint says of a photo, and behind them what that is, where it is known."""
-    printed = f"  # {' '.join(printed.split())}" if printed else ""
-    if "://" in photo:
-        printed += f"{'; the photo' if printed else '  #'} is {photo}"
-    return PHOTO_USAGE.format(repo=REPO, photo=photo.rpartition("/")[2], printed=printed, **ON_PHOTOS[task])
+    said = {
+        "photo": photo.rpartition("/")[2],
+        "address": f"# {photo}\n" if "://" in photo else "",
+        "printed": f"  # {' '.join(printed.split())}" if printed else "",
+    }
+    return PHOTO_USAGE.format(repo=REPO, **said, **ON_PHOTOS[task])
 
 
 def widget(task, photo, printed) -> list[dict]:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 
-from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarPipeline
-from modeling_mengzi_oscar.demo.samples import sample_photos
+from modeling_mengzi_oscar import MengziOscarConfig
 from modeling_mengzi_oscar.files import state_checksum
 from modeling_mengzi_oscar.hub import assemble, check_repo
-from modeling_mengzi_oscar.hub.model_card import CAT, model_card
+from modeling_mengzi_oscar.hub.model_card import model_card
 from modeling_mengzi_oscar.hub.repo import save_in_dtype
 from modeling_mengzi_oscar.loading import load_region_model
 
@@ -59,9 +58,7 @@ def main(arguments=None):
     scores = {"dataset": "flickr8k-cn"} | {k: float(v) if isinstance(v, int) else v for k, v in scores.items()}
     config = MengziOscarConfig.from_pretrained(options.model)
     notes = [" ".join(note.split()) for note in NOTES.split("\n\n")]
-    captioner = MengziOscarPipeline.from_pretrained(options.model, dtype="float32")
-    example = {"photo": CAT, "printed": captioner.caption(sample_photos()["cat"][0])["caption"]}
-    card = model_card("caption", config, "mengzi-oscar-mini", scores=scores, license="other", notes=notes, **example)
+    card = model_card("caption", config, "mengzi-oscar-mini", scores=scores, license="other", notes=notes)
     shutil.copytree(options.model, options.output, dirs_exist_ok=True)
     regions = Path(options.output) / "region_model"
     save_in_dtype(load_region_model(regions)[0], regions, torch.float16)  # trainings keep float32
