@@ -67,10 +67,10 @@ clean:           ## remove what was installed and what the demo wrote
 	$(BIN)/python $(PIP) --constraint constraints.txt pip setuptools
 	@touch $@
 
-# lmms-eval and what our tasks make it import, beside the environment: its wandb wants another protobuf than the lock.
+# lmms-eval and what our tasks make it import, beside the environment: it wants older protobuf and filelock than the lock.
 .venv/lmms-eval: tests/evaluation/requirements.txt .venv/test
 	rm -rf $@ $@.tmp
-	$(BIN)/python $(PIP) $(LOCKED) --quiet --no-deps --no-compile --target $@.tmp --requirement $<
+	$(BIN)/python $(PIP) --build-constraint constraints.txt --quiet --no-deps --no-compile --target $@.tmp --requirement $<
 	mv $@.tmp $@
 
 # One extra, one stamp: what is installed already costs nothing the second time.

@@ -1,5 +1,5 @@
 """Chinese captions in the real lmms-eval, where it is installed: `make .venv/lmms-eval` brings it without what it does
-not import for these tasks, in a folder of its own, since its wandb wants another protobuf than the lock has.
+not import for these tasks, in a folder of its own, since it wants older protobuf and filelock than the lock has.
 """
 
 import configparser
