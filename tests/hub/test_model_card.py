@@ -27,7 +27,7 @@ def cards():
     yield "detector", detector_card(VinVLConfig(), "x")
 
 
-@pytest.mark.parametrize(("task", "text"), cards(), ids=[task for task, _ in cards()])
+@pytest.mark.parametrize(("task", "text"), [pytest.param(*card, id=card[0]) for card in cards()])
 def test_the_hub_and_transformers_know_what_a_card_says(task, text):
     data = ModelCard(text).data
     assert data.pipeline_tag in OF_THE_HUB & set(PIPELINE_REGISTRY.get_supported_tasks())
