@@ -44,6 +44,7 @@ from common.caption_lengths import set_lengths, set_search
 from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
 from common.from_pixels import with_region_model
 from common.lora import with_adapters
+from common.report import say
 from common.self_critical import SelfCriticalCollator, SelfCriticalTrainer
 from common.tag_sentences import TagSentenceArguments, rows_with_tag_sentences
 from common.trainer import OscarTrainer
@@ -54,6 +55,7 @@ from transformers import TrainingArguments
 from modeling_mengzi_oscar import MengziOscarForImageCaptioning
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
+from modeling_mengzi_oscar.hub.repo import HEADS, subfolder_of
 from modeling_mengzi_oscar.loading import load_region_model
 from modeling_mengzi_oscar.precision import compute_in, region_dtype
 
@@ -216,6 +218,8 @@ def main(arguments=None):
 
     # 5. Train; captions of the validation photos decide which weights are the best
     tuned = () if options.tune_region_model is None else (region_model, image_processor)
+    if tuned and (heads := [f"{name}/" for name in HEADS if subfolder_of(start, name) is not None]):
+        say(f"{' and '.join(heads)} read regions of the region model before training: best/ lacks them once it learns")
     if from_pixels:
         trainer_settings["optimizers"] = (model.optimizer(training, options.region_model_learning_rate), None)
     trainer_class(

@@ -1,15 +1,23 @@
 """Low-rank adapters by peft: on every head in Python, as the page says it, and by train/caption.py."""
 
 import re
+import shutil
 
 import caption as caption_script
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, tiny_config
 from safetensors.torch import load_file
 from test_all_heads import HEADS, build, inputs
 
-from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarModel, MengziOscarPipeline
+from modeling_mengzi_oscar import (
+    MengziOscarForImageCaptioning,
+    MengziOscarForImageTextRetrieval,
+    MengziOscarModel,
+    MengziOscarPipeline,
+)
+from modeling_mengzi_oscar.hub import add_head, save_checkpoint
+from modeling_mengzi_oscar.loading import load_processor
 
 peft = pytest.importorskip("peft", reason="LoRA needs peft: pip install peft")
 
@@ -54,8 +62,11 @@ def test_the_lines_of_the_page(tmp_path, monkeypatch):
 
 
 def test_training_with_adapters_goes_on_and_merges_into_best(tiny_checkpoint, data_dir, tmp_path):
-    run = tmp_path / "run"
-    command = [f"--model_name_or_path={tiny_checkpoint}", "--dataset=flickr8k_cn", f"--data_dir={data_dir}"]
+    start, run = shutil.copytree(tiny_checkpoint, tmp_path / "start"), tmp_path / "run"
+    head = MengziOscarForImageTextRetrieval(tiny_config(img_feature_dim=262))
+    save_checkpoint(tmp_path / "head", head, load_processor(start), task="retrieval")
+    add_head(start, tmp_path / "head", "match")
+    command = [f"--model_name_or_path={start}", "--dataset=flickr8k_cn", f"--data_dir={data_dir}"]
     command += [
         f"--output_dir={run}",
         "--do_train",
@@ -71,9 +82,11 @@ def test_training_with_adapters_goes_on_and_merges_into_best(tiny_checkpoint, da
     adapters = {name for name in state if "lora_" in name}
     assert adapters
     assert load_file(run / "checkpoint-4" / "weight_average.safetensors").keys() == adapters
-    start, best = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, run / "best"))
-    changed = {name for name in start if not torch.equal(start[name], best[name])}
-    assert best.keys() == start.keys()
+    before, best = (load_file(folder / "model.safetensors") for folder in (start, run / "best"))
+    changed = {name for name in before if not torch.equal(before[name], best[name])}
+    assert best.keys() == before.keys()
     assert changed
     assert all(re.fullmatch(r"bert\.encoder\..*\.(query|key|value|dense)\.weight", name) for name in changed)
-    assert MengziOscarPipeline.from_pretrained(run / "best").caption(data_dir / "images" / "photo0.jpg")["captions"]
+    pipeline, photo = MengziOscarPipeline.from_pretrained(run / "best"), data_dir / "images" / "photo0.jpg"
+    assert pipeline.caption(photo)["captions"]
+    assert pipeline.match(photo, ["一面红色的墙"])  # the head of the start, which reads the same regions
