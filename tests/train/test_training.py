@@ -46,8 +46,9 @@ def start(data_dir, tmp_path_factory):
     backbone = ["--backbone", "test_efficientnet", "--random_backbone"]
     data = ["--dataset", "flickr8k_cn", "--data_dir", str(data_dir)]
     start_captioner.main([*data, "--output", str(work / "start"), *size, *backbone])
-    width = MengziOscarConfig.from_pretrained(work / "start").img_feature_dim
-    head = MengziOscarForImageTextRetrieval(tiny_config(img_feature_dim=width))
+    config = MengziOscarConfig.from_pretrained(work / "start")
+    sizes = {"img_feature_dim": config.img_feature_dim, "vocab_size": config.vocab_size}
+    head = MengziOscarForImageTextRetrieval(tiny_config(**sizes))
     save_checkpoint(work / "head", head, load_processor(work / "start"), task="retrieval")
     add_head(work / "start", work / "head", "match")
     for store, flags in {"plain": [], "flipped": ["--flip"]}.items():
