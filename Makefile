@@ -20,7 +20,7 @@ demo: .venv/demo ## caption six sample photos with the bundled checkpoint, write
 space: .venv/space ## the demo in a browser, offline, on http://127.0.0.1:7860
 	$(BIN)/python space/app.py
 
-test: .venv/test ## install what tests need and run the whole test suite
+test: .venv/test .venv/lmms-eval ## install what tests need and run the whole test suite
 	$(BIN)/python $(TESTS)
 
 lint: .venv/dev  ## ruff: mistakes and format
@@ -66,6 +66,12 @@ clean:           ## remove what was installed and what the demo wrote
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP) --constraint constraints.txt pip setuptools
 	@touch $@
+
+# lmms-eval and what our tasks make it import, beside the environment: it wants older protobuf and filelock than the lock.
+.venv/lmms-eval: tests/evaluation/requirements.txt .venv/test
+	rm -rf $@ $@.tmp
+	$(BIN)/python $(PIP) --build-constraint constraints.txt --quiet --no-deps --no-compile --target $@.tmp --requirement $<
+	mv $@.tmp $@
 
 # One extra, one stamp: what is installed already costs nothing the second time.
 .venv/demo .venv/space .venv/test .venv/dev: .venv/pip

@@ -16,6 +16,7 @@ LIBRARIES = ("transformers", "datasets", "accelerate", "evaluate", "huggingface_
 EXCEPTIONS = {
     r"torch\.ao\.quantization|torch\.quantize_per|torch\.jit": "8-bit products: torchao, named instead, is slower "
     "than float32 on CPUs (docs/log.md); quantization.py says in one line when they are gone",
+    r"`is_gradient_checkpointing` is deprecated": "peft's use of transformers, 0.21",
     r"gradio/queueing\.py: Pandas4Warning": "gradio's own use of pandas",
 }
 

@@ -43,6 +43,8 @@ from common.arguments import (
 from common.caption_lengths import set_lengths, set_search
 from common.collators import CaptionRows, DenseCaptionCollator, MaskedCaptionCollator, MaskedCaptionRows
 from common.from_pixels import with_region_model
+from common.lora import with_adapters
+from common.report import say
 from common.self_critical import SelfCriticalCollator, SelfCriticalTrainer
 from common.tag_sentences import TagSentenceArguments, rows_with_tag_sentences
 from common.trainer import OscarTrainer
@@ -53,6 +55,7 @@ from transformers import TrainingArguments
 from modeling_mengzi_oscar import MengziOscarForImageCaptioning
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
+from modeling_mengzi_oscar.hub.repo import HEADS, subfolder_of
 from modeling_mengzi_oscar.loading import load_region_model
 from modeling_mengzi_oscar.precision import compute_in, region_dtype
 
@@ -94,6 +97,11 @@ class CaptionArguments(RunArguments):
         "Number of training batches before --drop_worst_ratio begins; with gradient accumulation each micro-batch "
         "counts. If not given, as in the checkpoint.",
         default=None,
+    )
+    lora_r: int = flag(
+        "Rank of low-rank adapters (LoRA, needs peft). They alone are trained, beside what --tune_region_model names; "
+        "best/ has them merged into its weights. 0: train all weights.",
+        default=0,
     )
     mask_prob: float = flag("masked: fraction of a sentence's tokens that are predicted, at least one.", default=0.15)
     max_masked_tokens: int = flag("masked: maximum number of predicted tokens per sentence.", default=3)
@@ -162,6 +170,7 @@ def main(arguments=None):
     stores = {} if from_pixels else stores_of_datasets(options)
     start = checkpoint_of(options)
     captioner, processor = load_captioner(start, options, training)
+    merged = with_adapters(captioner, options.lora_r) if options.lora_r and training.do_train else lambda: captioner
     model, region_model, image_processor = captioner, None, None
     if from_pixels:
         if captioner.config.region_model:
@@ -210,6 +219,8 @@ def main(arguments=None):
 
     # 5. Train; captions of the validation photos decide which weights are the best
     tuned = () if options.tune_region_model is None else (region_model, image_processor)
+    if tuned and (heads := [f"{name}/" for name in HEADS if subfolder_of(start, name) is not None]):
+        say(f"{' and '.join(heads)} read regions of the region model before training: best/ lacks them once it learns")
     if from_pixels:
         trainer_settings["optimizers"] = (model.optimizer(training, options.region_model_learning_rate), None)
     trainer_class(
@@ -223,7 +234,7 @@ def main(arguments=None):
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         evaluate_task=lambda model: evaluate_captions(model, photos, dense, training, options),
-        save=lambda folder, card: save_checkpoint(folder, captioner, processor, *tuned, card=card, start=start),
+        save=lambda folder, card: save_checkpoint(folder, merged(), processor, *tuned, card=card, start=start),
         **trainer_settings,
     ).run()
 

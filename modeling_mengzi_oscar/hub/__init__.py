@@ -2,6 +2,7 @@
 
 from .repo import (
     AUTO_MAPS,
+    ENDPOINT,
     PACKAGE,
     PIPELINE,
     PROCESSORS,
@@ -18,6 +19,7 @@ from .repo import (
 
 __all__ = [
     "AUTO_MAPS",
+    "ENDPOINT",
     "PACKAGE",
     "PIPELINE",
     "PROCESSORS",

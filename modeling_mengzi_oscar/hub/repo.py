@@ -43,7 +43,7 @@ from ..loading import (
     region_model_folder,
 )
 from ..openvino_networks import check_calibration, read_calibration
-from .model_card import detector_card, model_card
+from .model_card import ON_PHOTOS, detector_card, head_section, model_card
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REGION_MODEL_FOLDER = "region_model"
@@ -83,6 +83,8 @@ PROCESSORS = {  # model_type -> the file that names the processor, and its `auto
 }
 PIPELINES = {"caption": "mengzi-oscar-captioning", "match": "mengzi-oscar-matching", "ask": "mengzi-oscar-answering"}
 PIPELINE = {"impl": "pipeline_mengzi_oscar.MengziOscarPhotoPipeline", "type": "multimodal"}
+HEADS = ("match", "ask")  # subfolders of a captioner's repo, for further tasks on the same regions
+ENDPOINT = ("handler.py", "requirements.txt")  # of a repo with pipelines: what Inference Endpoints start, and install
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 OF_A_MODEL = ("config.json", "model.safetensors", "model.safetensors.index.json")  # of root and subfolders, by kind
 OF_A_KIND = {
@@ -116,29 +118,37 @@ def save_checkpoint(
     it there is one from `model_card`. Without a region model the config keeps naming the one it names.
 
     Args:
-        start: folder of the checkpoint that a training began with. A region model that is passed was trained, and is
-            stored in the dtype that it had. Where none is passed, that of `start` comes along as it is, and with a
-            captioner its heads `match/` and `ask/`, which read the same regions.
+        start: folder of the checkpoint that a training began with. A region model that learnt something is stored in
+            the dtype that it had. Where none is passed, or what is passed is still that of `start`, that comes along
+            as it is, and with a captioner its heads `match/` and `ask/`, which read the same regions.
 
     What the processor says of `confidence` is left out: it was measured with other weights.
     """
     folder = Path(folder)
     with written_beside(folder, ".tmp") as temporary:
+        before = None if region_model is None or start is None else region_model_folder(**same_files(start)).weights()
+        if before is not None and holds(region_model, before):
+            region_model = None
+        heads = []
         if region_model is not None:
-            stored = dtype if start is None else stored_dtype(region_model_folder(**same_files(start)))
+            stored = dtype if before is None else stored_dtype(before)
             model.config.region_model = REGION_MODEL_FOLDER
             save_in_dtype(region_model, temporary / REGION_MODEL_FOLDER, stored)
             image_processor.save_pretrained(temporary / REGION_MODEL_FOLDER)
         elif start is not None:
-            for name in [model.config.region_model, *(("match", "ask") if task == "caption" else ())]:
+            for name in [model.config.region_model, *(HEADS if task == "caption" else ())]:
                 if (part := subfolder_of(start, name)) is not None:
                     take_along(part, temporary / name)
+                    heads += [name] if name in HEADS else []
         save_in_dtype(model, temporary, dtype)
         of_others, processor.confidence = processor.confidence, None
         processor.save_pretrained(temporary)
         processor.confidence = of_others
         save_vocabulary(processor.tokenizer, temporary / "vocab.txt")
         assemble(temporary, card or model_card(task, model.config, folder.name))
+        for name in heads:
+            if (head := card_task(read_json(temporary / name / "config.json"))) in ON_PHOTOS:
+                describe_head(temporary, name, head_section(head, ["unchanged, as the training's start had it"]))
 
 
 def same_files(checkpoint: CheckpointFolder) -> dict:
@@ -156,9 +166,14 @@ def subfolder_of(checkpoint: CheckpointFolder, name: str | None) -> CheckpointFo
     return folder if folder.file("config.json") is not None else None
 
 
-def stored_dtype(folder: CheckpointFolder) -> torch.dtype:
-    """Of the weights of a model."""
-    return next(tensor.dtype for tensor in folder.weights().values() if tensor.is_floating_point())
+def holds(model, stored: dict[str, torch.Tensor]) -> bool:
+    """Whether a model has these weights still, up to the dtype that they are stored in."""
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    return all(name in state and torch.equal(state[name].to(weight.dtype), weight) for name, weight in stored.items())
+
+
+def stored_dtype(weights: dict[str, torch.Tensor]) -> torch.dtype:
+    return next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
 
 
 def take_along(folder: CheckpointFolder, target: Path) -> None:
@@ -227,7 +242,8 @@ def save_vocabulary(tokenizer, path):
 
 
 def assemble(folder, card=None) -> None:
-    """Makes a folder written by `save_pretrained` a Hub repo: `auto_map`s, pipelines, the code they need, README.md.
+    """Makes a folder written by `save_pretrained` a Hub repo: `auto_map`s, pipelines, the code they need, README.md;
+    where there are pipelines, what Inference Endpoints start (`handler.py`) and install (`requirements.txt`).
 
     Models in subfolders (region model, further tasks) get an `auto_map` too: transformers looks for code at the root
     of a repo, whatever the subfolder; files of ours that a model brought into a subfolder go. Code files from an
@@ -263,7 +279,7 @@ def assemble(folder, card=None) -> None:
                 if (PACKAGE / path.name).is_file():
                     path.unlink()
     needed = code_files(folder)
-    for path in folder.glob("*.py"):
+    for path in code_in(folder):
         path.unlink()
     for name in needed:
         shutil.copyfile(PACKAGE / name, folder / name)
@@ -353,7 +369,7 @@ def custom_pipelines(folder) -> dict:
     if root is None or not config.get("region_model"):
         return {}
     tasks = [root]
-    for task in ("match", "ask"):
+    for task in HEADS:
         head = Path(folder) / task / "config.json"
         if task != root and head.is_file() and task_of(read_json(head)) == task:
             tasks.append(task)
@@ -369,7 +385,7 @@ def task_of(config: dict) -> str | None:
 
 
 def code_files(folder) -> list[str]:
-    """Files of this package that the Auto classes and the pipeline of a repo folder import."""
+    """Files of this package that a repo folder carries: what its Auto classes and pipelines import, and `ENDPOINT`."""
     folder, references = Path(folder), set()
     for config_path in folder.rglob("config.json"):
         config = read_json(config_path)
@@ -377,7 +393,12 @@ def code_files(folder) -> list[str]:
         references |= {*AUTO_MAPS[kind].values(), *PROCESSORS[kind][1].values()}
     if custom_pipelines(folder):
         references.add(PIPELINE["impl"])
-    return with_imports({file_of(reference) for reference in references})
+    return sorted([*with_imports(map(file_of, references)), *(ENDPOINT if custom_pipelines(folder) else ())])
+
+
+def code_in(folder: Path) -> list[Path]:
+    """The files at the root of a repo folder that `code_files` may name."""
+    return [*folder.glob("*.py"), *folder.glob(ENDPOINT[1])]
 
 
 def with_imports(names) -> list[str]:
@@ -438,14 +459,14 @@ def check_repo(folder) -> list[Path]:
         kind = models.get(name.parent)
         known = (*OF_A_MODEL, *OF_A_KIND.get(kind, ()), *MAY_BE_OF_A_KIND.get(kind, ()))
         of_the_model = kind and (name.name in known or SHARD.fullmatch(name.name))
-        of_the_repo = len(name.parts) == 1 and (name.name in OF_A_REPO or name.suffix == ".py")
+        of_the_repo = len(name.parts) == 1 and (name.name in (*OF_A_REPO, *ENDPOINT) or name.suffix == ".py")
         if len(name.parts) > 2 or not (of_the_model or of_the_repo):
             raise CheckpointError(f"{folder}: {name} is no file that a checkpoint of ours has; {what_to_do(name)}")
         check_content(folder / name)
     for subfolder in sorted(models):
         check_model(folder / subfolder, custom_pipelines(folder) if subfolder == Path() else {})
     check_widths(folder, models)
-    needed, there = set(code_files(folder)), {str(name) for name in files if name.suffix == ".py"}
+    needed, there = set(code_files(folder)), {path.name for path in code_in(folder)}
     for problem, names in (("lacks the code file", needed - there), ("has code of no use to it:", there - needed)):
         if names:
             raise CheckpointError(f"{folder}: {problem} {sorted(names)[0]}; {MENDS}")

@@ -12,15 +12,13 @@ import pytest
 import torch
 from conftest import REPOSITORY, tiny_captioner, tiny_config
 from hub_server import HubServer
-from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_imports
 
 from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarPipeline, MengziOscarProcessor
 from modeling_mengzi_oscar.cli import main
-from modeling_mengzi_oscar.hub import AUTO_MAPS, PACKAGE, assemble, check_repo
-from modeling_mengzi_oscar.hub.model_card import TASKS, model_card
+from modeling_mengzi_oscar.hub import PACKAGE, assemble, check_repo
 from modeling_mengzi_oscar.pipeline_mengzi_oscar import CheckpointError
 
 # In front of every script of a process where the package does not exist, though it is installed here.
@@ -113,6 +111,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "fields.py",
         "generation_config.json",
         "generation_mengzi_oscar.py",
+        "handler.py",
         "image_processing_vinvl.py",
         "loading.py",
         "matching.py",
@@ -134,6 +133,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "region_model/config.json",
         "region_model/model.safetensors",
         "region_model/preprocessor_config.json",
+        "requirements.txt",
         "seen_photos.py",
         "supported_transformers.py",
         "tokenizer.json",
@@ -280,26 +280,6 @@ def test_push_refuses_what_is_not_a_whole_repo(tiny_checkpoint, tmp_path, capsys
     [line] = output.err.splitlines()
     assert str(folder) in line
     assert reason in line
-
-
-def test_model_card_has_the_metadata_of_the_hub():
-    scores = {"split": "test", "punctuation": "dropped", "distinct": 7, "char_cider_d": 0.51234}
-    text = model_card("caption", tiny_config(), "mini", "Langboat/mengzi-bert-base", ["user/flickr8k-cn"], scores)
-    data = ModelCard(text).data
-    assert (data.license, data.language, data.library_name) == ("apache-2.0", "zh", "transformers")
-    assert (data.pipeline_tag, data.base_model) == ("image-to-text", "Langboat/mengzi-bert-base")
-    assert data.datasets == ["user/flickr8k-cn"]
-    [result] = data.eval_results
-    assert (result.dataset_name, result.dataset_split) == ("user/flickr8k-cn", "test")
-    assert (result.metric_type, result.metric_value) == ("char_cider_d", 0.5123)
-    assert "| char_cider_d | 0.5123 |" in text
-    assert "punctuation dropped" in text
-
-
-def test_every_task_has_a_card_whose_auto_class_is_in_the_auto_map():
-    for task, (auto_class, *_) in TASKS.items():
-        assert auto_class in AUTO_MAPS["mengzi_oscar"]
-        assert auto_class in model_card(task, tiny_config(), "x")
 
 
 def test_committed_checkpoints_are_whole_repos_with_the_code_of_this_commit():

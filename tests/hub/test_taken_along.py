@@ -12,6 +12,7 @@ from modeling_mengzi_oscar import MengziOscarForImageTextRetrieval, MengziOscarP
 from modeling_mengzi_oscar.checkpoint_folder import CheckpointFolder
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import add_head, assemble, check_repo, save_checkpoint
+from modeling_mengzi_oscar.hub.repo import save_in_dtype
 from modeling_mengzi_oscar.loading import load_processor, load_region_model
 
 REGIONS = "region_model/model.safetensors"
@@ -60,6 +61,8 @@ def test_region_model_and_heads_stay_one_file_with_two_names(start, captioner, t
     assert {REGIONS, "match/model.safetensors", "match/vocab.txt", "model.safetensors"} <= sent
     pipeline, photo = MengziOscarPipeline.from_pretrained(best), torch.zeros(30, 40, 3, dtype=torch.uint8).numpy()
     assert len(pipeline.match(photo, ["一只狗", "一只猫"])) == 2
+    card = (best / "README.md").read_text("utf-8")
+    assert card.count("\n## match/\n") == card.count('pipeline("mengzi-oscar-matching"') == 1
     # what is written over it later takes its name, and leaves the file of the start what it is
     assemble(best)
     pipeline.save_pretrained(best)
@@ -94,6 +97,22 @@ def test_another_head_keeps_the_region_model_alone(start, tmp_path):
     assert not (best / "match").exists()
     assert load_region_model(best)
     assert check_repo(best)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_region_model_that_learnt_nothing_keeps_the_heads(start, captioner, tmp_path, dtype):
+    """Of a run that may train it: the evaluation before its first step, or where training made nothing better."""
+    stored = shutil.copytree(start, tmp_path / "start")
+    region_model, image_processor = load_region_model(start)
+    save_in_dtype(region_model, stored / "region_model", dtype)
+    best = save(stored, captioner, tmp_path / "best", *load_region_model(stored))
+    assert (best / REGIONS).samefile(stored / REGIONS)
+    assert (best / "match" / "model.safetensors").samefile(stored / "match" / "model.safetensors")
+    with torch.no_grad():
+        next(region_model.parameters()).add_(1)
+    save(stored, captioner, tmp_path / "best", region_model, image_processor)
+    assert not (best / "match").exists()
+    assert "## match/" not in (best / "README.md").read_text("utf-8")
 
 
 def test_a_trained_region_model_keeps_its_dtype(start, tiny_checkpoint, captioner, tmp_path):

@@ -87,7 +87,7 @@ def test_what_a_requirement_brings():
 
 def test_every_package_is_listed():
     """setup.cfg names them one by one, since `find:` knows no package that lies elsewhere."""
-    rooms = ("modeling_mengzi_oscar", "datasets_scripts", "metrics")
+    rooms = ("modeling_mengzi_oscar", "datasets_scripts", "evaluation", "metrics")
     folders = [path.parent for room in rooms for path in (REPOSITORY / room).rglob("__init__.py")]
     found = {str(folder.relative_to(REPOSITORY)).replace(os.sep, ".") for folder in folders}
     listed = {line for line in CONFIG["options"]["packages"].splitlines() if line and not line.startswith("#")}
@@ -144,7 +144,7 @@ def test_the_wheel_carries_the_mini_whole(wheel):
 
 def test_the_wheel_carries_every_file_of_the_library(wheel):
     """Tables too, which are no Python."""
-    command = ["git", "ls-files", "modeling_mengzi_oscar", "datasets_scripts", "metrics"]
+    command = ["git", "ls-files", "modeling_mengzi_oscar", "datasets_scripts", "evaluation", "metrics"]
     tracked = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     for name in tracked.stdout.splitlines():
         assert (wheel / name).read_bytes() == (REPOSITORY / name).read_bytes(), name

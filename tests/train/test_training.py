@@ -21,13 +21,15 @@ from common.collators import CaptionRows, DenseCaptionCollator
 from common.from_pixels import CaptionerFromPixels, can_learn
 from common.tag_sentences import TagSentenceArguments
 from common.weight_averaging import WeightAverage
-from conftest import COLOURS, REPOSITORY, newest_checkpoint, tiny_captioner
+from conftest import COLOURS, REPOSITORY, newest_checkpoint, tiny_captioner, tiny_config
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from modeling_mengzi_oscar import (
+    MengziOscarConfig,
+    MengziOscarForImageTextRetrieval,
     MengziOscarPipeline,
     MengziOscarProcessor,
     NanoDetConfig,
@@ -37,9 +39,9 @@ from modeling_mengzi_oscar import (
     ObjectRegionModel,
     RegionFeatureStore,
 )
-from modeling_mengzi_oscar.hub import save_checkpoint
+from modeling_mengzi_oscar.hub import add_head, save_checkpoint
 from modeling_mengzi_oscar.labels.coco import object_words
-from modeling_mengzi_oscar.loading import load_region_model
+from modeling_mengzi_oscar.loading import load_processor, load_region_model
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,11 @@ def start(data_dir, tmp_path_factory):
     backbone = ["--backbone", "test_efficientnet", "--random_backbone"]
     data = ["--dataset", "flickr8k_cn", "--data_dir", str(data_dir)]
     start_captioner.main([*data, "--output", str(work / "start"), *size, *backbone])
+    config = MengziOscarConfig.from_pretrained(work / "start")
+    sizes = {"img_feature_dim": config.img_feature_dim, "vocab_size": config.vocab_size}
+    head = MengziOscarForImageTextRetrieval(tiny_config(**sizes))
+    save_checkpoint(work / "head", head, load_processor(work / "start"), task="retrieval")
+    add_head(work / "start", work / "head", "match")
     for store, flags in {"plain": [], "flipped": ["--flip"]}.items():
         photos = str(data_dir / "images")
         command = [photos, "--model", str(work / "start"), "--output", str(work / store), "--use_cpu", *flags]
@@ -93,6 +100,8 @@ def test_three_steps_from_the_launcher_then_a_caption(data_dir, start, tmp_path)
     assert pushed["model.safetensors"] == (best / "model.safetensors").read_bytes()
     weights = load_file(best / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float16}
+    head = "match/model.safetensors"  # reads the same regions as before
+    assert pushed[head] == (best / head).read_bytes() == (start / "start" / head).read_bytes()
     result = MengziOscarPipeline.from_pretrained(best).caption(str(data_dir / "images" / "photo0.jpg"))
     assert isinstance(result["caption"], str)
     assert 0 < result["score"] <= 1
@@ -269,7 +278,8 @@ def test_resuming_gives_the_same_weights(data_dir, start, tmp_path):
             torch.testing.assert_close(parts[name], tensor, atol=1e-6, rtol=1e-5)
 
 
-def test_pixels_tune_the_named_part_of_the_region_model(data_dir, start, tmp_path):
+def test_pixels_tune_the_named_part_of_the_region_model(data_dir, start, tmp_path, capsys):
+    """And a head that reads the regions of before is left behind, which is said."""
     settings = {
         "tune_region_model": "conv_head|tag_classifier",
         "max_steps": 2,
@@ -277,6 +287,8 @@ def test_pixels_tune_the_named_part_of_the_region_model(data_dir, start, tmp_pat
         "eval_steps": 2,
     }
     caption_script.main([*flags(data_dir, start, tmp_path / "run", save_steps=2, **settings), "--do_train"])
+    assert "match/ read regions of the region model before training" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "best" / "match").exists()
     before = load_file(start / "start" / "region_model" / "model.safetensors")
     after = load_file(tmp_path / "run" / "best" / "region_model" / "model.safetensors")
     changed = {name for name in before if not torch.equal(after[name], before[name].to(after[name].dtype))}

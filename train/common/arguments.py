@@ -120,7 +120,8 @@ COUNTS = {  # None: no limit
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit",
     0: "early_stopping_patience max_tags num_captions_per_img_train num_captions_per_img_val seed drop_worst_after "
     "learning_rate region_model_learning_rate weight_decay max_grad_norm warmup_steps dataloader_num_workers "
-    "num_train_epochs img_layer_norm_eps adam_epsilon logging_steps save_steps eval_steps",
+    "num_train_epochs img_layer_norm_eps adam_epsilon logging_steps save_steps eval_steps "
+    "lora_r",
     3: "max_seq_a_length max_gen_length",
 }
 RANGES = {name: (least, None) for least, names in COUNTS.items() for name in names.split()}

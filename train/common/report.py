@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import shlex
 import sys
 from contextlib import contextmanager
@@ -128,8 +129,8 @@ def sample_card(sample) -> Image.Image:
     return card
 
 
-def run_card(task, config, options, training, state, scores) -> str:
-    """The model card of a run: base model, data, hyper-parameters, scores of the chosen step, versions."""
+def run_card(task, config, options, training, state, scores, samples=()) -> str:
+    """The model card of a run: base model, data, hyper-parameters, scores of the chosen step, versions, an example."""
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     settings = {name: getattr(training, name) for name in CARD_SETTINGS}
     settings = {name: value for name, value in settings.items() if value not in (None, False, -1)}
@@ -148,7 +149,12 @@ def run_card(task, config, options, training, state, scores) -> str:
     ]
     evaluated_on = {"dataset": Path(options.dataset).name, "split": "validation"}
     name = Path(training.output_dir).resolve().name
-    return model_card(task, config, name, scores=evaluated_on | numbers, license="other", notes=notes)
+    example = {}
+    if task == "caption" and samples and samples[0].get("image"):
+        photo = Path(samples[0]["image"]).name
+        if re.fullmatch(r"[\w.-]+", photo):  # it stands in lines of Python
+            example = {"photo": photo, "printed": samples[0]["lines"][0]}
+    return model_card(task, config, name, scores=evaluated_on | numbers, license="other", notes=notes, **example)
 
 
 def outcome(history, metric, greater_is_better, folder) -> str:

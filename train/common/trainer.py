@@ -263,7 +263,7 @@ class OscarTrainer(Trainer):
         folder, history = Path(self.args.output_dir), self.state.log_history
         folder.mkdir(parents=True, exist_ok=True)
         if is_best:
-            card = run_card(self.task, self.model.config, self.options, self.args, self.state, scores)
+            card = run_card(self.task, self.model.config, self.options, self.args, self.state, scores, self.samples)
             self.save(self.best_folder, card)
         with left_out_if_it_fails("curves.png"):
             draw_curves(history, self.args.metric_for_best_model, folder / "curves.png")

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarForImageCaptioning
+from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarForImageCaptioning, MengziOscarPipeline
+from modeling_mengzi_oscar.demo.samples import sample_photos
 from modeling_mengzi_oscar.hub import add_head, assemble, check_repo
-from modeling_mengzi_oscar.hub.model_card import model_card
+from modeling_mengzi_oscar.hub.model_card import CAT, model_card
 from modeling_mengzi_oscar.hub.repo import save_in_dtype, written_beside
 from modeling_mengzi_oscar.loading import load_region_model
 
@@ -90,6 +91,10 @@ def main(arguments=None):
     for flag in ("model", *HEADS):
         if not Path(getattr(options, flag), "config.json").is_file():
             parser.error(f"--{flag} {getattr(options, flag)}: is no folder of a checkpoint")
+    try:
+        sample_photos()
+    except ModuleNotFoundError as error:
+        parser.error(str(error))
 
     # 1. The captioner and what it looks with
     with written_beside(options.output, ".tmp") as folder:
@@ -97,11 +102,7 @@ def main(arguments=None):
         captioner = MengziOscarForImageCaptioning.from_pretrained(options.model)
         save_in_dtype(captioner, folder, torch.float16)
         save_in_dtype(load_region_model(options.model)[0], folder / "region_model", torch.float16)
-        scores = read(options.scores)
-        scores = {"dataset": "flickr8k-cn"} | {k: float(v) if isinstance(v, int) else v for k, v in scores.items()}
-        notes = [" ".join(note.split()) for note in NOTES.split("\n\n")]
-        card = model_card("caption", captioner.config, options.output.name, scores=scores, license="other", notes=notes)
-        assemble(folder, card)
+        assemble(folder, card_of_captioner(folder, options.output.name, read(options.scores)))
 
         # 2. The heads, which read the same regions
         for head, (note, scores_note) in HEADS.items():
@@ -115,6 +116,15 @@ def main(arguments=None):
         # 3. Whole?
         size = sum((folder / name).stat().st_size for name in check_repo(folder))
     print(f"{options.output}: {size / 1e6:.1f} MB")
+
+
+def card_of_captioner(folder, name, scores) -> str:
+    """README.md, with what the captioner in `folder` says of a photo that everybody can fetch."""
+    scores = {"dataset": "flickr8k-cn"} | {k: float(v) if isinstance(v, int) else v for k, v in scores.items()}
+    notes = [" ".join(note.split()) for note in NOTES.split("\n\n")]
+    said = MengziOscarPipeline.from_pretrained(folder).caption(sample_photos()["cat"][0])["caption"]
+    config, example = MengziOscarConfig.from_pretrained(folder), {"photo": CAT, "printed": said}
+    return model_card("caption", config, name, scores=scores, license="other", notes=notes, **example)
 
 
 def read(path) -> dict:
