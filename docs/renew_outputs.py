@@ -32,8 +32,7 @@ sys.path[:0] = [str(REPOSITORY)]
 from modeling_mengzi_oscar import cli  # noqa: E402
 from modeling_mengzi_oscar.demo.samples import sample_photos  # noqa: E402
 
-README_PAGES = ("README.md", "README_zh.md")
-PAGES = (*README_PAGES, "docs/api.md")
+PAGES = ("README.md", "docs/api.md")
 PICTURES = {"caption.png": "docs/img/caption.webp"}  # what a README's command draws -> what it shows
 NOTEBOOKS = tuple(sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("notebooks/*.ipynb")))
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n?^```text\n(.*?)^```\n)?", flags=re.MULTILINE | re.DOTALL)
@@ -56,6 +55,7 @@ def main():
         lay_out(Path(folder))
         for page in PAGES:
             write(page, renewed((REPOSITORY / page).read_text("utf-8")))
+        write("README_zh.md", with_blocks_of("README.md", (REPOSITORY / "README_zh.md").read_text("utf-8")))
         for picture, shown in PICTURES.items():
             Image.open(picture).save(REPOSITORY / shown, quality=80)
     for notebook in NOTEBOOKS:
@@ -105,6 +105,19 @@ def renewed(page: str) -> str:
         return f"```python\n{shown}```\n\n```text\n{output.getvalue()}```\n"
 
     return BLOCK.sub(block, NAMED.sub(lambda match: match[1] + described(match[2]), page))
+
+
+def with_blocks_of(page: str, translation: str) -> str:
+    """A translation has the examples of its page, and so their outputs.
+
+    Raises:
+        ValueError: the pages differ in the number of their blocks.
+    """
+    blocks = iter([match[0] for match in BLOCK.finditer((REPOSITORY / page).read_text("utf-8"))])
+    text, found = BLOCK.subn(lambda _: next(blocks, ""), translation)
+    if next(blocks, None) is not None or not found:
+        raise ValueError(f"{page} has more blocks than its translation")
+    return text
 
 
 def commands_of(block: str) -> list[str]:
@@ -160,7 +173,7 @@ def own_docstring(found) -> str:
 
 def plain(signature: str) -> str:
     """A signature as a person writes it: without `self`, and without the modules of types."""
-    signature = re.sub(r"(?:\w+\.)+(\w+)", r"\1", signature.replace("'", '"'))
+    signature = re.sub(r"\b(?:[a-zA-Z_]\w*\.)+(\w+)", r"\1", signature.replace("'", '"'))
     return re.sub(r"<(\w+)[^>]*>", r"\1", signature.replace("(self, ", "(").replace("(self)", "()"))
 
 
@@ -195,10 +208,8 @@ def renewed_notebook(path: Path) -> str:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "MENGZI_OSCAR_NOTEBOOK": folder, "PYTHONPATH": str(REPOSITORY)}
-        with patched(os.environ, environment):
-            NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    with pythonpath(REPOSITORY):  # its kernel, and what that starts, import the library from here
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata.pop("execution", None)  # times
@@ -209,14 +220,14 @@ def renewed_notebook(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def patched(mapping, changed):
-    before = dict(mapping)
-    mapping.update(changed)
+def pythonpath(folder):
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(folder)
     try:
         yield
     finally:
-        mapping.clear()
-        mapping.update(before)
+        del os.environ["PYTHONPATH"]
+        os.environ |= {"PYTHONPATH": before} if before is not None else {}
 
 
 def small(output):

@@ -20,6 +20,7 @@ import vqa
 from common.tag_sentences import TagSentenceArguments
 from conftest import REPOSITORY, shared_path
 
+ANCHOR = re.compile(r"\]\((?:([^)#\s]+\.md))?#([^)\s]+)\)")  # [..](page.md#heading)
 SCRIPTS = (caption, extract_features, gqa, make_questions, nlvr2, pretrain, retrieval, start_mini, vqa)
 FLAGS = (
     caption.CaptionArguments,
@@ -38,6 +39,14 @@ def test_links(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@every_page
+def test_links_to_headings(page):
+    for target, anchor in ANCHOR.findall(page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
 
 
 @every_page
@@ -85,11 +94,11 @@ def test_every_flag_of_ours_explains_itself():
 
 
 def test_every_published_flag_has_a_place(helps):
-    """Each flag of the original page is a flag here, or docs/recipes.md says what became of it."""
+    """Each flag of the original page is a flag here, or docs/from_oscar.md says what became of it."""
     published = shared_path("reference/published_commands.txt").read_text(encoding="utf-8")
     flags = set(re.findall(r"--([a-z_]+)", published)) - {"nproc_per_node", "config"}  # torch's and the detector's own
     here = " ".join(helps.values())
-    page = (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "from_oscar.md").read_text(encoding="utf-8")
     assert len(flags) > 40
     nowhere = {flag for flag in flags if not re.search(rf"--{flag}\b", here) and not re.search(rf"\b{flag}\b", page)}
     assert not nowhere
@@ -101,11 +110,18 @@ def test_both_readmes_are_alike():
     for pattern in (r"^\$ [^#\n]*[^#\s]", r"^(?:python|accelerate|make) [^#\n]*[^#\s]", r"```python\n.*?```", r"^#+ "):
         found = [re.findall(pattern, text, flags=re.MULTILINE | re.DOTALL) for text in (english, chinese)]
         assert found[0] == found[1]
-    links = [re.findall(r"\]\(((?!README)[^)]+)\)", text) for text in (english, chinese)]
+    links = [re.findall(r"\]\(((?!README)[^)#]+)[)#]", text) for text in (english, chinese)]
     assert links[0] == [link.replace("_zh.md", ".md") for link in links[1]]  # some pages are there in Chinese, too
     tables = ["\n".join(re.findall(r"^\|.*", text, flags=re.MULTILINE)) for text in (english, chinese)]
     numbers = [re.findall(r"\d+(?:\.\d+)?", table) for table in tables]
     assert numbers[0] == numbers[1]
+
+
+@every_page
+def test_code_of_others_is_pinned(page):
+    """Whoever copies a line with trust_remote_code=True copies a revision with it."""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        assert "trust_remote_code=True" not in line or re.search(r"revision\b", line), line
 
 
 def test_no_paths_of_one_machine():
