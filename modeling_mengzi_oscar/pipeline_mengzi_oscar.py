@@ -478,7 +478,7 @@ def words_in(texts, name: str) -> list[str]:
 
 
 class MengziOscarPhotoPipeline(Pipeline):
-    """`pipeline("mengzi-oscar-captioning", model=..., revision=..., trust_remote_code=True)`: the same, as transformers'.
+    """`pipeline("mengzi-oscar-captioning", model=..., revision=..., trust_remote_code=True)`: that, as transformers'.
 
     Photos in, what `MengziOscarPipeline` makes of them out. Also "mengzi-oscar-matching", called with `texts=`, and
     "mengzi-oscar-answering", called with `question=`: by the root of the repo or a head in a subfolder of it. `dtype`
