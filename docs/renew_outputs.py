@@ -208,8 +208,9 @@ def renewed_notebook(path: Path) -> str:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    with pythonpath(REPOSITORY):  # its kernel, and what that starts, import the library from here
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    with tempfile.TemporaryDirectory() as folder:  # what it writes, and what `datasets` keeps
+        with environment(PYTHONPATH=str(REPOSITORY), TMPDIR=folder, HF_DATASETS_CACHE=f"{folder}/datasets"):
+            NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata.pop("execution", None)  # times
@@ -220,14 +221,18 @@ def renewed_notebook(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def pythonpath(folder):
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(folder)
+def environment(**variables):
+    """Of the processes that are started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        del os.environ["PYTHONPATH"]
-        os.environ |= {"PYTHONPATH": before} if before is not None else {}
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def small(output):
