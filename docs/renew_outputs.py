@@ -208,9 +208,11 @@ def renewed_notebook(path: Path) -> str:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory() as folder:  # what it writes, and what `datasets` keeps
-        with environment(PYTHONPATH=str(REPOSITORY), TMPDIR=folder, HF_DATASETS_CACHE=f"{folder}/datasets"):
-            NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    with (
+        tempfile.TemporaryDirectory() as folder,  # what it writes, and what `datasets` keeps
+        environment(PYTHONPATH=str(REPOSITORY), TMPDIR=folder, HF_DATASETS_CACHE=f"{folder}/datasets"),
+    ):
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata.pop("execution", None)  # times
