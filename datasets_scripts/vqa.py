@@ -10,7 +10,8 @@ trainval_ans2label.pkl or .json, ans2label.pkl or .json, label2ans.pkl or .json,
 "oscar"     train2014_qla_mrcnn.json val2014_.. train+val2014_.. test2015_.. test-dev2015_.., those that are there:
             lists of {"q": question, "o": "tag;tag", "an": [answer id, ..], "s": [score, ..], "img_id", "q_id"}, without
             "q_id" in some and without answers in the test files. A test file that has answers keeps them, and
-            "answer_type" is read where it is there: train/mini/make_questions.py writes both. Also
+            "answer_type" and "dataset" (of the photo) are read where they are there, as train/mini/make_questions.py
+            writes them. Also
             train2014_vg_qla_mrcnn.json and vg_qla_mrcnn.json, with questions of Visual Genome. Names without _mrcnn
             are taken where there is none with it (`data_label_type`).
 "official"  v2_OpenEnded_mscoco_train2014_questions.json, val2014, test-dev2015, test2015: {"questions": [{"image_id",
@@ -91,7 +92,7 @@ class Vqa(QuestionsBuilder):
             "answer_type": datasets.Value("string"),
         }
         if self.config.name == "oscar":
-            features["tags"] = SENTENCES
+            features |= {"tags": SENTENCES, "dataset": datasets.Value("string")}
         else:
             features |= {"image": datasets.Image(), "answers": SENTENCES}
         return datasets.DatasetInfo(
@@ -121,7 +122,8 @@ class Vqa(QuestionsBuilder):
         for where, item in json_items(self.files[split], row=self.row):
             with self.row():
                 answered = labelled or bool(item.get("an"))
-                yield read_qla(where, item, num_labels, answered) | {"answer_type": item.get("answer_type")}
+                optional = {name: item.get(name) for name in ("answer_type", "dataset")}
+                yield read_qla(where, item, num_labels, answered) | optional
 
     def official(self, split, names):
         ids = {name: number for number, name in enumerate(names)}

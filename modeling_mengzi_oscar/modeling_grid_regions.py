@@ -255,9 +255,14 @@ class ClassBranch(nn.Module):
 
     def forward(self, trunk: torch.FloatTensor) -> torch.FloatTensor:
         """What the stages before made of the image -> probabilities (B, num_classes)."""
-        pooled = self.bn2(self.conv_head(self.blocks(trunk))).mean(dim=(2, 3))
-        logits = F.linear(pooled.float(), self.weight.float()) * self.scale + self.bias
-        return logits.float().softmax(dim=-1)
+        return self.logits(self.pool(trunk)).softmax(dim=-1)
+
+    def pool(self, trunk: torch.FloatTensor) -> torch.FloatTensor:
+        """-> what the classifier judges, (B, num_features) float32."""
+        return self.bn2(self.conv_head(self.blocks(trunk))).mean(dim=(2, 3)).float()
+
+    def logits(self, pooled: torch.FloatTensor) -> torch.FloatTensor:
+        return (F.linear(pooled, self.weight.float()) * self.scale + self.bias).float()
 
 
 class GridRegionModel(RegionModel):
@@ -342,10 +347,14 @@ class GridRegionModel(RegionModel):
         pixel_values = pixel_values.to(self.dtype)
         if not self.config.tag_classes:
             return self.channels_first(self.backbone.forward_features(pixel_values)), None
-        net, stage = self.backbone, self.config.tag_stage
-        trunk = net.blocks[:stage](net.bn1(net.conv_stem(pixel_values)))
-        feature_map = net.bn2(net.conv_head(net.blocks[stage:](trunk)))
+        net, trunk = self.backbone, self.trunk(pixel_values)
+        feature_map = net.bn2(net.conv_head(net.blocks[self.config.tag_stage :](trunk)))
         return self.channels_first(feature_map), self.word_probabilities(self.tag_branch(trunk))
+
+    def trunk(self, pixel_values) -> torch.FloatTensor:
+        """The stages that regions and classes share."""
+        net = self.backbone
+        return net.blocks[: self.config.tag_stage](net.bn1(net.conv_stem(pixel_values)))
 
     def cells(self, feature_map, original_sizes) -> tuple[torch.FloatTensor, torch.FloatTensor]:
         """Feature map -> feature rows (B, R, num_features + 6) and boxes (B, R, 4) of the cells."""

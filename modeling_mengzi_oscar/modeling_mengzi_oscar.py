@@ -36,6 +36,7 @@ from .configuration_mengzi_oscar import MengziOscarConfig
 from .generation_mengzi_oscar import MaskQueryGenerationMixin
 
 if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .confidence import MARK  # noqa: F401
     from .fields import Rule  # noqa: F401
     from .processing_mengzi_oscar import MengziOscarProcessor  # noqa: F401
     from .supported_transformers import OLDEST  # noqa: F401

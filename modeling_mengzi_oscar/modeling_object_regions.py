@@ -7,6 +7,7 @@ detector and features apart, as features of one network for the boxes of another
 
 from collections.abc import Mapping
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ from .modeling_grid_regions import GridRegionConfig, GridRegionImageProcessor, G
 from .modeling_nanodet import NanoDetConfig, NanoDetForObjectDetection
 from .modeling_regions import RegionModel, RegionModelOutput, as_pictures, box_geometry
 from .photos import to_rgb
+
+if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the file of a class names itself
+    from .checksums import share_weights  # noqa: F401
+    from .supported_transformers import OLDEST  # noqa: F401
 
 DOUBT = "？"  # written behind the word of a tag that may be wrong
 FETCHING = (

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
+from .confidence import CALIBRATIONS
 from .configuration_mengzi_oscar import MengziOscarConfig
 from .fields import check_fields, mapping, one_of, optional, whole, word
 
@@ -36,6 +37,7 @@ FIELDS = {
     "styles": optional(mapping(word, word)),
     "style_lengths": optional(mapping(word, whole(2, 1_000_000))),
     "learnt_length": optional(whole(2, 1_000_000)),
+    "confidence": optional(CALIBRATIONS),
 }
 
 
@@ -53,6 +55,7 @@ class MengziOscarProcessor(ProcessorMixin):
             length than generation_config.json says.
         learnt_length: tokens of the longest sentence that a captioner was trained on, with start and end; None: not
             known. A training on longer ones begins where it ends.
+        confidence: {token that begins captions: how sure one can be of them}, see confidence.py; None: not known.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class MengziOscarProcessor(ProcessorMixin):
         style_lengths=None,
         learnt_length=None,
         tag_language=None,
+        confidence=None,
         **kwargs,
     ):
         self.layout = layout
@@ -78,6 +82,7 @@ class MengziOscarProcessor(ProcessorMixin):
         self.style_lengths = style_lengths
         self.learnt_length = learnt_length
         self.tag_language = tag_language
+        self.confidence = confidence
         check_fields(vars(self), FIELDS)
         super().__init__(tokenizer, **kwargs)
 

@@ -217,7 +217,7 @@ class Engine:
         """Of (name, function that reads the photo): lists of rows, as they come, in order; the next ones are read
         meanwhile.
 
-        A row is {"file", "caption", "score", "photo"} or {"file", "error"}.
+        A row is {"file", "photo", and what `in_short` tells of a caption} or {"file", "error"}.
         """
         self.need("caption")
         for batch in in_batches(read_in_turn(photos), MAX_BATCH):
@@ -229,8 +229,7 @@ class Engine:
                 if isinstance(result, UserError):
                     rows.append({"file": name, "error": result})
                 else:
-                    best = {"caption": result["caption"], "score": result["captions"][0]["score"]}
-                    rows.append({"file": name, "photo": photo} | best)
+                    rows.append({"file": name, "photo": photo} | in_short(result["captions"][0]))
             yield rows
 
     def suggestions(self, photo) -> list[str]:
@@ -320,16 +319,20 @@ def simplify(result, photo, drawn) -> dict:
     captions = result["captions"]
     if drawn:
         captions = sorted({one["caption"]: one for one in captions}.values(), key=lambda one: -one["score"])
-    return {
-        "caption": captions[0]["caption"],
-        "captions": [
-            {"caption": one["caption"], "score": round(one["score"], 4), "words": words_of(one, result["regions"])}
-            for one in captions
-        ],
+    best = in_short(captions[0])
+    return {name: best[name] for name in best if name != "score"} | {
+        "captions": [in_short(one) | {"words": words_of(one, result["regions"])} for one in captions],
         "tags": list(dict.fromkeys(result["tags"])),
         "regions": [shortened(region) for region in result["regions"]],
         "size": list(photo.size),
     }
+
+
+def in_short(caption) -> dict:
+    """A caption and how sure it is: its score, and what the checkpoint makes of that, where it knows."""
+    numbers = {name: round(caption[name], 4) for name in ("score", "confidence") if name in caption}
+    marks = {name: caption[name] for name in ("probably_wrong",) if name in caption}
+    return {"caption": caption["caption"]} | numbers | marks
 
 
 def words_of(caption, regions) -> list[dict]:

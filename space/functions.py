@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 import views
-from engine import QUESTIONS, whole
+from engine import QUESTIONS, in_short, whole
 from uploads import MAX_PHOTOS, open_upload, photos_in, read_photo, uploaded
 from words import UserError
 
@@ -47,9 +47,11 @@ class Functions:
             style: "detailed" for longer sentences, where the checkpoint has learnt them.
 
         Returns:
-            {"caption", "captions": [{"caption", "score"}], "tags", "objects": [{"box", "label", "score"}], "seconds"};
-            with details each of the captions has "words": [{"word", "region_weights", "objects": numbers of regions}],
-            and instead of "objects" there are "regions": [{"box", ...}] and "size": [width, height].
+            {"caption", "captions": [{"caption", "score"}], "tags", "objects": [{"box", "label", "score"}], "seconds"}.
+            Where the checkpoint knows how sure it can be, beside each caption stand "confidence", how probable it is
+            that it is right, and "probably_wrong", whether that is below 0.5: tell people of it. With details each
+            of the captions has "words": [{"word", "region_weights", "objects": numbers of regions}], and instead of
+            "objects" there are "regions": [{"box", ...}] and "size": [width, height].
         """
         details = yes_or_no("details", details)
         result = self.engine.caption(self.prepared(photo), num_beams, max_length, temperature, style)
@@ -108,7 +110,7 @@ class Functions:
             files: photos, each as for caption, uploaded zips with photos, or both; up to 200 photos.
 
         Returns:
-            {"rows": [{"file", "caption", "score"} or {"file", "error"}]}.
+            {"rows": [{"file", "caption", "score"} or {"file", "error"}]}, "confidence" and "probably_wrong" as caption.
         """
         found = photos_in(uploaded(files))
         return {"rows": [views.plain_row(row) for rows in self.engine.batch(found) for row in rows]}
@@ -271,7 +273,8 @@ def yes_or_no(name, value) -> bool:
 
 def without_details(result) -> dict:
     """What fits into a conversation."""
-    captions = [{name: one[name] for name in ("caption", "score")} for one in result["captions"]]
+    captions = [in_short(one) for one in result["captions"]]
     objects = [{name: one[name] for name in ("box", "label", "score")} for one in best_objects(result["regions"])]
-    short = {name: result[name] for name in ("caption", "tags", "seconds")}
+    names = ("caption", "confidence", "probably_wrong", "tags", "seconds")
+    short = {name: result[name] for name in names if name in result}
     return short | {"captions": captions, "objects": objects}

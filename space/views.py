@@ -13,6 +13,7 @@ from words import say
 from modeling_mengzi_oscar.cli.output import harmless
 from modeling_mengzi_oscar.demo.pictures import best_objects
 
+SURE = ("confidence", "probably_wrong")
 environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 environment.globals |= {
     "say": say,
@@ -38,12 +39,12 @@ def data_address(kind, content: bytes) -> str:
 def batch(rows, total) -> str:
     """Table of `Engine.batch`'s rows, and the same as CSV and JSON to save."""
     plain = [plain_row(row) for row in rows]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, ["file", "caption", "score", "error"])
+    table, sure = io.StringIO(), [name for name in SURE if any(name in row for row in plain)]
+    writer = csv.DictWriter(table, ["file", "caption", "score", *sure, "error"])
     writer.writeheader()
     writer.writerows({name: harmless(value) for name, value in row.items()} for row in plain)
     return views.batch(
-        [{"picture": None, "error": None, "score": None} | row for row in rows],
+        [{"picture": None, "error": None, "score": None, "probably_wrong": False} | row for row in rows],
         total,
         data_address("text/csv;charset=utf-8", table.getvalue().encode("utf-8-sig")),  # Excel wants the mark
         data_address("application/json", json.dumps(plain, ensure_ascii=False, indent=1).encode()),
@@ -51,7 +52,7 @@ def batch(rows, total) -> str:
 
 
 def plain_row(row) -> dict:
-    """A row as JSON: {"file", "caption", "score"} or {"file", "error"}."""
+    """A row as JSON: {"file", "caption", "score", and the rest of `in_short`} or {"file", "error"}."""
     if "error" in row:
         return {"file": row["file"], "error": row["error"].message}
-    return {name: row[name] for name in ("file", "caption", "score")}
+    return {name: row[name] for name in ("file", "caption", "score", *SURE) if name in row}

@@ -20,6 +20,11 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
         "条形：每个字的平均概率（几何平均）",
         "bars: mean probability of a character (geometric mean)",
     ),
+    "probably_wrong": ("可能不准", "probably wrong"),
+    "doubt_note": (
+        "“可能不准”：在没学过的照片上，这样的句子说对的不到一半；百分数是说对的比例",
+        "“probably wrong”: on photos it never saw, fewer than half of such sentences were right; the % says how many",
+    ),
     "tags": ("看到的东西", "Seen in the photo"),
     "tags_doubt": ("带“？”的：看得不太确定", "with “？”: not sure of it"),
     "copy": ("复制", "Copy"),
@@ -77,18 +82,24 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "parameters": ("{captioner} M + 区域模型 {regions} M 参数", "{captioner} M + {regions} M parameters"),
     "data": ("数据", "Data"),
     "data_mini": (
-        "Flickr8k-CN（Li 等，ICMR 2016）：6,000 张照片，每张五句人写的中文，问答的问题由这些句子生成；"
-        "另有 COCO-CN 的 4,712 个句子（没有照片）；骨干网络从 ImageNet 权重开始。",
-        "Flickr8k-CN (Li et al., ICMR 2016): 6,000 photos with five Chinese sentences each, written by people; "
-        "questions were made from these; 4,712 sentences of COCO-CN without photos; the backbone started from ImageNet "
-        "weights.",
+        "Flickr8k-CN（Li 等，ICMR 2016）6,000 张、AIC-ICC（AI Challenger 2017）950 张照片，每张五句人写的中文，"
+        "问答的问题由这类句子生成；Caltech-101 和 ImageNet 的 3,346 张单个物体照片，句子按已知的事实生成；"
+        "另有 16,485 个没有照片的句子（COCO-CN、xFlickr&CO、COCO 的机器翻译）。"
+        "骨干网络从 ImageNet 权重开始，检测器是 NanoDet-g（COCO）。",
+        "6,000 photos of Flickr8k-CN (Li et al., ICMR 2016) and 950 of AIC-ICC (AI Challenger 2017) with five Chinese "
+        "sentences each, written by people, from which the questions were made; 3,346 photos of single things "
+        "(Caltech-101, ImageNet) with sentences made of what is known of them; 16,485 sentences without photos "
+        "(COCO-CN, xFlickr&CO, machine translations of COCO). The backbone started from ImageNet weights; the detector "
+        "is NanoDet-g (COCO).",
     ),
     "data_card": ("见模型卡：{link}", "see the model card: {link}"),
     "limits": ("局限", "Limits"),
     "limits_mini": (
-        "只学过人、狗、运动和户外；其他题材会说错，而且说得很肯定。数量和颜色常错，男女也会认错。不要用在句子对错要紧的地方。",
-        "It knows people, dogs, sports and outdoors, and is wrong and sure of itself elsewhere. Counts and colours are "
-        "often wrong, and so is whom it calls a man or a woman. Not for any use where a sentence matters.",
+        "学过人、狗、运动、街景和几百种单个物体；没学过的东西叫不出名字，周围的景物可能是编的。"
+        "数量、颜色和动作常错，男女也会认错。不要用在句子对错要紧的地方。",
+        "It knows people, dogs, sports, streets and some hundred single things; others it cannot name, and what stands "
+        "around a thing may be made up. Counts, colours and actions are often wrong, and so is whom it calls a man or "
+        "a woman. Not for any use where a sentence matters.",
     ),
     "limits_card": (
         "句子和答案会错；不要用在对错要紧的地方。",

@@ -7,8 +7,8 @@
 
 Objectives: "masked", as published (15 % of a sentence's tokens, at most three); "dense", a loss at every position, all
 sentences of a photo in one pass; "scst", rewarded by CIDEr-D, after one of the others. Without --features it works from
-pixels with the checkpoint's own region model, parts of which --tune_region_model trains. How the mini learnt its tags,
-with sentences that have no photo, is in common/tag_sentences.py.
+pixels with the checkpoint's own region model, parts of which --tune_region_model trains. How a captioner learns
+to believe its tags, by sentences that have no photo, is in common/tag_sentences.py.
 
 Rows may have a column `style` (the mini: short, detailed): their sentences are learnt in that style, and evaluations
 caption each photo in the style of its row. Rows of several data sets have a column `dataset`, and each its stores:
@@ -27,6 +27,7 @@ from common.arguments import (
     attention_of,
     check_width,
     checkpoint_of,
+    every,
     flag,
     load_splits,
     model_from,
@@ -73,9 +74,6 @@ class CaptionArguments(RunArguments):
     region_model_learning_rate: float = flag(
         "From pixels: learning rate of the region model (--learning_rate is the captioner's).", default=3e-4
     )
-    crops: bool = flag(
-        "From pixels: augment training photos by random crops and colour jitter, beside mirroring.", default=True
-    )
     tie_weights: bool | None = flag(
         "Tie the decoder of the language modelling head to the word embedding. If not given, as in the checkpoint.",
         default=None,
@@ -105,11 +103,6 @@ class CaptionArguments(RunArguments):
         "Maximum length in tokens of a training sentence with [CLS] and [SEP]; longer ones are cut. If not given, what "
         "99 of 100 training sentences fit in.",
         default=None,
-    )
-    machine_captions: bool = flag(
-        "Also learn from one machine translation per photo and epoch, which begins with [MT] instead of [CLS]. Needs a "
-        "data set that has them (flickr8k_cn).",
-        default=False,
     )
     corruption: float = flag(
         "dense: probability that an input token is replaced by a random one, so that captioning can recover from its "
@@ -162,7 +155,7 @@ def main(arguments=None):
     if training.do_predict:  # captions are written without references, too, unless one asked for others
         columns = ("image_id",) if options.references == "captions" else ("image_id", options.references)
     else:
-        columns = ("image_id", "captions", *(["machine"] if options.machine_captions else []))
+        columns = ("image_id", "captions")
     check_columns(splits, needed, columns)
     from_pixels = options.tune_region_model is not None or not options.features
     stores = {} if from_pixels else stores_of_datasets(options)
@@ -181,8 +174,7 @@ def main(arguments=None):
         settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
         judged = {"photo": partial(check_photo, image_processor=image_processor)}
     else:
-        opened = [store for group in stores.values() for store in group]
-        check_width(start, captioner.config, opened)
+        check_width(start, captioner.config, opened := every(stores))
         settings |= {"stores": stores, "labels": tag_texts(options, training, processor, opened[0])}
         judged = {"stores": stores}
     if not training.do_predict:
@@ -255,7 +247,7 @@ def training_rows(split, settings, options, tag_sentences):
     """What `--objective` learns from a split; `settings` are those of all `CaptionRows`.
 
     Raises:
-        SystemExit: sentences were given, or machine translations asked for, that this captioner cannot learn from.
+        SystemExit: sentences or styles were given that this objective cannot learn from.
     """
     if tag_sentences.sentences and (options.objective != "dense" or "stores" not in settings):
         raise SystemExit("--sentences go with --objective dense and --features only")
@@ -264,12 +256,7 @@ def training_rows(split, settings, options, tag_sentences):
     if options.objective == "masked":
         masking = {"mask_prob": options.mask_prob, "max_masked_tokens": options.max_masked_tokens}
         return MaskedCaptionRows(split, **settings, **masking, training=True)
-    settings = settings | {"crops": options.crops, "corruption": options.corruption, "training": True}
-    if options.machine_captions:
-        vocabulary = settings["processor"].tokenizer.get_vocab()
-        if "[MT]" not in vocabulary:
-            raise SystemExit(f"--machine_captions: the vocabulary of {options.model_name_or_path} has no [MT]")
-        settings["machine_start_id"] = vocabulary["[MT]"]
+    settings = settings | {"corruption": options.corruption, "training": True}
     return rows_with_tag_sentences(split, tag_sentences, partial(CaptionRows, **settings))
 
 

@@ -3,9 +3,8 @@
     accelerate launch train/pretrain.py --recipe train/recipes/pretrain.yaml --output_dir outputs/pretrain \\
         --model_name_or_path Langboat/mengzi-bert-base --data_dir data/pretraining \\
         --features coco=stores/coco flickr30k=stores/flickr30k gqa=stores/gqa
-    python train/pretrain.py --recipe train/recipes/mini_pretrain.yaml --output_dir outputs/mini-pretrain
 
-It starts from a text BERT, from a checkpoint of ours or from the folder of mini/start_mini.py, and reads the
+It starts from a text BERT, from a checkpoint of ours or from the folder of start_captioner.py, and reads the
 pre-training corpus or any builder of captions or questions. Run again with the same --output_dir it goes on from the
 last checkpoint. The best validation is kept as <output_dir>/best, which the other scripts fine-tune.
 """

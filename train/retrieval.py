@@ -22,15 +22,16 @@ from common.arguments import (
     RunArguments,
     check_width,
     checkpoint_of,
+    every,
     flag,
     load_splits,
     model_from,
-    open_stores,
     parse_arguments,
     processor_from,
     settings_of,
     split_of,
     splits_needed,
+    stores_of_datasets,
     tag_texts,
     told_in_one_line,
 )
@@ -39,6 +40,7 @@ from common.matching_rows import (
     InBatchCollator,
     InBatchMatcher,
     InBatchRows,
+    LikePhotos,
     OwnAndWrongCollator,
     OwnAndWrongRows,
 )
@@ -72,6 +74,10 @@ class RetrievalArguments(RunArguments):
     )
     cross_image_eval: bool = flag(
         "Score every image with every sentence, also where the data set lists candidates for each image.", default=False
+    )
+    like_photos: bool = flag(
+        "contrast: batches of photos of which like things are said, all of one data set. false: of any photos.",
+        default=False,
     )
     hard_negatives: str | None = flag(
         "pairs: .npy matrix of scores (training images x their sentences, as --do_predict writes scores.npy); "
@@ -110,7 +116,7 @@ def main(arguments=None):
     needed = splits_needed(options, training, validation=validation)
     for name in needed:
         split_of(splits, name)
-    settings = {"stores": (stores := open_stores(options)), "seed": training.seed}
+    settings = {"stores": (stores := stores_of_datasets(options)), "seed": training.seed}
     judged = {"columns": ("image_id", "captions"), "stores": stores, "texts": "captions"}
     splits = usable_splits(
         splits, needed, options, training, **judged, train=(2, "a wrong pair is drawn from another image")
@@ -126,9 +132,9 @@ def main(arguments=None):
         attn_implementation="sdpa",
         **settings_of(options, "num_hidden_layers", "regions_read_text"),
     )
-    check_width(start, matcher.config, stores)
+    check_width(start, matcher.config, opened := every(stores))
     processor = processor_from("retrieval", start, options, matcher.config)
-    settings["labels"] = tag_texts(options, training, processor, stores[0])
+    settings["labels"] = tag_texts(options, training, processor, opened[0])
 
     # 3. Scores only
     if training.do_predict:
@@ -147,6 +153,14 @@ def main(arguments=None):
         if options.hard_negatives:
             scores = stored_scores("--hard_negatives", options.hard_negatives)
             negatives = {"hard_negatives": scores, "hard_top": options.hard_top}
+    train_rows = rows_class(splits["train"], **train_settings, **negatives, training=True)
+    if options.like_photos:
+        if options.objective != "contrast":
+            raise SystemExit("--like_photos goes with --objective contrast")
+        train_rows = LikePhotos(train_rows, training.per_device_train_batch_size)
+        if not len(train_rows):
+            raise SystemExit("--like_photos: no data set fills a batch; a smaller --per_device_train_batch_size")
+        training.train_sampling_strategy = "sequential"
     validation = splits[validation]
     validation = validation.select(range(min(len(validation), options.max_eval_rows or len(validation))))
     images = ImageRows(validation, **settings, captions=options.num_captions_per_img_val)
@@ -164,7 +178,7 @@ def main(arguments=None):
         best_metric=best_metric(images),
         score_names=SCORES,
         data_collator=collator,
-        train_dataset=rows_class(splits["train"], **train_settings, **negatives, training=True),
+        train_dataset=train_rows,
         eval_dataset=rows_class(validation, **train_settings),
         evaluate_task=lambda _: evaluate_recall(engine, images, candidates, paths),
         save=lambda folder, card: save_checkpoint(folder, matcher, processor, card=card, task="retrieval", start=start),

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from transformers import GenerationConfig, GenerationMixin, Pipeline
 
 from .checkpoint_folder import CALIBRATION, CheckpointError, check_weights
+from .confidence import PROBABLY_WRONG, calibrations_of, confidence
 from .generation_mengzi_oscar import check_whole
 from .loading import (
     KINDS,
@@ -67,6 +68,7 @@ METHODS = {  # name of transformers' pipeline -> what it calls, and what that ca
     "mengzi-oscar-answering": ("ask", "question"),
 }
 REGION_MODEL = "region_model"  # the subfolder of it
+SURE = ("score", "confidence", "probably_wrong")  # what is said of how sure a caption is; the last two may be unknown
 LOOKED_AHEAD = 32  # photos looked at before anything is made of them
 KEPT_BYTES = 2**20  # what a head prepared of a photo is kept for the next call up to this size; the mini's has 0.3 MB
 
@@ -79,13 +81,17 @@ class MengziOscarPipeline:
         load_head: a function from "ask" or "match" to the model and processor of that task, called when it is first
             asked for; None where there is only the root.
         load_exact: a function to the same pipeline in float32, where this one's weights are rounded.
+        calibrations: of the model's captions, as `calibrations_of` finds them.
     """
 
-    def __init__(self, model, processor, region_model, image_processor, load_head=None, load_exact=None):
+    def __init__(
+        self, model, processor, region_model, image_processor, load_head=None, load_exact=None, calibrations=None
+    ):
         self.model, self.processor = model.eval(), processor
         self.finder = RegionFinder(region_model, image_processor)
         self.task = TASKS.get(type(model).__name__, "caption")
         self._load_head, self._load_exact = load_head, load_exact
+        self.calibrations = calibrations or {}
         self._heads = {} if self.task == "caption" else {self.task: (self.model, processor)}
         self._prepared = WeakKeyDictionary()  # SeenPhoto -> what the match head prepared of it
 
@@ -113,7 +119,7 @@ class MengziOscarPipeline:
 
     @captioner.setter
     def captioner(self, model):
-        self.model = model
+        self.model, self.calibrations = model, calibrations_of(model, self.processor)
 
     @classmethod
     def from_pretrained(cls, name, revision=None, device="cpu", dtype="auto", region_model=True):
@@ -134,8 +140,9 @@ class MengziOscarPipeline:
 
         dtype = chosen_dtype(dtype, device)
         root = TASK_HEADS.get(task_of_root(name, revision), CAPTIONER)
-        root = compute_in(dtype, load_checked(root, name, revision=revision), device)
-        processor = load_processor(name, revision)
+        root, processor = load_checked(root, name, revision=revision), load_processor(name, revision)
+        calibrations = calibrations_of(root, processor)
+        root = compute_in(dtype, root, device)
         region_model, image_processor = load_region_model(name, revision=revision) if region_model else (None, None)
         check_width(region_model, root.config)
 
@@ -148,7 +155,7 @@ class MengziOscarPipeline:
 
         region_model = region_model and compute_in(region_dtype(dtype, device), region_model, device)
         exact = None if dtype == torch.float32 else load_exact
-        return cls(root, processor, region_model, image_processor, load_head, exact)
+        return cls(root, processor, region_model, image_processor, load_head, exact, calibrations)
 
     def save_pretrained(self, folder) -> None:
         """Writes everything that `from_pretrained` reads: model, processor, region model, heads.
@@ -223,7 +230,9 @@ class MengziOscarPipeline:
             tokens), `captions` (all that the search returned, best first, each with `caption`, `score`, `tokens`,
             `region_weights` tokens x regions), `tags`, `regions` (`box` in pixels of the upright photo, and what the
             region model says of it). Of several photos one that cannot be read costs only itself: {"error": the line}
-            stands in its place.
+            stands in its place. Where the checkpoint knows how sure it can be (confidence.py), beside each `score`
+            stand `confidence`, the probability from 0 to 1 that the caption is right, and `probably_wrong`, whether it
+            is below 0.5.
 
         Raises:
             PhotoError: the one photo cannot be read, or another region model looked at it. ValueError: settings that
@@ -415,6 +424,7 @@ class MengziOscarPipeline:
         settings = self.captioner.open_settings(None, generation) | generation
         beams = self.captioner.generation_setting("num_beams", None, settings) or 1
         begun = self.processor.begin(style, len(images)).to(self.captioner.device)
+        calibration = self._calibration(style, beams, settings)
         sequences = self.captioner.generate(**encoded, input_ids=begun, **{"num_return_sequences": beams} | generation)
         per_photo = sequences.split(len(sequences) // len(images))
         captions = [[self._until_sep(ids) for ids in rows.tolist()] for rows in per_photo]
@@ -429,8 +439,8 @@ class MengziOscarPipeline:
         scored, results = iter(zip(*scored, strict=True)), []
         for image, image_captions in zip(images, captions, strict=True):
             boxes = image.regions[: self.processor.max_regions]  # those that the captioner reads
-            rows = [self._describe(ids, *next(scored), len(boxes)) for ids in image_captions]
-            best = {name: rows[0][name] for name in ("caption", "score")}
+            rows = [self._describe(ids, *next(scored), len(boxes), calibration) for ids in image_captions]
+            best = {name: rows[0][name] for name in ("caption", *SURE) if name in rows[0]}
             results.append(best | {"captions": rows, "tags": image.tags, "regions": boxes})
         return results
 
@@ -438,11 +448,24 @@ class MengziOscarPipeline:
         end = self.processor.tokenizer.sep_token_id
         return ids[: ids.index(end) + 1] if end in ids else ids
 
-    def _describe(self, ids, log_probs, region_weights, regions):
+    def _calibration(self, style, beams, settings):
+        """What turns scores of such captions into confidence; None where that is not known."""
+        calibration = self.calibrations.get(
+            (self.processor.styles or {}).get(style, self.processor.tokenizer.cls_token)
+        )
+        sampled = self.captioner.generation_setting("do_sample", None, settings)
+        return calibration if calibration and beams == calibration["num_beams"] and not sampled else None
+
+    def _describe(self, ids, log_probs, region_weights, regions, calibration):
         end = len(ids) - 1 if ids[-1] == self.processor.tokenizer.sep_token_id else len(ids)
+        score, sure = log_probs.mean().exp().item(), {}
+        if calibration is not None:
+            sure["confidence"] = confidence(calibration, score, end - 1)
+            sure["probably_wrong"] = sure["confidence"] < PROBABLY_WRONG
         return {
             "caption": self.processor.decode(ids),
-            "score": log_probs.mean().exp().item(),
+            "score": score,
+            **sure,
             "tokens": self.processor.tokenizer.convert_ids_to_tokens(ids[1:end]),
             "region_weights": region_weights[: end - 1, :regions].tolist(),
         }
@@ -492,6 +515,7 @@ class MengziOscarPhotoPipeline(Pipeline):
         super().__init__(model=model, processor=processor, **kwargs)
         check_weights(dict(self.model.named_parameters()), model.config.name_or_path)
         check_together(processor, model.config)
+        calibrations = calibrations_of(model, processor)
         dtype = chosen_dtype(dtype, self.device)
         compute_in(dtype, self.model, self.device)
         self._rounded = dtype != torch.float32
@@ -508,7 +532,9 @@ class MengziOscarPhotoPipeline(Pipeline):
             head, head_processor = head_in_subfolder(name, task, self._revision, region_model)
             return compute_in(dtype, head, self.device), head_processor
 
-        self.photos = MengziOscarPipeline(self.model, processor, region_model, image_processor, load_head)
+        self.photos = MengziOscarPipeline(
+            self.model, processor, region_model, image_processor, load_head, calibrations=calibrations
+        )
         self.method, self.asked = METHODS.get(self.task, METHODS["mengzi-oscar-captioning"])
         if self.method == "caption":
             self.photos.captioner  # noqa: B018  (says that it is none)

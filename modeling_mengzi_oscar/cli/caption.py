@@ -1,6 +1,9 @@
 """`mengzi-oscar caption`: a line per photo."""
 
+import json
 import sys
+import zlib
+from functools import cached_property
 from pathlib import Path
 
 from .checkpoint import BUNDLED, load_pipeline, model_or_bundled
@@ -11,9 +14,10 @@ from .photos import PHOTO_HELP, add_output, find_photos, made_with, run_photos
 MAX_BEAMS, MAX_TOKENS = 100, 512  # more is a mistake; what a checkpoint can do it says itself
 MAX_PICTURED = 100
 OBJECT = ("box", "label", "score")  # what --json says of one
+SURE = ("confidence", "probably_wrong")  # where the checkpoint knows how sure it can be
 MINI_NOTICE = {
-    "zh": "mini 模型只学过 6,000 张照片（人、狗、运动、户外）；其他题材多半说错，有时认得主要的东西。",
-    "en": "The mini model learnt from 6,000 photos (people, dogs, sports, outdoors); it is mostly wrong elsewhere.",
+    "zh": "mini 模型只学过 10,000 张照片（人、狗、运动、街景和单个物体）；其他题材常常说错。",
+    "en": "The mini model learnt from 10,000 photos (people, dogs, sports, streets, things); it often errs elsewhere.",
 }
 
 
@@ -76,13 +80,28 @@ def run(options) -> int:
 
 
 class Captions:
-    columns = ("caption", "score")
-
     def __init__(self, options, settings, picture=None):
         self.options, self.settings, self.picture, self.pipeline = options, settings, picture, None
 
+    @cached_property
+    def calibrations(self) -> dict | None:
+        """What the checkpoint says of how sure it can be, before it is loaded."""
+        from ..loading import load_processor
+
+        return load_processor(model_or_bundled(self.options.model)).confidence
+
+    @property
+    def columns(self):
+        return ("caption", "score", *(SURE if self.calibrations else ()))
+
     def made_with(self):
-        return made_with(self.options, details=self.options.details or None, **self.settings)
+        return made_with(self.options, **self.made_how())
+
+    def made_how(self):
+        """What another run would have to have alike, to go on where this one was stopped."""
+        said = self.calibrations and json.dumps(self.calibrations, sort_keys=True).encode()
+        confidence = f"{zlib.crc32(said):08x}" if said else None
+        return {"details": self.options.details or None, "confidence": confidence} | self.settings
 
     def load(self):
         pipeline = load_pipeline(self.options)
@@ -102,19 +121,28 @@ class Captions:
         """The caption in short; what it was made from with --details."""
         if self.options.details:
             return result
-        captions = [{name: one[name] for name in ("caption", "score")} for one in result["captions"]]
+        names = [name for name in ("caption", "score", *SURE) if name in result]
+        captions = [{name: one[name] for name in names} for one in result["captions"]]
         objects = [{name: region[name] for name in OBJECT} for region in result["regions"] if "label" in region]
-        short = {name: result[name] for name in ("caption", "score")}
-        return short | {"captions": captions, "tags": result["tags"], "objects": objects}
+        return {name: result[name] for name in names} | {
+            "captions": captions,
+            "tags": result["tags"],
+            "objects": objects,
+        }
 
     def alone(self, record):
         return record
 
     def lines(self, result):
-        return [(result["caption"], f"{result['score']:.3f}")]
+        from ..confidence import MARK
+
+        return [(result["caption"], f"{result['score']:.3f}", *[MARK] * result.get("probably_wrong", False))]
 
     def cells(self, result):
-        return [result["caption"], result["score"]]
+        from ..confidence import MARK
+
+        sure = [result["confidence"], MARK * result["probably_wrong"]] if "confidence" in result else []
+        return [result["caption"], result["score"], *sure]
 
 
 class StoredCaptions(Captions):
@@ -127,8 +155,7 @@ class StoredCaptions(Captions):
     def made_with(self):
         store = self.stored.store
         features = f"{store.path} ({store.region_model})"
-        details = self.options.details or None
-        return made_with(self.options, region_model=False, features=features, details=details, **self.settings)
+        return made_with(self.options, region_model=False, features=features, **self.made_how())
 
     def load(self):
         pipeline = load_pipeline(self.options, region_model=False)

@@ -8,11 +8,12 @@ import numpy as np
 from noto_cjk import otc_path
 from PIL import Image, ImageDraw, ImageFont
 
+from ..confidence import MARK
 from ..files import open_whole
 
 SIMPLIFIED_CHINESE = 2  # face of the font collection
 PHOTO_WIDTH, GAP, CAPTION_SIZE, NOTE_SIZE = 400, 16, 24, 14
-PAPER, INK, GREY, BOX = "#ffffff", "#1a1a1a", "#6b6b6b", "#ff9d2e"
+PAPER, INK, GREY, BOX, DOUBT = "#ffffff", "#1a1a1a", "#6b6b6b", "#ff9d2e", "#b4530a"
 MOST_LINES = 6  # of one caption or sentence
 REGIONS_OUTLINED, LIKELY = 3, 0.4
 WIDE_PHOTO, LIST_WIDTH, LABEL_SIZE, REGIONS_LISTED, ATTRIBUTES_LISTED = 640, 400, 16, 12, 3
@@ -20,7 +21,8 @@ COLOURS = ("#ff9d2e", "#4cc3ff", "#7be07b", "#ff7eb6", "#ffe14d", "#c9a6ff")
 
 
 def draw_captions(photos, results, names, credits=None, notice=None) -> Image.Image:
-    """One row per photo: the photo, the same with weighty regions bright and objects named, caption and score below.
+    """One row per photo: the photo, the same with weighty regions bright and objects named, caption and score below,
+    and a mark where the caption is probably wrong.
 
     Args:
         photos: RGB images. results: what `MengziOscarPipeline.caption` returned for them.
@@ -63,8 +65,11 @@ def draw_card(photo, result, name, credit=None) -> Image.Image:
     for line in lines:
         draw.text((0, top), line, INK, font(CAPTION_SIZE))
         top += CAPTION_SIZE + GAP // 2
-    note = f"{name}  ·  {result['score']:.2f}" + (f"  ·  {credit}" if credit else "")
-    draw.text((0, top), fit(note, NOTE_SIZE, card.width), GREY, font(NOTE_SIZE))
+    note, left = f"{name}  ·  {result['score']:.2f}" + (f"  ·  {credit}" if credit else ""), 0
+    if result.get("probably_wrong"):  # before the name, which may be long
+        draw.text((0, top), MARK, DOUBT, font(NOTE_SIZE))
+        left = round(font(NOTE_SIZE).getlength(MARK)) + GAP
+    draw.text((left, top), fit(note, NOTE_SIZE, card.width - left), GREY, font(NOTE_SIZE))
     return card
 
 

@@ -120,6 +120,8 @@ def save_checkpoint(
         start: folder of the checkpoint that a training began with. A region model that is passed was trained, and is
             stored in the dtype that it had. Where none is passed, that of `start` comes along as it is, and with a
             captioner its heads `match/` and `ask/`, which read the same regions.
+
+    What the processor says of `confidence` is left out: it was measured with other weights.
     """
     folder = Path(folder)
     with written_beside(folder, ".tmp") as temporary:
@@ -133,7 +135,9 @@ def save_checkpoint(
                 if (part := subfolder_of(start, name)) is not None:
                     take_along(part, temporary / name)
         save_in_dtype(model, temporary, dtype)
+        of_others, processor.confidence = processor.confidence, None
         processor.save_pretrained(temporary)
+        processor.confidence = of_others
         save_vocabulary(processor.tokenizer, temporary / "vocab.txt")
         assemble(temporary, card or model_card(task, model.config, folder.name))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from common.trainer import OscarTrainer
-from conftest import REPOSITORY, newest_checkpoint, tiny_captioner
+from conftest import newest_checkpoint, tiny_captioner
 from forks import call
 from PIL import Image
 from test_trainer_surface import make_trainer
@@ -20,6 +20,10 @@ from test_vinvl import random_model
 from transformers import BertTokenizer
 
 from modeling_mengzi_oscar import (
+    GridRegionConfig,
+    GridRegionImageProcessor,
+    GridRegionModel,
+    MengziOscarForImageCaptioning,
     MengziOscarPipeline,
     MengziOscarProcessor,
     VinVLImageProcessor,
@@ -58,10 +62,16 @@ def photos(tmp_path, monkeypatch):
     return folder
 
 
-def test_from_pixels_with_the_bundled_mini(photos, tmp_path):
-    """Whose tags are classes of its backbone: there is no tag head to train."""
-    mini = REPOSITORY / "checkpoints" / "mengzi-oscar-mini"
-    caption.main(flags("--do_train", model_name_or_path=mini, data_dir=photos, output_dir=tmp_path / "run"))
+def test_from_pixels_where_tags_are_classes_of_the_backbone(photos, tiny_checkpoint, tmp_path):
+    """There is no tag head to train."""
+    tags = {"tag_labels": ["狗", "猫"], "tag_classes": [1, 2, 2], "tag_threshold": 0.0}
+    config = GridRegionConfig(backbone="test_efficientnet", num_features=256, grid_size=2, **tags)
+    captioner = MengziOscarForImageCaptioning.from_pretrained(tiny_checkpoint)
+    processor = MengziOscarProcessor.from_pretrained(tiny_checkpoint)
+    image_processor = GridRegionImageProcessor(size={"height": 64, "width": 64})
+    start = tmp_path / "start"
+    save_checkpoint(start, captioner, processor, GridRegionModel(config), image_processor, dtype=torch.float32)
+    caption.main(flags("--do_train", model_name_or_path=start, data_dir=photos, output_dir=tmp_path / "run"))
     result = MengziOscarPipeline.from_pretrained(tmp_path / "run" / "best").caption(str(photos / "0.png"))
     assert isinstance(result["caption"], str)
 

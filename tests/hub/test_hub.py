@@ -106,6 +106,7 @@ def test_a_checkpoint_has_what_it_needs_and_no_more(tiny_checkpoint):
         "README.md",
         "checkpoint_folder.py",
         "checksums.py",
+        "confidence.py",
         "config.json",
         "configuration_mengzi_oscar.py",
         "configuration_vinvl.py",

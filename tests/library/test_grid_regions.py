@@ -3,13 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 from PIL import Image
 
 from modeling_mengzi_oscar import GridRegionConfig, GridRegionImageProcessor, GridRegionModel
 from modeling_mengzi_oscar.modeling_regions import box_geometry
 
-MINI = REPOSITORY / "checkpoints" / "mengzi-oscar-mini" / "region_model"
 BACKBONES = {  # one of each layout of feature maps: channels first, tokens, channels last
     "test_efficientnet": (256, None),
     "test_vit": (64, {"img_size": 96}),
@@ -108,13 +106,19 @@ def test_image_processor_options(tmp_path):
     assert GridRegionImageProcessor(size=4)(clear, return_tensors="np")["pixel_values"].min() == 1
 
 
-def test_image_processor_of_the_mini_means_what_it_meant():
-    config = json.loads((MINI / "preprocessor_config.json").read_text())
-    processor = GridRegionImageProcessor.from_pretrained(MINI)
+def test_image_processors_that_lie_on_disks_mean_what_they_meant(tmp_path):
+    config = {
+        **{"do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True},
+        **{"image_mean": [0.5, 0.5, 0.5], "image_processor_type": "GridRegionImageProcessor"},
+        **{"image_std": [0.5, 0.5, 0.5], "resample": 3, "rescale_factor": 0.00392156862745098},
+        "size": {"height": 260, "width": 260},
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    processor = GridRegionImageProcessor.from_pretrained(tmp_path)
     assert json.loads(processor.to_json_string()) == config
     pixels = processor(photo(), return_tensors="np")["pixel_values"][0]
     assert np.array_equal(pixels, plain_pixels(photo(), (260, 260), 0.5, 0.5))
-    assert GridRegionImageProcessor.from_pretrained(MINI, size=96).size == {"height": 96, "width": 96}
+    assert GridRegionImageProcessor.from_pretrained(tmp_path, size=96).size == {"height": 96, "width": 96}
 
 
 def test_image_processor_names_what_is_wrong():

@@ -71,7 +71,8 @@ def test_the_mini_writes_answers_and_matches_nearly_the_same():
     assert sum(a["caption"] == b["caption"] for a, b in pairs) >= 4  # of 6; of 1,000 about 940
     assert [b["score"] for _, b in pairs] == pytest.approx([a["score"] for a, _ in pairs], abs=0.05)
     question, texts = "图里有几个人？", ["一个女人", "一只猫", "两个人在骑马"]
-    answers = [{row["answer"]: row["probability"] for row in p.ask(photos[2], question, 100)} for p in (exact, rounded)]
+    asked = [p.ask(photos[2], question, top=1000) for p in (exact, rounded)]
+    answers = [{row["answer"]: row["probability"] for row in rows} for rows in asked]
     assert answers[1] == pytest.approx(answers[0], abs=0.05)
     matches = [[row["probability"] for row in p.match(photos[2], texts)] for p in (exact, rounded)]
     assert matches[1] == pytest.approx(matches[0], abs=0.05)

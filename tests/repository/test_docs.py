@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import fields
 from pathlib import Path
 
+import calibrate
 import caption
 import extract_features
 import gqa
@@ -15,14 +16,26 @@ import nlvr2
 import pretrain
 import pytest
 import retrieval
-import start_mini
+import start_captioner
 import vqa
 from common.tag_sentences import TagSentenceArguments
 from conftest import REPOSITORY, shared_path
 
 ANCHOR = re.compile(r"\]\((?:([^)#\s]+\.md))?#([^)\s]+)\)")  # [..](page.md#heading)
-SCRIPTS = (caption, extract_features, gqa, make_questions, nlvr2, pretrain, retrieval, start_mini, vqa)
+SCRIPTS = (
+    calibrate,
+    caption,
+    extract_features,
+    gqa,
+    make_questions,
+    nlvr2,
+    pretrain,
+    retrieval,
+    start_captioner,
+    vqa,
+)
 FLAGS = (
+    calibrate.CalibrationArguments,
     caption.CaptionArguments,
     gqa.GqaArguments,
     nlvr2.ReasoningArguments,

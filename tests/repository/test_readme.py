@@ -1,4 +1,4 @@
-"""What the READMEs show is run: commands on a sample photo, the training of the mini for two steps a stage.
+"""What the READMEs show is run: commands on a sample photo, the training on own photos for two steps.
 
 Their code and their commands with outputs are run and compared in test_printed_outputs.py.
 """
@@ -9,9 +9,7 @@ import shutil
 
 import caption
 import datasets
-import extract_features
 import pytest
-import start_mini
 from conftest import REPOSITORY
 from PIL import Image
 
@@ -19,7 +17,6 @@ from modeling_mengzi_oscar import cli
 from modeling_mengzi_oscar.demo.samples import sample_photos
 
 BOTH = pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
-SCRIPTS = {"mini/start_mini": start_mini, "extract_features": extract_features, "caption": caption}
 
 
 def blocks(name, language=""):
@@ -75,19 +72,21 @@ def test_commands_for_many_photos(folder, capsys):
 
 
 @BOTH
-def test_training_of_the_mini(name, data_dir, folder, monkeypatch):
-    """The block's own lines in their order, tiny and two steps a stage; what they leave captions a photo."""
+def test_training_on_own_photos(name, folder, monkeypatch):
+    """The block's own lines in their order, two steps; what they leave captions a photo."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
-    (folder / "data").mkdir()
-    (folder / "data" / "flickr8k-cn").symlink_to(data_dir)
+    (folder / "my-photos" / "images").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(folder / "my-photos" / "images" / f"{number}.jpg")
+    table = "file_name,caption\n" + "".join(f"{number}.jpg,一张红色的图。\n" for number in range(3))
+    (folder / "my-photos" / "captions.csv").write_text(table, encoding="utf-8")
     (folder / "train").symlink_to(REPOSITORY / "train")
-    tiny = ["--hidden_size", "64", "--num_layers", "2", "--num_tags", "2", "--backbone", "test_efficientnet"]
-    short = ["--max_steps", "2", "--eval_steps", "2", "--save_steps", "2", "--num_beams", "2", "--report_to", "none"]
-    short += ["--per_device_train_batch_size", "2", "--dataloader_num_workers", "0", "--use_cpu"]
-    more = {"mini/start_mini": [*tiny, "--random_backbone"], "extract_features": ["--use_cpu"], "caption": short}
-    [block] = [block for block in blocks(name) if "train/mini/start_mini.py" in block]
-    commands = re.findall(r"^(?:python|accelerate launch) train/([\w/]+)\.py (.*)", block, flags=re.MULTILINE)
-    assert [script for script, _ in commands] == ["mini/start_mini", *["extract_features"] * 2, *["caption"] * 3]
-    for script, flags in commands:
-        SCRIPTS[script].main([*shlex.split(flags), *more[script]])
-    assert cli.main(["caption", "photo.jpg", "--model", "outputs/stage3/best"]) == 0
+    short = "--max_steps 2 --eval_steps 2 --save_steps 2 --per_device_train_batch_size 2 --num_beams 2 --use_cpu"
+    [block] = [block for block in blocks(name) if "train/caption.py --do_train" in block]
+    commands = re.findall(r"^(mengzi-oscar|python train/caption\.py) (.*)", block, flags=re.MULTILINE)
+    assert [command for command, _ in commands] == ["mengzi-oscar", "python train/caption.py", "mengzi-oscar"]
+    for command, flags in commands:
+        if command == "mengzi-oscar":
+            assert cli.main(shlex.split(flags)) == 0
+        else:
+            caption.main([*shlex.split(flags), *short.split()])

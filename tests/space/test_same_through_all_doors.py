@@ -15,8 +15,10 @@ import transformers
 from PIL import Image, ImageFilter
 from test_pipeline import with_heads  # noqa: F401  (a fixture)
 
-from modeling_mengzi_oscar import MengziOscarPipeline
+from modeling_mengzi_oscar import MengziOscarForImageCaptioning, MengziOscarPipeline
 from modeling_mengzi_oscar.cli import main
+from modeling_mengzi_oscar.confidence import checksum_of_weights
+from modeling_mengzi_oscar.loading import load_checked
 from modeling_mengzi_oscar.photos import open_photo
 
 pytest.importorskip("gradio", reason='the demo needs gradio: pip install -e ".[space]"')
@@ -35,11 +37,15 @@ PHOTOS = ("phone.jpg", "sticker.png", "large.jpg")
 
 @pytest.fixture(scope="module")
 def folder(with_heads, tmp_path_factory):  # noqa: F811
-    """A checkpoint with both heads and two styles; three beams and 12 tokens, detailed 15, are its own."""
+    """A checkpoint with both heads and two styles; three beams and 12 tokens, detailed 15, are its own. It knows how
+    sure it can be of each style."""
     folder = tmp_path_factory.mktemp("doors") / "checkpoint"
     shutil.copytree(with_heads, folder)
     config = folder / "processor_config.json"
     styles = {"styles": {"short": "[CLS]", "detailed": "马"}, "style_lengths": {"detailed": 15}}
+    weights = checksum_of_weights(load_checked(MengziOscarForImageCaptioning, folder))
+    known = {"log_score": 2.0, "tokens": -0.1, "num_beams": 3, "captions": 500, "weights": weights}
+    styles["confidence"] = {"[CLS]": known | {"intercept": 1.0}, "马": known | {"intercept": 3.0}}
     config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | styles), "utf-8")
     return folder
 
@@ -104,6 +110,8 @@ def same(expected, name, short, detailed, matches=None, answers=None):
         score = one["score"] if "score" in one else one["captions"][0]["score"]
         assert one["caption"] == wanted["caption"], name
         assert score == pytest.approx(wanted["score"], **CLOSE), name
+        assert one["confidence"] == pytest.approx(wanted["confidence"], abs=5e-3), name
+        assert one["probably_wrong"] is (one["confidence"] < 0.5), name
     for found, wanted, what in ((matches, expected[name][2], "text"), (answers, expected[name][3], "answer")):
         if found:
             told = {row[what]: row["probability"] for row in found}

@@ -134,7 +134,7 @@ def test_learns_and_answers_in_the_official_format(trained, data_dir, features, 
 def test_answers_of_a_batch_are_those_of_each_row_alone(trained, data_dir, features, tmp_path):
     builder = Vqa(config_name="oscar", data_dir=str(data_dir), cache_dir=str(tmp_path))
     builder.download_and_prepare()
-    rows = PairRows(builder.as_dataset(split="test"), RegionFeatureStore.open(features[0]))
+    rows = PairRows(builder.as_dataset(split="test"), [RegionFeatureStore.open(features[0])])
     model = MengziOscarForVisualQuestionAnswering.from_pretrained(trained / "best", dtype="float32").eval()
     processor = MengziOscarProcessor.from_pretrained(trained / "best")
     training = TrainingArguments(tmp_path, use_cpu=True, per_device_eval_batch_size=5, disable_tqdm=True)
@@ -144,7 +144,7 @@ def test_answers_of_a_batch_are_those_of_each_row_alone(trained, data_dir, featu
         inputs = processor(
             text=row["question"],
             tags=row["tags"],
-            regions=rows.store[row["image_id"]]["region_features"],
+            regions=rows.stores.read(rows.rows["image_id"].index(row["image_id"]))["region_features"],
             layout="pair",
         )
         probabilities = model(**inputs).logits[0].sigmoid()
@@ -317,7 +317,7 @@ def test_tensors_of_the_original(case, call, builder, tmp_path):
         max_tags=0 if "_a" in call else None,
     )
     loss_type = "xe" if case == "data_gqa" else "bce"
-    items = PairRows(rows, store, targets=lambda row: {"labels": targets_of(row, 7, loss_type)})
+    items = PairRows(rows, [store], targets=lambda row: {"labels": targets_of(row, 7, loss_type)})
     for number in range(len(items)):
         batch = PairCollator(processor)([items[number]])
         length, regions = batch["input_ids"].shape[1], batch["region_features"].shape[1]

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from common.fluent_translations import CharacterModel, is_fluent, keep_fluent
 from common.tag_sentences import PhotosAndTagSentences, find_tag_words, read_sentences
 from conftest import REPOSITORY, tiny_config
-from datasets import Dataset
+from fluent_sentences import CharacterModel, is_fluent
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo
@@ -136,14 +135,10 @@ def test_the_branch_is_saved_whole(class_model, tmp_path):
 
 
 def test_the_mini_names_the_cat():
-    if load_region_model(MINI)[0].config.tag_classes is None:
-        pytest.skip("this mini has no tags of ImageNet")
-    region_model, image_processor = load_region_model(MINI)
-    photos = [Image.open(sample_photos()[name][0]).convert("RGB") for name in ("cat", "coffee")]
-    inputs = image_processor(photos, return_tensors="pt")
-    with torch.inference_mode():
-        first, second = region_model(**inputs), region_model(**inputs)
-    assert region_model.tags(first) == region_model.tags(second) == [["猫"], ["咖啡"]]
+    pipeline = MengziOscarPipeline.from_pretrained(MINI)
+    cat, coffee = pipeline.look([sample_photos()[name][0] for name in ("cat", "coffee")])
+    assert "猫" in cat.tags
+    assert "咖啡" in coffee.tags
 
 
 # Styles and tags in the pipeline
@@ -225,8 +220,8 @@ class Photos:
     """As much of `CaptionRows` as the sentences use."""
 
     seed, references, starts, labels = 1, [["奔跑的狗。", "一个人。"], ["海边的马。"]], [2, 2], None
-    tokenizer = type("T", (), {"cls_token_id": 2, "convert_tokens_to_ids": lambda self, token: 5})()
-    processor = type("P", (), {"tag_ids": lambda self, words: words})()
+    tokenizer = type("T", (), {"cls_token": "[CLS]", "convert_tokens_to_ids": lambda self, token: 5})()
+    processor = type("P", (), {"tag_ids": lambda self, words: words, "styles": {"detailed": "[MT]"}})()
 
     def __len__(self):
         return 2
@@ -254,7 +249,6 @@ def test_rows_of_a_word_say_the_word(tmp_path):
     rows = PhotosAndTagSentences(Photos(), read_sentences(path), rounds=2)
     words = [word for word, group in GROUP_OF_WORD.items() if group in ("animal", "place", "furniture", "food")]
     assert len(rows) == 2 + 2 * len(words)  # of the other groups no sentence speaks
-    assert len(PhotosAndTagSentences(Photos(), read_sentences(path), rounds=2, sentences_only=True)) == 2 * len(words)
     assert rows[1] == "photo 1"
     animals = [word for word, group in GROUP_OF_WORD.items() if group == "animal"]
     kinds, doubted = set(), []
@@ -277,6 +271,16 @@ def test_rows_of_a_word_say_the_word(tmp_path):
     assert [rows[index]["captions"] for index in range(2, 30)] != captions
     rows.set_epoch(0)
     assert [rows[index]["captions"] for index in range(2, 30)] == captions
+
+
+def test_without_a_detailed_style_sentences_begin_as_captions_do():
+    photos = Photos()
+    photos.processor = type("P", (), {"tag_ids": lambda self, words: words, "styles": None})()
+    photos.tokenizer = type(
+        "T", (), {"cls_token": "[CLS]", "convert_tokens_to_ids": lambda self, token: 2 if token == "[CLS]" else None}
+    )()
+    rows = PhotosAndTagSentences(photos, ["沙发上有一只猫"], rounds=1)
+    assert {start for index in range(2, len(rows)) for [[start, *_]] in [rows[index]["captions"]]} == {2}
 
 
 def test_people_are_in_the_tags_of_what_speaks_of_them():
@@ -323,15 +327,3 @@ def test_what_reads_like_chinese_is_kept():
     assert not is_fluent(broken, model)
     for blunder in ("一个男人在草地上运行", "一只狗在草地上，一只狗", "一个男人在路上 run", "一只狗"):
         assert not is_fluent(blunder, model)
-    rows = Dataset.from_dict(
-        {
-            "captions": [people, ["一只狗。", "两个孩子在水里玩着自行车。"]],
-            "machine": [
-                [{"system": "a", "caption": f"{good}。"}, {"system": "b", "caption": good}],
-                [{"system": "a", "caption": "一个男人在草地上运行"}],
-            ],
-        }
-    )
-    kept = keep_fluent(rows, [])["machine"]
-    assert [t["caption"] for t in kept[0] if t["system"] == "machine"] == [f"{good}。"]
-    assert [t["caption"] for t in kept[1]] == ["两个孩子在水里玩着自行车。"]

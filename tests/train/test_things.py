@@ -169,10 +169,11 @@ def test_a_photo_that_the_detector_did_not_see_is_named(things):
 
 def test_what_is_named_and_invented():
     row = judge(thing(), "一个男人站在一头大象旁边。", 0.5)
-    assert (row["named"], row["invented"]) == (True, True)
+    assert (row["named"], row["invented"], row["right"]) == (True, True, False)
     row = judge(thing([["person", 0.6, 0, 0, 9, 9]]), "一个男人。", 0.5)
     assert (row["named"], row["invented"]) == (False, None)
-    assert judge(thing(), "人行道上的大象。", 0.5)["invented"] is False
+    row = judge(thing(), "人行道上的大象。", 0.5)
+    assert (row["invented"], row["right"]) == (False, True)
     assert form_of("一头大象在草地上。", ["大象", "象"]) == form_of("一架飞机在草地上。", ["飞机"]) == "一M…在草地上。"
 
 

@@ -7,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import add_class_tags
 import add_objects
 import caption as caption_script
 import datasets
 import extract_features
 import pytest
-import start_mini
+import start_captioner
 import torch
 from builders import build
 from caption import CaptionArguments
@@ -36,7 +35,8 @@ def start(data_dir, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     size = ["--hidden_size", "64", "--num_layers", "2", "--num_tags", "2"]
     backbone = ["--backbone", "test_efficientnet", "--random_backbone"]
-    start_mini.main(["--data_dir", str(data_dir), "--output", str(work / "start"), *size, *backbone])
+    data = ["--dataset", "flickr8k_cn", "--data_dir", str(data_dir)]
+    start_captioner.main([*data, "--output", str(work / "start"), *size, *backbone])
     for store, flags in {"plain": [], "flipped": ["--flip"]}.items():
         photos = str(data_dir / "images")
         command = [photos, "--model", str(work / "start"), "--output", str(work / store), "--use_cpu", *flags]
@@ -62,7 +62,7 @@ def flags(data_dir, work, output, **settings):
 def test_three_steps_from_the_launcher_then_a_caption(data_dir, start, tmp_path):
     """`accelerate launch` with the recipe, TensorBoard on; what it leaves captions a photo and is on the Hub."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "train/caption.py", "--do_train"]
-    recipe = ["--recipe", "train/recipes/mini_stage1.yaml", "--features", str(start / "plain"), str(start / "flipped")]
+    recipe = ["--recipe", "train/recipes/own_photos.yaml", "--features", str(start / "plain"), str(start / "flipped")]
     settings = {"max_steps": 3, "eval_steps": 3, "save_steps": 3, "report_to": "tensorboard", "logging_steps": 1}
     command += [*recipe, *flags(data_dir, start, tmp_path / "run", **settings)]
     command += ["--push_to_hub", "--hub_model_id", "user/captions"]
@@ -86,7 +86,7 @@ def test_three_steps_from_the_launcher_then_a_caption(data_dir, start, tmp_path)
 
 
 def test_a_mini_gets_objects_and_learns_from_their_store(data_dir, start, tmp_path):
-    """add_objects.py, then extraction, a step from the store, and captions from pixels; training from pixels is not."""
+    """add_objects.py, extraction, a step from the store and on sentences, captions; training from pixels is not."""
     labels = dict(enumerate(list(object_words())[:3]))
     sizes = {"stem_channels": 4, "neck_channels": 8, "num_blocks": [1, 1, 1, 1], "id2label": labels}
     NanoDetForObjectDetection(NanoDetConfig(**sizes)).save_pretrained(tmp_path / "detector")
@@ -103,7 +103,9 @@ def test_a_mini_gets_objects_and_learns_from_their_store(data_dir, start, tmp_pa
 
     photos, store = str(data_dir / "images"), str(tmp_path / "store")
     extract_features.main([photos, "--model", str(tmp_path / "start"), "--output", store, "--use_cpu"])
+    (tmp_path / "sentences.txt").write_text("a#0\t沙发上有一只猫\na#1\t一只猫和一只狗\n", encoding="utf-8")
     settings = {"model_name_or_path": tmp_path / "start", "features": store, "add_od_labels": True, "max_steps": 1}
+    settings |= {"sentences": tmp_path / "sentences.txt"}
     caption_script.main([*flags(data_dir, start, tmp_path / "run", save_steps=1, **settings), "--do_train"])
     trained = {"model_name_or_path": tmp_path / "run" / "best"}
     caption_script.main([*flags(data_dir, start, tmp_path / "captions", **trained), "--do_predict"])
@@ -158,31 +160,6 @@ def test_learns_the_colours(data_dir, start, tmp_path):
     photos = [str(data_dir / "images" / f"photo{number}.jpg") for number in range(3)]
     captions = [result["caption"] for result in pipeline.caption(photos)]
     assert [word in caption for word, caption in zip(COLOURS, captions, strict=True)] == [True] * 3, captions
-
-
-def test_stage_four_adds_tags_and_sentences_without_photos(data_dir, start, tmp_path):
-    """From a trained folder to one with tags of ImageNet and the detailed style; its regions stay what they are."""
-    sentences = tmp_path / "sentences.txt"
-    sentences.write_text("COCO_train2014_1#0\t沙发上有一只猫\nCOCO_train2014_2#0\t一只猫和一只狗\n", encoding="utf-8")
-    common = ["--model", str(start / "start"), "--sentences", str(sentences), "--random_backbone"]
-    add_class_tags.main([*common, "--output", str(tmp_path / "start")])
-    before, after = (MengziOscarPipeline.from_pretrained(path) for path in (start / "start", tmp_path / "start"))
-    known, grown = (pipeline.processor.tokenizer.get_vocab() for pipeline in (before, after))
-    assert known.items() < grown.items()
-    assert {"猫", "沙", "殿"} <= grown.keys()
-    photo = str(data_dir / "images" / "photo0.jpg")
-    regions = [pipeline.look(photo).region_features for pipeline in (before, after)]
-    assert torch.equal(*regions)
-
-    photos = str(data_dir / "images")
-    command = [photos, "--model", str(tmp_path / "start"), "--output", str(tmp_path / "store"), "--use_cpu"]
-    extract_features.main(command)
-    settings = {"model_name_or_path": tmp_path / "start", "features": tmp_path / "store", "max_steps": 2}
-    settings |= {"sentences": sentences, "eval_strategy": "steps", "eval_steps": 2}
-    recipe = ["--do_train", "--recipe", "train/recipes/mini_stage5.yaml"]
-    caption_script.main([*flags(data_dir, start, tmp_path / "run", **settings), *recipe])
-    pipeline = MengziOscarPipeline.from_pretrained(tmp_path / "run" / "best")
-    assert isinstance(pipeline.caption(photo, style="detailed")["caption"], str)
 
 
 def test_stores_hold_mirrored_photos(data_dir, start):
@@ -316,6 +293,14 @@ def test_arguments_seed():
     assert drawn(1) == drawn(1) != drawn(2)
 
 
+def test_bf16_needs_no_word_about_the_cpu():
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    [training] = parse_arguments(TrainingArguments, description="", arguments=["--output_dir", "x", "--bf16"])
+    assert training.use_cpu
+    assert training.device.type == "cpu"
+
+
 def test_weight_average_is_the_average(tmp_path):
     model = torch.nn.Linear(2, 1)
     average = WeightAverage(decay=0.9)
@@ -338,7 +323,7 @@ def test_weight_average_is_the_average(tmp_path):
     "recipe", sorted((REPOSITORY / "train" / "recipes").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_recipes_of_captioning_name_flags_only(recipe):
-    if not recipe.stem.startswith(("caption", "mini_stage", "own_photos")):
+    if not recipe.stem.startswith(("caption", "mini_objects", "own_photos")):
         pytest.skip("a recipe of another script, tested there")
     needed = ["--output_dir", "x", "--model_name_or_path", "y", "--recipe", str(recipe), "--use_cpu"]
     flags = (CaptionArguments, TagSentenceArguments, TrainingArguments)
@@ -348,13 +333,13 @@ def test_recipes_of_captioning_name_flags_only(recipe):
 
 
 def test_a_recipe_is_overridden_and_checked(tmp_path, capsys):
-    recipe = REPOSITORY / "train" / "recipes" / "mini_stage1.yaml"
-    needed = ["--output_dir", "x", "--recipe", str(recipe), "--use_cpu"]
+    recipe = REPOSITORY / "train" / "recipes" / "caption_coco.yaml"
+    needed = ["--output_dir", "x", "--model_name_or_path", "y", "--recipe", str(recipe), "--use_cpu"]
     options, training = parse_arguments(
         CaptionArguments, TrainingArguments, description="", arguments=[*needed, "--learning_rate", "1"]
     )
     assert training.learning_rate == 1
-    assert options.machine_captions
+    assert options.objective == "masked"
     wrong = Path(tmp_path / "wrong.yaml")
     wrong.write_text("learning_rat: 1\n")
     with pytest.raises(SystemExit):

@@ -67,7 +67,7 @@ class RunArguments:
     features: list[str] = flag(
         "Region feature stores of the images, written by `mengzi-oscar extract`. The first is the plain one; the "
         "others hold augmented versions of the training images (mirrored, for instance), and training draws one store "
-        "per sample. caption.py: NAME=STORE for rows with a column dataset.",
+        "per sample. NAME=STORE for rows of several data sets, which have a column dataset.",
         default_factory=list,
     )
     add_od_labels: bool | None = flag(
@@ -128,8 +128,10 @@ RANGES |= dict.fromkeys(("label_smoothing", "drop_worst_ratio", "adam_beta1", "a
 RANGES |= {"texta_false_prob": (0, 0.5), "seed": (0, 2**32 - 1)}
 
 
-# Where `TrainingArguments` would leave a run without a line of its loss, without its beginning, or a full disk.
+# Where `TrainingArguments` would leave a run without a line of its loss, without its beginning, or a full disk, and
+# where it would refuse --bf16 because the CPU that is all there is was not asked for by name.
 DEFAULTS = {"logging_steps": LOGS, "eval_on_start": True, "save_total_limit": 2}
+DEFAULTS["use_cpu"] = not torch.accelerator.is_available()
 
 
 class Refused(SystemExit):
@@ -449,11 +451,16 @@ def stores_of_datasets(options) -> dict:
     stores = {}
     for name, store in zip(names, open_stores(replace(options, features=paths)), strict=True):
         stores.setdefault(name, []).append(store)
-    first, *others = [store for group in stores.values() for store in group]
+    first, *others = every(stores)
     for store in others:
         if store.labels != first.labels:
             raise SystemExit(f"--features: {first.path} and {store.path} name their tags differently")
     return stores
+
+
+def every(stores) -> list[RegionFeatureStore]:
+    """The stores of all data sets."""
+    return [store for group in stores.values() for store in group]
 
 
 def is_named(text) -> bool:

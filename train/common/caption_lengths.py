@@ -20,12 +20,11 @@ def set_lengths(options, captioner, processor, rows):
     Sentences that a column `style` says to begin otherwise than with [CLS] have a length of their own.
 
     Args:
-        rows: training split with `captions`, with `machine` where `--machine_captions` was given, and `style` if any.
+        rows: training split with `captions`, and `style` if any.
     """
     longest = captioner.config.max_position_embeddings - processor.tag_room
     plain, own = lengths_of_styles(rows, processor)
-    machine = [sentence["caption"] for row in rows["machine"] for sentence in row] if options.machine_captions else []
-    learnt = [plain + tokens_of(machine, processor), *own.values()]
+    learnt = [plain, *own.values()]
     written = own.pop(options.style, plain)
     chosen = {
         "max_seq_a_length": (learnt, caption_length(captioner, processor)),

@@ -64,31 +64,65 @@ class SeededRows(Dataset):
         return random.Random(f"{self.seed} {int(self.epoch)} {index}")
 
 
-class LikeLengths(Dataset):
-    """`SeededRows` in an order that makes batches of like lengths; seed and epoch decide it, as every draw.
+class StoresOfRows:
+    """The region stores that hold the photo of each row.
+
+    Args:
+        rows: a split with image_id, and dataset where its photos are of several data sets.
+        stores: of `arguments.stores_of_datasets`: {data set: its stores}, or {None: those of all rows}; or these in a
+            list. The first is the plain one, the others hold augmented photos.
+    """
+
+    def __init__(self, rows, stores):
+        self.stores = stores if isinstance(stores, dict) else {None: stores}
+        self.image_ids = rows["image_id"][:]
+        self.datasets = rows["dataset"][:] if "dataset" in rows.column_names else [None] * len(rows)
+
+    def __getitem__(self, index):
+        """The stores of a row."""
+        return self.stores[self.datasets[index] if self.datasets[index] in self.stores else None]
+
+    def read(self, index, draws=None):
+        """What a row's plain store holds of its photo, or with `draws` one of its stores."""
+        stores = self[index]
+        return (draws.choice(stores) if draws else stores[0])[self.image_ids[index]]
+
+
+class DrawnOrder(Dataset):
+    """`SeededRows` in an order that `draw_order` makes of some randomness; seed and epoch decide it, as every draw."""
+
+    def __init__(self, rows):
+        self.rows, self.epoch, self.order = rows, None, []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def draw_order(self, draws) -> list[int]:
+        raise NotImplementedError
+
+    def __getitem__(self, index):
+        if self.epoch != int(self.rows.epoch):
+            self.epoch = int(self.rows.epoch)
+            self.order = self.draw_order(random.Random(f"{self.rows.seed} {self.epoch}"))
+        return self.rows[self.order[index]]
+
+    def set_epoch(self, epoch):
+        self.rows.set_epoch(epoch)
+
+
+class LikeLengths(DrawnOrder):
+    """Batches of like lengths.
 
     Random chunks of 50 steps, each sorted, as transformers has them. The longest row is the first of all: what does not
     fit into memory shows at once.
     """
 
     def __init__(self, rows, step_size):
-        self.rows, self.lengths, self.chunk = rows, rows.lengths, 50 * step_size
-        self.epoch, self.order = None, []
+        super().__init__(rows)
+        self.lengths, self.chunk = rows.lengths, 50 * step_size
 
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        if self.epoch != int(self.rows.epoch):
-            self.epoch = int(self.rows.epoch)
-            self.order = self.draw_order()
-        return self.rows[self.order[index]]
-
-    def set_epoch(self, epoch):
-        self.rows.set_epoch(epoch)
-
-    def draw_order(self) -> list[int]:
-        shuffled = random.Random(f"{self.rows.seed} {self.epoch}").sample(range(len(self)), len(self))
+    def draw_order(self, draws) -> list[int]:
+        shuffled = draws.sample(range(len(self)), len(self))
         chunks = [shuffled[first : first + self.chunk] for first in range(0, len(self), self.chunk)]
         chunks = [sorted(chunk, key=self.lengths.__getitem__, reverse=True) for chunk in chunks]
         longest = max(range(len(chunks)), key=lambda number: self.lengths[chunks[number][0]])
@@ -100,18 +134,16 @@ class CaptionRows(SeededRows):
     """One item per photo: its regions (from stores) or its pixels, its tags, and its sentences as token ids.
 
     Args:
-        rows: a split of a caption builder: image_id, captions; image (path), machine, style (of the captions, one of
-            the processor's) and dataset where there are any.
+        rows: a split of a caption builder: image_id, captions; image (path), style (of the captions, one of the
+            processor's) and dataset where there are any.
         processor: of the captioner. max_length: tokens of a sentence with [CLS] and [SEP].
-        stores: region stores to draw from; the first is the plain one, the others are augmented. Or {data set: such
-            stores}, for rows with a column dataset.
+        stores: region stores to draw from, as `StoresOfRows` takes them.
         labels: texts of the stores' tag or class ids, to give the captioner tags; None = no tags.
-        image_processor: instead of stores: pixels. crops: of these: crop and brighten at random, beside mirroring.
+        image_processor: instead of stores: pixels, in training mirrored, cropped and brightened at random.
         tag_labels: words whose presence in the sentences is the target of the region model's tag head.
-        training: draw augmentations, one machine translation and `corruption`; else plain and human sentences only.
+        training: draw augmentations and `corruption`; else everything is as it stands.
         sentences_per_photo: in training so many of a photo's sentences are drawn; None = all.
         tag_dropout: share of the photos that go without their tags.
-        machine_start_id: opens a machine-translated sentence in place of [CLS].
     """
 
     def __init__(
@@ -123,31 +155,25 @@ class CaptionRows(SeededRows):
         image_processor=None,
         tag_labels=(),
         training=False,
-        crops=True,
         sentences_per_photo=None,
         tag_dropout=0.0,
-        machine_start_id=None,
         corruption=0.0,
         max_length=20,
         seed=0,
     ):
         super().__init__(seed)
-        self.stores, self.labels, self.image_processor = stores, labels, image_processor
-        self.training, self.processor, self.corruption, self.crops = training, processor, corruption, crops
+        self.stores, self.labels, self.image_processor = StoresOfRows(rows, stores), labels, image_processor
+        self.training, self.processor, self.corruption = training, processor, corruption
         self.tokenizer, self.max_length = processor.tokenizer, max_length
         self.sentences_per_photo, self.tag_dropout = sentences_per_photo, tag_dropout
         self.image_ids = rows["image_id"]
         self.references = rows["captions"] if "captions" in rows.column_names else [[] for _ in self.image_ids]
         self.styles = rows["style"][:] if "style" in rows.column_names else [None] * len(rows)
-        self.datasets = rows["dataset"][:] if "dataset" in rows.column_names else [None] * len(rows)
         images = rows["image"] if "image" in rows.column_names else [None] * len(rows)
         self.paths = [image and image["path"] for image in images]
         self.images = rows.select_columns("image") if image_processor is not None else None  # may carry their bytes
         self.starts = start_tokens(self.styles, processor)
         self.captions = list(map(self.encode, self.references, self.starts))
-        self.machine = [[] for _ in self.captions]
-        if training and machine_start_id is not None:
-            self.machine = [self.encode([s["caption"] for s in row], machine_start_id) for row in rows["machine"]]
         self.tag_labels = torch.tensor(
             [[any(word in s for s in sentences) for word in tag_labels] for sentences in self.references]
         ).float()
@@ -165,8 +191,6 @@ class CaptionRows(SeededRows):
         captions = list(self.captions[index])
         if self.training and self.sentences_per_photo:
             captions = draws.sample(captions, min(self.sentences_per_photo, len(captions)))
-        if self.machine[index]:
-            captions.append(draws.choice(self.machine[index]))
         item = {"index": index, "captions": captions, "inputs": [self.corrupt(ids, draws) for ids in captions]}
         if self.image_processor is not None:
             return item | self._pixels(index, draws) | {"tag_labels": self.tag_labels[index]}
@@ -174,20 +198,11 @@ class CaptionRows(SeededRows):
 
     def num_regions(self, index) -> int:
         """Of a photo, in the plain store; 0 from pixels, whose grid is the same for all."""
-        stores = self.stores_of(index)
-        return stores[0].num_regions(self.image_ids[index]) if stores else 0
-
-    def stores_of(self, index):
-        """The stores that hold a photo."""
-        if not isinstance(self.stores, dict):
-            return self.stores
-        return self.stores[self.datasets[index] if self.datasets[index] in self.stores else None]
+        return self.stores[index][0].num_regions(self.image_ids[index]) if self.image_processor is None else 0
 
     def regions(self, index, draws):
         """`region_features` (R, D) of a photo, and its tags as token ids with their [SEP]."""
-        stores = self.stores_of(index)
-        store = draws.choice(stores) if self.training else stores[0]
-        regions = store[self.image_ids[index]]
+        regions = self.stores.read(index, draws if self.training else None)
         item = {"region_features": regions["region_features"][: self.processor.max_regions]}
         if self.labels is not None:
             dropped = self.training and draws.random() < self.tag_dropout
@@ -200,7 +215,7 @@ class CaptionRows(SeededRows):
             photo = ImageOps.mirror(photo) if draws.random() < 0.5 else photo
             with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
                 torch.manual_seed(draws.getrandbits(32))
-                photo = AUGMENT(photo) if self.crops else photo
+                photo = AUGMENT(photo)
         inputs = self.image_processor(photo, return_tensors="pt")
         return {name: values[0] for name, values in inputs.items()}
 
@@ -349,23 +364,22 @@ class PairRows(SeededRows):
 
     Args:
         rows: a split with `image_id` and a text. text: name of its column.
-        store: region store. labels: texts of its tag or class ids; None = no tags, or a column `tags` of the rows.
-        augmented: further stores of the same images, to draw from beside it.
+        stores: region stores, as `StoresOfRows` takes them; training draws one of them, else the plain one is read.
+        labels: texts of their tag or class ids; None = no tags, or a column `tags` of the rows.
         targets: row -> {"labels": ...}, what the head is trained on; None when there is nothing to learn from.
     """
 
-    def __init__(self, rows, store, text="question", labels=None, targets=None, augmented=(), seed=0):
+    def __init__(self, rows, stores, text="question", labels=None, targets=None, training=False, seed=0):
         super().__init__(seed)
-        self.augmented = augmented
-        self.rows, self.store, self.text, self.labels, self.targets = rows, store, text, labels, targets
+        self.stores, self.training = StoresOfRows(rows, stores), training
+        self.rows, self.text, self.labels, self.targets = rows, text, labels, targets
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
         row = self.rows[index]
-        store = self.draws(index).choice([self.store, *self.augmented]) if self.augmented else self.store
-        regions = store[row["image_id"]]
+        regions = self.stores.read(index, self.draws(index) if self.training else None)
         item = {"text": row[self.text], "region_features": regions["region_features"]}
         if self.labels is not None:
             item["tags"] = tag_words(regions, self.labels)

