@@ -4,9 +4,11 @@ To be run after the bundled checkpoint or a docstring has changed. A test compar
 
 * a block ```console holds commands, `$ mengzi-oscar …`, and below each of them what it prints;
 * a block ```text right below a block ```python holds what that prints; the blocks of a page share their names;
+* a block ```python notest is not run: it needs the network, or a test of its own runs it;
 * between a heading of docs/api.md, ### `name`, and the example stand the signature and the docstring of that name.
 
-Everything runs in a folder with photo.jpg (the cat), photos/ (six sample photos) and links to checkpoints/ and train/.
+Everything runs in a folder with photo.jpg (the cat), photos/ (six sample photos), original/ (the mini as the
+original code would have saved it) and links to checkpoints/, metrics/ and train/.
 Of notebooks/*.ipynb the outputs of the cells are renewed; they run where they lie, and need nbclient and ipykernel.
 """
 
@@ -32,7 +34,7 @@ sys.path[:0] = [str(REPOSITORY)]
 from modeling_mengzi_oscar import cli  # noqa: E402
 from modeling_mengzi_oscar.demo.samples import sample_photos  # noqa: E402
 
-PAGES = ("README.md", "docs/api.md")
+PAGES = ("README.md", "docs/api.md", "docs/matching.md", "docs/metrics.md", "docs/feature_row.md")
 PICTURES = {"caption.png": "docs/img/caption.webp"}  # what a README's command draws -> what it shows
 NOTEBOOKS = tuple(sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("notebooks/*.ipynb")))
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n?^```text\n(.*?)^```\n)?", flags=re.MULTILINE | re.DOTALL)
@@ -74,7 +76,7 @@ def lay_out(folder: Path):
     for name, (path, _) in sample_photos().items():
         Image.open(path).convert("RGB").save(folder / "photos" / f"{name}.jpg", quality=95)
     (folder / "photo.jpg").write_bytes((folder / "photos" / "cat.jpg").read_bytes())
-    for room in ("checkpoints", "train"):
+    for room in ("checkpoints", "metrics", "train"):
         (folder / room).symlink_to(REPOSITORY / room)
     as_original(folder / "checkpoints" / "mengzi-oscar-mini", folder / "original")
 
@@ -102,7 +104,7 @@ def renewed(page: str) -> str:
             exec(shown, names)
         if printed is None:
             return match[0]
-        return f"```python\n{shown}```\n\n```text\n{output.getvalue()}```\n"
+        return f"```python\n{shown}```\n\n```text\n{without_the_folder(output.getvalue())}```\n"
 
     return BLOCK.sub(block, NAMED.sub(lambda match: match[1] + described(match[2]), page))
 
@@ -138,7 +140,12 @@ def run_command(line: str) -> str:
         status = cli.main(words)
     if status:
         raise RuntimeError(f"{line}{said.getvalue()}")
-    return line + output.getvalue()
+    return line + without_the_folder(output.getvalue())
+
+
+def without_the_folder(output: str) -> str:
+    """The examples run in another folder each time."""
+    return output.replace(f"{Path.cwd()}/", "")
 
 
 def described(name: str) -> str:
@@ -217,9 +224,20 @@ def renewed_notebook(path: Path) -> str:
         cell.id = f"cell-{number}"
         cell.metadata.pop("execution", None)  # times
         if cell.cell_type == "code":
-            cell.outputs = [small(output) for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = joined(small(output) for output in cell.outputs if output.get("name") != "stderr")
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     return nbformat.writes(notebook) + "\n"
+
+
+def joined(outputs) -> list:
+    """What a cell printed as one output: into how many a kernel cuts it depends on its speed."""
+    kept = []
+    for output in outputs:
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 @contextlib.contextmanager

@@ -1,19 +1,15 @@
 """What pages and notebook show is what comes out. Where one of these fails: python docs/renew_outputs.py."""
 
-import importlib.util
 import re
 
 import nbformat
 import numpy as np
 import pytest
+import renew_outputs
 from conftest import REPOSITORY
 from PIL import Image
 
 import modeling_mengzi_oscar
-
-spec = importlib.util.spec_from_file_location("renew_outputs", REPOSITORY / "docs" / "renew_outputs.py")
-renew_outputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(renew_outputs)
 
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
 RENEW = "run python docs/renew_outputs.py, and read what it changed"
