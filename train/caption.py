@@ -68,7 +68,8 @@ class CaptionArguments(RunArguments):
     )
     tune_region_model: str | None = flag(
         "Train from pixels, and train those parameters of the region model, too, whose names match this regular "
-        "expression. If not given, the region model is frozen.",
+        "expression. Its detector, and the stages that name classes, stay as they are. If not given, the region model "
+        "is frozen.",
         default=None,
     )
     region_model_learning_rate: float = flag(
@@ -161,16 +162,16 @@ def main(arguments=None):
     stores = {} if from_pixels else stores_of_datasets(options)
     start = checkpoint_of(options)
     captioner, processor = load_captioner(start, options, training)
-    model, region_model, image_processor, num_regions = captioner, None, None, None
+    model, region_model, image_processor = captioner, None, None
     if from_pixels:
         if captioner.config.region_model:
             region_model, image_processor = load_region_model(options.model_name_or_path)
-        model = with_region_model(captioner, region_model, options, training).to(training.device)
-        num_regions = model.num_regions
+        model = with_region_model(captioner, processor, region_model, options, training).to(training.device)
 
     # 2. What cannot be used is said, or left out
     settings = {"processor": processor, "seed": training.seed}
     if from_pixels:
+        tag_texts(options, training, processor, None)
         settings |= {"image_processor": image_processor, "tag_labels": model.tag_labels}
         judged = {"photo": partial(check_photo, image_processor=image_processor)}
     else:
@@ -181,7 +182,7 @@ def main(arguments=None):
         judged |= {"texts": "captions", "scorable": True}
     judged["columns"] = columns
     splits = usable_splits(splits, needed, options, training, **judged)
-    dense = DenseCaptionCollator(processor, num_regions)
+    dense = DenseCaptionCollator(processor)
     if not training.do_predict:
         set_lengths(options, captioner, processor, split_of(splits, "train"))
         settings["max_length"] = options.max_seq_a_length

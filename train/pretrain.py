@@ -107,7 +107,7 @@ def main(arguments=None):
     processor = processor_from("pretrain", start, options, model.config)
     processor.max_tags = None if options.use_b else 0
     if labels is not None:
-        note_language(processor, labels, stores[None])
+        note_language(processor, labels, stores[None].path)
     collator = PretrainingCollator(processor, options.mask_loss_for_unmatched)
 
     # 3. Train

@@ -17,6 +17,8 @@ import torch
 from builders import build
 from caption import CaptionArguments
 from common.arguments import load_splits, open_stores, parse_arguments, tag_words_of
+from common.collators import CaptionRows, DenseCaptionCollator
+from common.from_pixels import CaptionerFromPixels, can_learn
 from common.tag_sentences import TagSentenceArguments
 from common.weight_averaging import WeightAverage
 from conftest import COLOURS, REPOSITORY, newest_checkpoint, tiny_captioner
@@ -25,8 +27,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from modeling_mengzi_oscar import MengziOscarPipeline, NanoDetConfig, NanoDetForObjectDetection, RegionFeatureStore
+from modeling_mengzi_oscar import (
+    MengziOscarPipeline,
+    MengziOscarProcessor,
+    NanoDetConfig,
+    NanoDetForObjectDetection,
+    ObjectRegionConfig,
+    ObjectRegionImageProcessor,
+    ObjectRegionModel,
+    RegionFeatureStore,
+)
+from modeling_mengzi_oscar.hub import save_checkpoint
 from modeling_mengzi_oscar.labels.coco import object_words
+from modeling_mengzi_oscar.loading import load_region_model
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +99,7 @@ def test_three_steps_from_the_launcher_then_a_caption(data_dir, start, tmp_path)
 
 
 def test_a_mini_gets_objects_and_learns_from_their_store(data_dir, start, tmp_path):
-    """add_objects.py, extraction, a step from the store and on sentences, captions; training from pixels is not."""
+    """add_objects.py, extraction, a step from the store and on sentences, captions."""
     labels = dict(enumerate(list(object_words())[:3]))
     sizes = {"stem_channels": 4, "neck_channels": 8, "num_blocks": [1, 1, 1, 1], "id2label": labels}
     NanoDetForObjectDetection(NanoDetConfig(**sizes)).save_pretrained(tmp_path / "detector")
@@ -111,8 +124,134 @@ def test_a_mini_gets_objects_and_learns_from_their_store(data_dir, start, tmp_pa
     caption_script.main([*flags(data_dir, start, tmp_path / "captions", **trained), "--do_predict"])
     [line] = (tmp_path / "captions" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["image_id"] == "photo5"
-    with pytest.raises(SystemExit, match="train on its features, made once by"):
-        caption_script.main([*flags(data_dir, start, tmp_path / "pixels", max_steps=1, **trained), "--do_train"])
+
+
+@pytest.fixture(scope="module")
+def start_with_objects(start, tmp_path_factory):
+    """The start folder with three classes of objects, which are often found, and with tags; in half precision."""
+    work = tmp_path_factory.mktemp("objects")
+    sizes = {"stem_channels": 4, "neck_channels": 8, "num_blocks": [1, 1, 1, 1]}
+    config = NanoDetConfig(**sizes, id2label=dict(enumerate(list(object_words())[:3])))
+    NanoDetForObjectDetection(config).save_pretrained(work / "detector")
+    command = ["--model", start / "start", "--detector", work / "detector", "--output", work / "float32"]
+    add_objects.main([*map(str, command)])
+    pipe = MengziOscarPipeline.from_pretrained(work / "float32", dtype="float32")
+    region_model, image_processor = load_region_model(work / "float32")
+    region_model.config.object_threshold = 0.5
+    save_checkpoint(work / "start", pipe.model, pipe.processor, region_model, image_processor)
+    return work / "start"
+
+
+def photos_as_rows(paths, **columns):
+    columns |= {"image_id": [*map(str, range(len(paths)))], "image": [*map(str, paths)]}
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
+
+
+def test_from_pixels_the_captioner_reads_what_the_pipeline_sees(data_dir, start_with_objects):
+    """Regions, tags and who sees whom, by the loss: of photos as a training has them, and of what `look` found."""
+    pipe = MengziOscarPipeline.from_pretrained(start_with_objects, dtype="float32")
+    region_model, image_processor = load_region_model(start_with_objects)
+    model = CaptionerFromPixels(pipe.model, pipe.processor, region_model, "conv_head|detector").eval()
+    model.tag_labels = ()  # without the loss of the tag head
+    with torch.no_grad():  # as they begin, matrices are so small that tags and regions hardly matter
+        for parameter in pipe.model.parameters():
+            parameter.mul_(8 if parameter.dim() > 1 else 1)
+    photos = [data_dir / "images" / f"photo{number}.jpg" for number in range(3)]
+    rows = photos_as_rows(photos, captions=[["一面红色的墙", "墙"], ["绿"], ["蓝色的墙"]])
+    rows = CaptionRows(rows, pipe.processor, image_processor=image_processor)
+    items, collator = [rows[number] for number in range(3)], DenseCaptionCollator(pipe.processor)
+    seen = [pipe.look(str(photo)) for photo in photos]
+    assert any(photo.tags for photo in seen)
+    assert any("label" in region for photo in seen for region in photo.regions)
+    stored = [
+        {"captions": item["captions"], "inputs": item["inputs"]}
+        | {"region_features": photo.region_features.numpy(), "tags": pipe.processor.tag_ids(photo.tags)}
+        for item, photo in zip(items, seen, strict=True)
+    ]
+    loss = model(**collator(items))["loss"]
+    torch.testing.assert_close(loss, pipe.model(**collator(stored)).loss, atol=1e-4, rtol=1e-5)
+    for item in items:
+        item["tags_dropped"] = torch.tensor(True)
+    for item in stored:
+        item["tags"] = []
+    without = model(**collator(items))["loss"]
+    torch.testing.assert_close(without, pipe.model(**collator(stored)).loss, atol=1e-4, rtol=1e-5)
+    assert abs(without - loss) > 1e-2
+    model.train()
+    assert not region_model.training
+    model(**collator(items))["loss"].backward()
+    assert region_model.grid.backbone.conv_head.weight.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in region_model.detector.parameters())
+
+
+def test_objects_from_pixels_train_resume_and_caption(data_dir, start, start_with_objects, tmp_path):
+    """Interrupted after two of four steps the weights are those of four at once; the best folder captions alike."""
+    common = {"model_name_or_path": start_with_objects, "tune_region_model": "conv_head|tag_classifier|detector"}
+    common |= {"learning_rate": 3e-3, "save_steps": 2, "lr_scheduler_type": "constant", "ema_decay": 0.5}
+    common |= {"eval_on_start": "false", "tag_dropout": 0.3}
+    for output, steps in {"whole": [4], "parts": [2, 4]}.items():
+        for max_steps in steps:
+            run = flags(data_dir, start, tmp_path / output, **common, max_steps=max_steps)
+            caption_script.main([*run, "--do_train"])
+    for file in ("model.safetensors", "weight_average.safetensors"):
+        whole, parts = (load_file(tmp_path / output / "checkpoint-4" / file) for output in ("whole", "parts"))
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+    best = tmp_path / "parts" / "best"
+    before, after = (load_file(folder / "region_model" / "model.safetensors") for folder in (start_with_objects, best))
+    assert {name: tensor.dtype for name, tensor in after.items()} == {name: t.dtype for name, t in before.items()}
+    changed = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    tag_classifier = {f"grid.tag_classifier.{name}" for name in ("weight", "bias")}
+    assert changed == {"grid.backbone.conv_head.weight"} | tag_classifier
+    predict = {"model_name_or_path": best, "dtype": "float32"}
+    caption_script.main([*flags(data_dir, start, tmp_path / "captions", **predict), "--do_predict"])
+    [line] = (tmp_path / "captions" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    pipe = MengziOscarPipeline.from_pretrained(best, dtype="float32")
+    photo = str(data_dir / "images" / "photo5.jpg")
+    assert json.loads(line)["caption"] == pipe.caption(photo, num_beams=2)["caption"]
+
+
+def test_what_a_region_model_cannot_learn(data_dir, start, start_with_objects, tmp_path):
+    """Not the detector, nor what names classes; a grid without tags has none to give."""
+    classes = {"tag_labels": ["猫", "狗"], "tag_classes": [1, 2, 2], "tag_stage": 2}
+    grid = {"backbone": "test_efficientnet", "num_features": 256} | classes
+    model = ObjectRegionModel(ObjectRegionConfig(grid=grid, detector={"model_type": "nanodet"}))
+    stages = {f"blocks.{number}" for number in range(2, len(model.grid.backbone.blocks))}
+    parts = {name.removeprefix("grid.backbone.").partition(".")[0] for name in can_learn(model)}
+    assert parts == {"blocks", "conv_head", "bn2"}
+    assert {".".join(name.split(".")[2:4]) for name in can_learn(model) if ".blocks." in name} == stages
+
+    settings = {"model_name_or_path": start_with_objects, "tune_region_model": "detector"}
+    with pytest.raises(SystemExit, match="--tune_region_model detector: no parameter of that name can learn"):
+        caption_script.main([*flags(data_dir, start, tmp_path, **settings), "--do_train"])
+
+
+@pytest.mark.parametrize("objects", [True, False])
+def test_pixels_in_training_are_of_one_photo(tiny_checkpoint, tmp_path, objects):
+    """Mirrored for the detector as for the grid, and whole where there is a detector; the same draws each time."""
+    photo = Image.new("RGB", (80, 60), "red")
+    photo.paste("blue", (40, 0, 80, 60))
+    photo.save(tmp_path / "photo.png")
+    processor = MengziOscarProcessor.from_pretrained(tiny_checkpoint)
+    image_processor = ObjectRegionImageProcessor(grid={"size": 32}, detector_size=32, detector_bgr=False)
+    image_processor = image_processor if objects else image_processor.grid_processor()
+    rows = photos_as_rows([tmp_path / "photo.png"] * 12, captions=[["墙"]] * 12)
+    rows = CaptionRows(rows, processor, image_processor=image_processor, training=True)
+    mirrored, sizes = [], []
+    for number in range(12):
+        item = rows[number]
+        assert torch.equal(item["pixel_values"], rows[number]["pixel_values"])
+        red = item["pixel_values"][0]
+        mirrored.append((red[:, 28:].mean() > red[:, :4].mean()).item())
+        sizes.append(item["original_sizes"].tolist())
+        if objects:
+            red = item["detector_pixel_values"][0]
+            assert (red[:24, 28:].mean() > red[:24, :4].mean()).item() == mirrored[-1]
+    assert {*mirrored} == {True, False}
+    if objects:
+        assert {*map(tuple, sizes)} == {(60, 80)}
+    else:
+        assert len({*map(tuple, sizes)}) > 1
+        assert all(0.7 * 60 * 80 < height * width <= 60 * 80 for height, width in sizes)
 
 
 def test_resuming_gives_the_same_weights(data_dir, start, tmp_path):

@@ -71,8 +71,9 @@ class RunArguments:
         default_factory=list,
     )
     add_od_labels: bool | None = flag(
-        "Feed tags to the model: the names of the objects in an image, as the feature store holds them. If not given, "
-        "as the checkpoint was trained (an original one: with tags).",
+        "Feed tags to the model: the names of the objects in an image, as the feature store holds them or, from "
+        "pixels, as the region model finds them. If not given, as the checkpoint was trained (an original one: with "
+        "tags).",
         default=None,
     )
     max_img_seq_length: int | None = flag(
@@ -485,7 +486,7 @@ def tag_texts(options, training, processor, store) -> list[str] | None:
     """The words of a store's tag or class ids where this run reads tags, else None. The processor is told which.
 
     It reads them as the checkpoint was trained; --add_od_labels that says another thing wins. A store without tags is
-    said.
+    said. store: None = from pixels, the tags are those of the checkpoint's region model.
 
     Raises:
         SystemExit: --add_od_labels asked for tags that are not known.
@@ -503,7 +504,7 @@ def tag_texts(options, training, processor, store) -> list[str] | None:
             say(f"{error}: this run goes without" + ", the checkpoint learnt with tags" * training.do_predict)
         else:
             processor.max_tags = processor.max_tags or None
-            note_language(processor, labels, store)
+            note_language(processor, labels, options.model_name_or_path if store is None else store.path)
             return labels
     processor.max_tags = 0
     return None
@@ -511,11 +512,16 @@ def tag_texts(options, training, processor, store) -> list[str] | None:
 
 def tag_words_of(store, checkpoint) -> list[str]:
     """The words of a store's tag or class ids; where it does not say them those, in Chinese, of the region model that
-    the checkpoint names.
+    the checkpoint names. store: None = those of the region model.
 
     Raises:
         ValueError: there are no tags, or nobody names them.
     """
+    if store is None:
+        try:
+            return region_labels(checkpoint)
+        except ValueError:
+            raise ValueError(f"the region model of {checkpoint} has no tags") from None
     if not {"tag_ids", "class_ids"} & {*store.fields}:
         raise ValueError(f"{store.path} holds no tags")
     if store.labels is not None:
@@ -526,12 +532,12 @@ def tag_words_of(store, checkpoint) -> list[str]:
         raise ValueError(f"{store.path} does not name its tags, nor does --model_name_or_path ({error})") from None
 
 
-def note_language(processor, labels, store):
+def note_language(processor, labels, source):
     """Tags are read in one language: what is saved says which, and other words than it learnt are said."""
     words = [word for word in labels if word]
     language = "zh" if sum(not word.isascii() for word in words) * 2 > len(words) else "en"
     if processor.tag_language not in (None, language):
         names = {"zh": "Chinese", "en": "English"}
         learnt = names[processor.tag_language]
-        say(f"{store.path}: its tags are {names[language]}; the checkpoint learnt {learnt} ones (docs/feature_row.md)")
+        say(f"{source}: its tags are {names[language]}; the checkpoint learnt {learnt} ones (docs/feature_row.md)")
     processor.tag_language = language

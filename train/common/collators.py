@@ -9,20 +9,16 @@ import random
 import torch
 from PIL import ImageOps
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
+from modeling_mengzi_oscar import ObjectRegionImageProcessor
 from modeling_mengzi_oscar.features.stored_photos import tag_words
 from modeling_mengzi_oscar.photos import open_photo
 from modeling_mengzi_oscar.processing_mengzi_oscar import pack_captions, pad_regions, pad_rows
 
 # Mild, so that "red", "two" and "beside" stay true: a crop of at least 75 % of the photo, some brightness.
-AUGMENT = v2.Compose(
-    [
-        v2.RandomResizedCrop(260, scale=(0.75, 1.0), ratio=(0.85, 1.18), interpolation=v2.InterpolationMode.BICUBIC),
-        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.1),
-    ]
-)
-
+CROP = {"scale": (0.75, 1.0), "ratio": (0.85, 1.18)}
+BRIGHTEN = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.1)
 
 PIXELS = ("pixel_values", "detector_pixel_values", "detector_extents", "original_sizes")  # of a region model
 CONTEXT = ("region_features", "region_attention_mask", "tag_input_ids", "tag_attention_mask")  # captions start from
@@ -139,7 +135,9 @@ class CaptionRows(SeededRows):
         processor: of the captioner. max_length: tokens of a sentence with [CLS] and [SEP].
         stores: region stores to draw from, as `StoresOfRows` takes them.
         labels: texts of the stores' tag or class ids, to give the captioner tags; None = no tags.
-        image_processor: instead of stores: pixels, in training mirrored, cropped and brightened at random.
+        image_processor: of a region model, instead of stores: pixels, in training mirrored, cropped and brightened at
+            random. Photos for a detector stay whole: whom a crop cuts off the sentences still name, and the captioner
+            would learn to mention people where no person is detected.
         tag_labels: words whose presence in the sentences is the target of the region model's tag head.
         training: draw augmentations and `corruption`; else everything is as it stands.
         sentences_per_photo: in training so many of a photo's sentences are drawn; None = all.
@@ -197,7 +195,7 @@ class CaptionRows(SeededRows):
         return item | self.regions(index, draws)
 
     def num_regions(self, index) -> int:
-        """Of a photo, in the plain store; 0 from pixels, whose grid is the same for all."""
+        """Of a photo, in the plain store; 0 from pixels, where a region model has to look first."""
         return self.stores[index][0].num_regions(self.image_ids[index]) if self.image_processor is None else 0
 
     def regions(self, index, draws):
@@ -215,9 +213,13 @@ class CaptionRows(SeededRows):
             photo = ImageOps.mirror(photo) if draws.random() < 0.5 else photo
             with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
                 torch.manual_seed(draws.getrandbits(32))
-                photo = AUGMENT(photo)
+                if not isinstance(self.image_processor, ObjectRegionImageProcessor):
+                    top, left, height, width = RandomResizedCrop.get_params(photo, **CROP)
+                    photo = photo.crop((left, top, left + width, top + height))
+                photo = BRIGHTEN(photo)
         inputs = self.image_processor(photo, return_tensors="pt")
-        return {name: values[0] for name, values in inputs.items()}
+        dropped = self.training and draws.random() < self.tag_dropout
+        return {name: values[0] for name, values in inputs.items()} | {"tags_dropped": torch.tensor(dropped)}
 
     def corrupt(self, ids, draws):
         """Some written tokens are replaced, so that decoding can go on after a mistake; the labels stay right."""
@@ -242,25 +244,24 @@ class DenseCaptionCollator:
         tag              .   .   .   .   x   x      what a caption is written from sees no caption:
         region           .   .   .   .   x   x      it is the same for all sentences of the photo
 
-    A second sentence takes four more rows and columns like the first four; the two do not see each other.
+    A second sentence takes four more rows and columns like the first four; the two do not see each other. From pixels
+    there are the sentences alone: `from_pixels.CaptionerFromPixels` adds tags and regions when it has looked.
     """
 
-    def __init__(self, processor, num_regions=None):
-        self.processor, self.num_regions = processor, num_regions
+    def __init__(self, processor):
+        self.processor = processor
 
     def __call__(self, items):
         batch = self.regions(items)
-        right = self.pack([item["captions"] for item in items], items, batch["region_attention_mask"])
-        corrupted = self.pack([item["inputs"] for item in items], items, batch["region_attention_mask"])
+        region_mask = batch.get("region_attention_mask", torch.ones((len(items), 0), dtype=torch.long))
+        right = self.pack([item["captions"] for item in items], items, region_mask)
+        corrupted = self.pack([item["inputs"] for item in items], items, region_mask)
         return batch | corrupted | {"labels": right["labels"]}
 
     def regions(self, items):
         if "pixel_values" in items[0]:
-            names = (*PIXELS, "tag_labels")
-            pixels = {name: torch.stack([item[name] for item in items]) for name in names if name in items[0]}
-            if self.num_regions is None:  # a detector's, known when it has looked
-                return pixels
-            return pixels | {"region_attention_mask": torch.ones((len(items), self.num_regions), dtype=torch.long)}
+            names = (*PIXELS, "tag_labels", "tags_dropped")
+            return {name: torch.stack([item[name] for item in items]) for name in names if name in items[0]}
         regions = pad_regions([item["region_features"] for item in items], max_regions=None)
         return {name: torch.from_numpy(array) for name, array in regions.items()}
 
