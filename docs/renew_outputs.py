@@ -163,8 +163,8 @@ def find(name: str):
     """
     for module in map(importlib.import_module, MODULES):
         first, *rest = name.split(".")
-        if hasattr(module, first):
-            found = getattr(module, first)
+        found = getattr(module, first, None)
+        if found is not None and not inspect.ismodule(found):  # `convert` is also the name of a folder
             for part in rest:
                 found = getattr(found, part)
             return found
