@@ -11,6 +11,7 @@ import pickletools
 import re
 import reprlib
 import stat
+import warnings
 import zipfile
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -41,6 +42,7 @@ OF_TENSORS = re.compile(  # what a pickle of a state dict calls; torch lets more
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
+TOLD = {}  # what `tell_unless_pinned` has said
 HUB_TIMEOUT = 10  # seconds
 ATTENTION = (None, "eager", "sdpa")  # what a file may ask for; other attention comes from whoever loads
 
@@ -181,6 +183,23 @@ def name_and_revision(name: str, revision: str | None) -> tuple[str, str | None]
     if named and revision not in (None, named):
         raise CheckpointError(f"{name}: revision {revision!r} is another one; give it once")
     return repository, named or revision
+
+
+def not_pinned(region_model: str | None) -> str | None:
+    """What to say of a region model that a config names, where its repo can still change what that means.
+
+    A full commit is what it is for good; a branch, a tag or a short commit is not. A subfolder needs none.
+    """
+    repository, _, revision = (region_model or "").partition("@")
+    if not revision or COMMIT.fullmatch(revision):
+        return None
+    return f"the region model {region_model} is not pinned: its repo can change it; name {repository}@<full commit>"
+
+
+def tell_unless_pinned(region_model: str | None) -> None:
+    """A line, once per program, where a region model is named without a full commit."""
+    if line := not_pinned(region_model):
+        warnings.warn_explicit(line, UserWarning, "mengzi-oscar", 1, registry=TOLD)
 
 
 def refuse_a_training(folder: Path) -> None:

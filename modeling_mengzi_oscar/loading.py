@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AddedToken, BertTokenizer, GenerationConfig
 
-from .checkpoint_folder import CheckpointError, CheckpointFolder, known, one_line, read_vocabulary, shown
+from .checkpoint_folder import (
+    CheckpointError,
+    CheckpointFolder,
+    known,
+    one_line,
+    read_vocabulary,
+    shown,
+    tell_unless_pinned,
+)
 from .configuration_mengzi_oscar import PINNED, MengziOscarConfig
 from .fields import check_fields, either, flag, listed, mapping, number, one_of, optional, whole, word
 from .processing_mengzi_oscar import MengziOscarProcessor
@@ -362,8 +370,9 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
         )
     named = folder.config(MengziOscarConfig).region_model
     if PINNED.fullmatch(named):
-        repository, _, pinned = named.partition("@")
-        named = CheckpointFolder(repository, pinned, from_hub=True)  # whatever folder of that name lies here
+        tell_unless_pinned(named)
+        repository, _, revision = named.partition("@")
+        named = CheckpointFolder(repository, revision, from_hub=True)  # whatever folder of that name lies here
     else:
         subfolder, named = named, CheckpointFolder(name, revision, named)
         if named.file("config.json") is None:

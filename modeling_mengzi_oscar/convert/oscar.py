@@ -24,6 +24,7 @@ from ..checkpoint_folder import (
     CheckpointError,
     CheckpointFolder,
     check_weights,
+    not_pinned,
     read_tensors,
     read_vocabulary,
 )
@@ -143,6 +144,8 @@ def convert(
         model.generation_config = said or published_generation_config(config)
     if base_model is None and not Path(source).exists():
         base_model = str(source).split("@")[0]
+    if line := not_pinned(config.region_model):
+        notes.append(f"{line[0].upper()}{line[1:]}.")
     origin = (
         "Converted from the original weights by `mengzi-oscar convert`." if not ours else "Taken from a checkpoint."
     )

@@ -28,6 +28,7 @@ from ..checkpoint_folder import (
     one_line,
     read_json,
     shown,
+    tell_unless_pinned,
 )
 from ..configuration_mengzi_oscar import PINNED, MengziOscarConfig
 from ..fields import listed, word
@@ -452,6 +453,8 @@ def check_repo(folder) -> list[Path]:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json there; name a folder that convert or the training wrote")
     files = own_files(folder)
+    if isinstance(region_model := read_json(folder / "config.json").get("region_model"), str):
+        tell_unless_pinned(region_model)
     models = {
         name.parent: kind_of(read_json(folder / name), folder / name) for name in files if name.name == "config.json"
     }

@@ -1,5 +1,6 @@
 """A checkpoint folder of a stranger: what leads out of it, what it wants to run, what it says, damaged weights."""
 
+import contextlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from modeling_mengzi_oscar import (
 from modeling_mengzi_oscar.checkpoint_folder import CheckpointError, read_tensors
 from modeling_mengzi_oscar.cli import main
 from modeling_mengzi_oscar.convert.oscar import convert
-from modeling_mengzi_oscar.hub import add_head, save_checkpoint
+from modeling_mengzi_oscar.hub import add_head, check_repo, save_checkpoint
 from modeling_mengzi_oscar.loading import load_checked, load_model, load_processor, load_region_model
 
 SECRET = "/etc/hostname"
@@ -92,9 +93,29 @@ def test_a_pinned_region_model_is_never_a_folder_that_lies_here(folder, tmp_path
     shutil.copytree(folder / "region_model", tmp_path / "user" / "grid")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    change(folder, "config.json", region_model="user/grid@main")
+    change(folder, "config.json", region_model=f"user/grid@{'a' * 40}")
     with pytest.raises(CheckpointError, match="as a Hub id it cannot be loaded"):
         load_region_model(folder)
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "4f2c1a9", "A" * 40, "a" * 41])
+@pytest.mark.parametrize("door", [load_region_model, check_repo])
+def test_a_region_model_without_a_full_commit_is_called_not_pinned(folder, door, revision, monkeypatch):
+    """Where it is loaded and where it is pushed; `convert` says it, too (tests/convert/test_convert.py)."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    change(folder, "config.json", region_model=f"user/grid@{revision}")
+    with pytest.warns(UserWarning, match=f"user/grid@{revision} is not pinned"), contextlib.suppress(CheckpointError):
+        door(folder)
+
+
+def test_a_full_commit_is_pinned(folder, monkeypatch, recwarn):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for region_model in (f"user/grid@{'a' * 40}", "region_model"):
+        change(folder, "config.json", region_model=region_model)
+        for door in (load_region_model, check_repo):
+            with contextlib.suppress(CheckpointError):
+                door(folder)
+    assert not [warning for warning in recwarn if "pinned" in str(warning.message)]
 
 
 def test_a_region_model_names_no_other(folder):

@@ -393,6 +393,16 @@ def test_a_region_model_of_a_folder_comes_along(grid_folder, tmp_path, capsys):
     refused(command, "its features are 262 wide, this checkpoint was trained on 22", capsys)
 
 
+@pytest.mark.parametrize(("revision", "is_pinned"), [("main", False), ("4f2c1a9", False), ("a" * 40, True)])
+def test_a_region_model_that_can_change_is_called_not_pinned(revision, is_pinned, tmp_path):
+    """In what the command prints, and for good in the model card."""
+    original_folder(tmp_path / "source", region_model=f"me/vinvl@{revision}")
+    _, notes = convert(tmp_path / "source", tmp_path / "output")
+    card = (tmp_path / "output" / "README.md").read_text("utf-8")
+    for text in (" ".join(notes), card):
+        assert ("is not pinned" in text) != is_pinned
+
+
 def test_source_and_region_model_from_the_hub(grid_folder, tmp_path):
     """Both by id; the region model stays where it is, its code comes along, and the result reads photos."""
     changes = {"bert.img_embedding.weight": torch.zeros(32, 262)}

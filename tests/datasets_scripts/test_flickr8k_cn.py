@@ -1,11 +1,13 @@
 """Flickr8k-CN: the authors' files in, rows out; every way in which a file can be wrong is named with its row."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
-from conftest import shared_path
+from conftest import REPOSITORY, shared_path
 from datasets import load_dataset
 from PIL import Image
 
@@ -35,6 +37,15 @@ def build(data_dir):
 def edit(path, change):
     """Rewrite a file through a function of its bytes."""
     path.write_bytes(change(path.read_bytes()))
+
+
+def test_the_example_of_data_md(data_dir, monkeypatch):
+    monkeypatch.chdir(data_dir.parent)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(data_dir.parent / "cache"))
+    page = (REPOSITORY / "docs" / "data.md").read_text("utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(example, names := {})
+    assert len(names["train"]) == len(list(names["stream"])) == 2
 
 
 def test_rows_of_the_three_splits(data_dir, capsys):

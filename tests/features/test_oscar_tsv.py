@@ -312,7 +312,7 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
 def test_the_pages_script_runs_as_it_stands(tmp_path):
     """By standard input, without `if __name__ == "__main__"`: nothing of it runs twice, nobody looks for its file."""
     page = (REPOSITORY / "docs" / "feature_row.md").read_text("utf-8")
-    [script] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "num_proc=4" in block]
+    [script] = [block for block in re.findall(r"```python notest\n(.*?)```", page, re.DOTALL) if "num_proc=4" in block]
     for name, path in zip(("feature", "label"), write_files(tmp_path, range(9), "caption"), strict=True):
         path.rename(tmp_path / f"train.{name}.tsv")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -1,17 +1,17 @@
-"""What the READMEs show is run: commands and code on a sample photo, the training on own photos for two steps."""
+"""What the READMEs show is run: commands on a sample photo, the training on own photos for two steps.
+
+Their code and their commands with outputs are run and compared in test_printed_outputs.py.
+"""
 
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import caption
 import datasets
 import pytest
-import torch
 from conftest import REPOSITORY
 from PIL import Image
-from safetensors.torch import load_file
 
 from modeling_mengzi_oscar import cli
 from modeling_mengzi_oscar.demo.samples import sample_photos
@@ -37,26 +37,25 @@ def folder(tmp_path, monkeypatch):
 
 
 @BOTH
-def test_what_search_prints(name, tmp_path, monkeypatch, capsys):
-    """Of the six sample photos, as the page says."""
-    (tmp_path / "photos").mkdir()
-    for sample, (path, _) in sample_photos().items():
-        shutil.copy(path, tmp_path / "photos" / f"{sample}{Path(path).suffix}")
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["search", "photos/", "一只猫", "--top", "3"]) == 0
-    assert capsys.readouterr().out in (REPOSITORY / name).read_text("utf-8")
+def test_commands(name, folder, capsys):
+    """Those whose output the page does not show; the others are in test_printed_outputs.py."""
+    [more] = [block for block in blocks(name, "bash") if "environment" in block]
+    commands = re.findall(r"^mengzi-oscar (.*)", more, flags=re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert cli.main(shlex.split(command, comments=True)) == 0
+        assert capsys.readouterr().out.strip()
+    assert (folder / "captions.csv").is_file()
 
 
 @BOTH
-def test_commands(name, folder, capsys):
-    [block] = [block for block in blocks(name) if block.startswith("$ ")]
-    commands = re.findall(r"^\$ \.venv/bin/mengzi-oscar (.*)", block, flags=re.MULTILINE)
-    assert len(commands) == 7
-    for command in commands:
-        words = shlex.split(command.replace("*.jpg", "photo.jpg"), comments=True)
-        assert cli.main(words) == 0
-        assert capsys.readouterr().out.strip()
-    assert (folder / "captions.png").is_file()
+def test_the_road_of_the_released_weights(name):
+    """Three commands, each of them on the page whose commands are run one after the other."""
+    [road] = [block for block in blocks(name, "bash") if "vinvl" in block]
+    assert len(road.splitlines()) == 3
+    run = "".join(blocks("docs/released_weights.md", "bash"))
+    for command in road.splitlines():
+        assert f"{command}\n" in run
 
 
 def test_commands_for_many_photos(folder, capsys):
@@ -70,18 +69,6 @@ def test_commands_for_many_photos(folder, capsys):
         assert capsys.readouterr().out.strip()
     for name in ("captions.csv", "answers.csv", "stored.jsonl"):
         assert (folder / name).read_text("utf-8-sig").strip()
-
-
-@BOTH
-def test_code(name, folder, tiny_checkpoint):
-    photo, original = blocks(name, "python")
-    exec(photo, {})
-    names = {"tags": ["狗", "草地"], "features": torch.zeros(3, 262)}
-    for name in ("config.json", "vocab.txt"):  # and the weights: what an original folder has
-        shutil.copy(tiny_checkpoint / name, folder)
-    torch.save(load_file(tiny_checkpoint / "model.safetensors"), folder / "pytorch_model.bin")
-    exec(original.replace("path/to/original/folder", str(folder)), names)
-    assert len(names["ids"]) == 1
 
 
 @BOTH

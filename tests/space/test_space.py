@@ -128,6 +128,17 @@ def refused(client, endpoint, *inputs) -> str:
 # what it answers
 
 
+def test_the_example_of_space_md(url, tmp_path, monkeypatch):
+    """But for the style, which a tiny checkpoint has not."""
+    monkeypatch.chdir(tmp_path)
+    noise().save("photo.jpg")
+    Path("more.zip").write_bytes(zipped({"a.png": encoded(noise())}))
+    page = (REPOSITORY / "docs" / "space.md").read_text("utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    lines = example.replace("http://127.0.0.1:7860", url).splitlines()
+    exec("\n".join(line for line in lines if "where it has that style" not in line), {})
+
+
 def test_endpoints_are_named_and_described(client, url):
     found = client.view_api(return_format="dict")["named_endpoints"]
     assert set(found) == ENDPOINTS

@@ -1,6 +1,6 @@
 """The training loops of 2019, written plainly, over our models: they end at the weights the original ended at.
 
-`Trainer` differs in the ways docs/recipes.md lists; this loop is where the original's own way stands, and is tested.
+`Trainer` differs in the ways docs/from_oscar.md lists; this loop is where the original's own way stands, and is tested.
 """
 
 import pytest
