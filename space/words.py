@@ -18,7 +18,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "beams_list": ("候选句子", "What it considered"),
     "score_note": (
         "条形：每个字的平均概率（几何平均）",
-        "bars: mean probability of a character (geometric mean)",
+        "bars: mean probability per character (geometric mean)",
     ),
     "probably_wrong": ("可能不准", "probably wrong"),
     "doubt_note": (
@@ -34,7 +34,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "num_beams": ("候选句数", "Sentences"),
     "num_beams_info": ("束搜索宽度，即给出几句", "beam width: how many are considered and shown"),
     "max_length": ("最大长度", "Length"),
-    "max_length_info": ("最多多少个字（含起止符）", "at most so many characters, with start and end"),
+    "max_length_info": ("最多多少个字（含起止符）", "maximum characters, start and end included"),
     "detailed": ("写得详细些", "In more detail"),
     "detailed_info": ("换一种写法，句子更长", "another style, with longer sentences"),
     "temperature": ("温度", "Temperature"),
@@ -43,7 +43,7 @@ WORDS = {  # key -> Chinese, English; {names} are filled in, escaped
     "match": ("图文匹配", "Match"),
     "match_sentences": ("一张照片，几句话", "Photo → sentences"),
     "match_photos": ("一句话，几张照片", "Sentence → photos"),
-    "sentences": ("句子（每行一句）", "Sentences (one a line, in Chinese)"),
+    "sentences": ("句子（每行一句）", "Sentences (one per line, in Chinese)"),
     "match_button": ("匹配", "Match them"),
     "match_empty": ("哪句话说的是这张照片？按概率排好。", "Which sentence is about the photo? Ranked by probability."),
     "sentence": ("句子", "Sentence (in Chinese)"),

@@ -438,7 +438,7 @@ class MengziOscarPipeline:
         )
         scored, results = iter(zip(*scored, strict=True)), []
         for image, image_captions in zip(images, captions, strict=True):
-            boxes = image.regions[: self.processor.max_regions]  # those that the captioner reads
+            boxes = image.regions[: self.processor.max_regions]  # those that the captioner takes
             rows = [self._describe(ids, *next(scored), len(boxes), calibration) for ids in image_captions]
             best = {name: rows[0][name] for name in ("caption", *SURE) if name in rows[0]}
             results.append(best | {"captions": rows, "tags": image.tags, "regions": boxes})

@@ -134,7 +134,7 @@ class RegionFinder:
         opened = open_or_error(photo, name)
         if isinstance(opened, SeenPhoto) and opened.region_model != self.checksum:
             by = self.other(opened.region_model)
-            return PhotoError(f"{opened.name or 'a photo'}: was looked at {by}; look at it anew")
+            return PhotoError(f"{opened.name or 'a photo'}: was encoded {by}; call look() on it again")
         if isinstance(opened, SeenPhoto | PhotoError):
             return opened
         if self.region_model is None:
@@ -186,7 +186,7 @@ class RegionFinder:
         return f"{precision_of(self.region_model)} {checksum:08x}"
 
     def other(self, checksum: str | None) -> str:
-        """How what has another checksum than ours was looked at."""
+        """How a photo with another checksum than ours was encoded."""
         theirs, own = ((found or "").rpartition(" ")[0] for found in (checksum, self.checksum))
         if theirs and own and theirs != own:
             return f"in {theirs}, here the region model computes in {own}"

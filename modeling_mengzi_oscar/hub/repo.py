@@ -446,7 +446,10 @@ def check_repo(folder) -> list[Path]:
         check_model(folder / subfolder, custom_pipelines(folder) if subfolder == Path() else {})
     check_widths(folder, models)
     needed, there = set(code_files(folder)), {str(name) for name in files if name.suffix == ".py"}
-    for problem, names in (("lacks the code file", needed - there), ("has code of no use to it:", there - needed)):
+    for problem, names in (
+        ("lacks the code file", needed - there),
+        ("has code that it does not need:", there - needed),
+    ):
         if names:
             raise CheckpointError(f"{folder}: {problem} {sorted(names)[0]}; {MENDS}")
     for name in sorted(needed):
@@ -508,7 +511,7 @@ def own_files(folder: Path) -> list[Path]:
                 continue
             if name.startswith(".") or stat.S_ISLNK(status.st_mode):
                 what = "a link" if stat.S_ISLNK(status.st_mode) else "hidden"
-                raise CheckpointError(f"{folder}: {relative} does not belong into a Hub repo: it is {what}; remove it")
+                raise CheckpointError(f"{folder}: {relative} does not belong in a Hub repo: it is {what}; remove it")
             if name in subfolders:
                 continue
             if not stat.S_ISREG(status.st_mode):
@@ -623,7 +626,7 @@ def push(folder, repo_id, private=False, create_pr=False) -> str:
             commit_message="Upload with mengzi-oscar push",
         )
     except (OSError, HTTPError, HFValidationError) as error:
-        raise CheckpointError(f"{repo_id}: the Hub did not take it: {one_line(error)}") from None
+        raise CheckpointError(f"{repo_id}: the Hub rejected it: {one_line(error)}") from None
     return commit.pr_url or commit.commit_url
 
 

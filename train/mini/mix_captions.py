@@ -32,12 +32,12 @@ def main(arguments=None):
     parser.add_argument("--output", required=True, type=Path, help="folder to create; must not exist")
     parser.add_argument("--validation", type=int, default=300, help="photos of Flickr8k-CN (default %(default)s)")
     parser.add_argument("--aic_held_out", type=int, default=50, help="photos of AIC-ICC's (default %(default)s)")
-    parser.add_argument("--aic_rounds", type=int, default=3, help="rows of an AIC-ICC photo (default %(default)s)")
+    parser.add_argument("--aic_rounds", type=int, default=3, help="rows per AIC-ICC photo (default %(default)s)")
     parser.add_argument(
         "--imagenet_rounds",
         type=int,
         default=1,
-        help="rows of a photo of ImageNet (default %(default)s)",
+        help="rows per ImageNet photo (default %(default)s)",
     )
     options = parser.parse_args(arguments)
     if options.output.exists():
