@@ -1,4 +1,4 @@
-"""N photos x M texts -> scores: which sentence belongs to which photo, what answers a question, nothing computed twice.
+"""N photos x M texts -> image-text matching (ITM) scores and answers, by a cross-encoder that computes nothing twice.
 
 The original scores one pair per row, 70 text and 70 region slots whatever their content. Here
 

@@ -7,7 +7,7 @@ those of the released Oscar state dicts, so original folders load as they are. S
 (Li et al. 2020), VinVL (Zhang et al. 2021), Mengzi (Zhang et al. 2021).
 
 Shapes: B images, T text slots (caption or question, then tags), R regions, S = T + R, H hidden, V vocabulary; Q queries
-read K keys, each of d = H / heads numbers a head.
+read K keys, each of d = H / heads numbers per head.
 """
 
 import os

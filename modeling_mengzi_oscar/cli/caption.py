@@ -16,7 +16,7 @@ MAX_PICTURED = 100
 OBJECT = ("box", "label", "score")  # what --json says of one
 SURE = ("confidence", "probably_wrong")  # where the checkpoint knows how sure it can be
 MINI_NOTICE = {
-    "zh": "mini 模型只学过 10,000 张照片（人、狗、运动、街景和单个物体）；其他题材常常说错。",
+    "zh": "mini 模型只用 10,000 张照片训练（人、狗、运动、街景和单个物体），其他题材经常出错。",
     "en": "The mini model learnt from 10,000 photos (people, dogs, sports, streets, things); it often errs elsewhere.",
 }
 

@@ -312,7 +312,7 @@ def test_a_missing_head_is_told(tiny_checkpoint):
         with pytest.raises(words.UserError, match="not trained to do this"):
             call()
     page = json.dumps(build(bare).get_config_file(), default=str, ensure_ascii=False)
-    assert page.count("没有学过这个任务") == 3  # both halves of the match tab, and ask
+    assert page.count("没有训练过这个任务") == 3  # both halves of the match tab, and ask
 
 
 # what people should not send
