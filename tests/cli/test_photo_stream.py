@@ -172,7 +172,7 @@ def test_files_that_hold_something_else_stay_as_they_are(folder, model, capsys):
     for name, said in {
         "out.txt": "name it out.jsonl",
         "no/such/a.csv": "no such folder",
-        "photos.csv": "is no file",
+        "photos.csv": "is not a file",
     }.items():
         (folder / "photos.csv").mkdir(exist_ok=True)
         status, lines, [error] = call(capsys, "caption", "photos", *model, "--output", name)
