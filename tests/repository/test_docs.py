@@ -54,16 +54,6 @@ def test_links(page):
 
 
 @every_page
-def test_linked_headings_exist(page):
-    """`page.md#heading`, spelled as GitHub spells the anchors of headings."""
-    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        linked = page.parent / target if target else page
-        headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
-        assert anchor in anchors, f"{page.name} links to {target}#{anchor}"
-
-
-@every_page
 def test_named_files_exist(page):
     """Files named in code style, as `train/caption.py`; what the pages mark as planned is left out."""
     lines = [line for line in page.read_text(encoding="utf-8").splitlines() if "(planned)" not in line]

@@ -58,17 +58,12 @@ def main(arguments=None):
     held_out = torch.tensor(
         [thing.split == "validation" for thing in things] + [i % 10 == 0 for i in range(len(others))]
     )
-    weight, bias, decay, scores = fit(
-        region_model.grid.tag_branch, pooled, targets, torch.tensor(held_out), len(classes)
-    )
+    weight, bias, decay, scores = fit(region_model.grid.tag_branch, pooled, targets, held_out, len(classes))
     print(f"weight decay {decay}; held-out photos: {scores}")
 
     # 3. Save
     nouns = {thing.name: thing.nouns[0] for thing in things}
-    larger, image_processor = (
-        with_classes(region_model, weight, bias, [nouns[name] for name in classes]),
-        image_processor,
-    )
+    larger = with_classes(region_model, weight, bias, [nouns[name] for name in classes])
     captioner = MengziOscarForImageCaptioning.from_pretrained(options.model, dtype=torch.float32)
     processor = MengziOscarProcessor.from_pretrained(options.model)
     save_checkpoint(options.output, captioner, processor, larger, image_processor, dtype=torch.float32)

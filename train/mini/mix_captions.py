@@ -32,6 +32,12 @@ def main(arguments=None):
     parser.add_argument("--output", required=True, type=Path, help="folder to create; must not exist")
     parser.add_argument("--validation", type=int, default=300, help="photos of Flickr8k-CN (default %(default)s)")
     parser.add_argument("--aic_held_out", type=int, default=50, help="photos of AIC-ICC's (default %(default)s)")
+    parser.add_argument(
+        "--flickr8k_rounds",
+        type=int,
+        default=1,
+        help="rows per Flickr8k-CN photo in the short style (default %(default)s)",
+    )
     parser.add_argument("--aic_rounds", type=int, default=3, help="rows per AIC-ICC photo (default %(default)s)")
     parser.add_argument(
         "--imagenet_rounds",
@@ -58,7 +64,7 @@ def main(arguments=None):
     of_flickr = [row_of("flickr8k_cn", row["image_id"], row["captions"], "short") for row in flickr["train"]]
     rows = {
         "train": [
-            *of_flickr,
+            *of_flickr * options.flickr8k_rounds,
             *(row | {"style": "detailed", "captions": long_ones(row["captions"])} for row in of_flickr),
             *[row for row in of_aic if row["image_id"] not in held_out] * options.aic_rounds,
             *(row_of("things", image_id_of(row), row["short"], "short") for row in things),

@@ -29,6 +29,7 @@ from modeling_mengzi_oscar.labels.coco import object_words
 NOBODY, SOMEBODY, SURE, PERHAPS = 0.2, 0.75, 0.5, 0.25  # scores of the detector
 HAND = 0.08  # score of a person from which somebody may hold the thing
 APART = 0.3  # overlap from which two boxes may be the same thing
+FEW, MORE = 2, 4  # forms that fit every thing and are said of a noun: with traits or places, and without
 TASTE = 2.5  # how much likelier a form is that a class prefers by one standard deviation
 MOST = 0.05  # share of all sentences that one form should have at the most
 UNDER_THE_SKY = "aircraft building tree statue boat vehicle"  # kinds
@@ -150,45 +151,73 @@ class SentencesAbout:
         self.on_grass = facts.grass and self.noun in ON_GRASS.split()
         self.sky = facts.sky if self.kind in UNDER_THE_SKY.split() else None
         self.flies = self.sky == "around" and self.kind == "aircraft"
+        self.stands_still = self.kind in STANDS_STILL.split() and not self.place and not self.in_hand
+        self.turn = list(measures).index(self.noun)
 
     def short(self):
-        n, q = self.noun, self.number
         if self.people:
             return self.with_people()
-        forms = {
-            "一架飞机": (1.0, f"{q}{n}") if q else None,
-            "飞机": (0.8, n),
-            "这是一架飞机": (0.8, f"这是{q}{n}"),
-            "有一架飞机": (0.8, f"有{q}{n}") if q else None,
-            "这里有一架飞机": (0.7, f"这里有{q}{n}"),
-            "只有一架飞机": (0.5, f"只有{q}{n}") if self.one and not self.beside else None,
-            "照片里有一架飞机": (0.4, f"照片里有{q}{n}"),
-            "照片里的飞机": (0.3, f"照片里的{n}"),
-            "图中有一架飞机": (0.4, f"图中有{q}{n}"),
-            "画面中的飞机": (0.3, f"画面中的{n}"),
-            "画面中间有一架飞机": (0.4, f"画面中间有{q}{n}") if self.one else None,
-            "一架飞机在画面中间": (0.4, f"{q}{n}在画面中间") if self.one else None,
-            "飞机的照片": (0.3, f"{n}的照片"),
-            "镜头前的飞机": (0.4, f"镜头前的{n}"),
-            "镜头前有一架飞机": (0.4, f"镜头前有{q}{n}"),
-            "一架飞机在镜头前": (0.4, f"{q}{n}在镜头前") if q else None,
-            "一张飞机的照片": (0.3, f"一张{n}的照片"),
-            "可以看到一架飞机": (0.4, f"可以看到{q}{n}"),
-            "拍到了一架飞机": (0.3, f"拍到了{q}{n}"),
-            "眼前是一架飞机": (0.3, f"眼前是{q}{n}"),
-            "单独的一架飞机": (0.4, f"单独的{q}{n}") if self.one and not self.beside else None,
-        }
+        forms = self.some_of(self.of_all(), FEW if self.trait or self.place else MORE)
         return {form: said for form, said in (forms | self.of_kind() | self.of_photo()).items() if said}
+
+    def some_of(self, forms, count):
+        """So many of the forms that fit every thing: those whose turn it is, other ones for the next noun.
+
+            nouns of measure_words.tsv    forms:  a b c d e f g ...
+            飞机                                  x x
+            客机                                      x x
+            直升机                                        x x
+
+        A captioner writes what is likeliest. If every thing could be said in every form, it would be one form for all.
+        """
+        names, first = list(forms), self.turn * FEW
+        return {name: forms[name] for name in (names[(first + k) % len(names)] for k in range(count))}
+
+    def of_all(self):
+        """What fits every thing."""
+        n, q = self.noun, self.number
+        whole = self.one and not self.beside
+        still = self.stands_still and q
+        forms = {
+            "一架飞机": f"{q}{n}" if q else None,
+            "这是一架飞机": f"这是{q}{n}",
+            "照片里有一架飞机": f"照片里有{q}{n}",
+            "一架飞机在画面中间": f"{q}{n}在画面中间" if self.one else None,
+            "镜头前的飞机": f"镜头前的{n}",
+            "摆着一把椅子": f"摆着{q}{n}" if still else None,
+            "有一架飞机": f"有{q}{n}" if q else None,
+            "图中有一架飞机": f"图中有{q}{n}",
+            "一张飞机的照片": f"一张{n}的照片",
+            "可以看到一架飞机": f"可以看到{q}{n}",
+            "只有一架飞机": f"只有{q}{n}" if whole else None,
+            "一把椅子摆在那里": f"{q}{n}摆在那里" if still else None,
+            "画面里是一架飞机": f"画面里是{q}{n}",
+            "这里有一架飞机": f"这里有{q}{n}",
+            "一架飞机在镜头前": f"{q}{n}在镜头前" if q else None,
+            "照片里的飞机": f"照片里的{n}",
+            "放着的椅子": f"放着的{n}" if still else None,
+            "画面中间有一架飞机": f"画面中间有{q}{n}" if self.one else None,
+            "拍到了一架飞机": f"拍到了{q}{n}",
+            "飞机的照片": f"{n}的照片",
+            "眼前是一架飞机": f"眼前是{q}{n}",
+            "图片上是一架飞机": f"图片上是{q}{n}",
+            "这里放着一把椅子": f"这里放着{q}{n}" if still else None,
+            "镜头前有一架飞机": f"镜头前有{q}{n}",
+            "画面中的飞机": f"画面中的{n}",
+            "照片拍的是一架飞机": f"照片拍的是{q}{n}",
+            "单独的一架飞机": f"单独的{q}{n}" if whole else None,
+            "镜头对着一架飞机": f"镜头对着{q}{n}",
+            "一架飞机的图片": f"{q}{n}的图片" if q else None,
+            "图片里有一架飞机": f"图片里有{q}{n}",
+            "镜头里的飞机": f"镜头里的{n}",
+            "面前有一架飞机": f"面前有{q}{n}",
+        }
+        return {form: (2.0, said) for form, said in forms.items() if said}
 
     def of_kind(self):
         """What holds for all of a kind or class."""
         n, q, a, p, kind = self.noun, self.number, self.trait, self.place, self.kind
-        still = kind in STANDS_STILL.split() and not p and not self.in_hand
         forms = {
-            "摆着一把椅子": (1.0, f"摆着{q}{n}") if still and q else None,
-            "一把椅子摆在那里": (1.0, f"{q}{n}摆在那里") if still and q else None,
-            "放着的椅子": (0.9, f"放着的{n}") if still else None,
-            "这里放着一把椅子": (1.0, f"这里放着{q}{n}") if still and q else None,
             "停着一辆车": (1.5, f"停着{q}{n}") if p.startswith("停") and q else None,
             "长鼻子的大象": (1.9, f"{a}{n}") if a else None,
             "一头长鼻子的大象": (2.0, f"{q}{a}{n}") if a and q else None,
@@ -202,7 +231,7 @@ class SentencesAbout:
         if kind == "food":
             forms |= {"好吃的披萨": (1.0, f"好吃的{n}"), "一份看起来很好吃的披萨": (0.8, f"看起来很好吃的{n}")}
         if n in DEAR.split():
-            forms |= {"可爱的熊猫": (1.2, f"可爱的{n}"), "一只可爱的熊猫": (1.2, f"{q}可爱的{n}")}
+            forms |= {"可爱的熊猫": (0.8, f"可爱的{n}"), "一只可爱的熊猫": (0.8, f"{q}可爱的{n}")}
         if kind == "flower":
             forms |= {"漂亮的花": (1.0, f"漂亮的{n}"), "一朵漂亮的花": (1.0, f"{q}漂亮的{n}")}
         if kind in ("building", "tree") and not p:
@@ -301,29 +330,34 @@ class SentencesAbout:
         rich = f"{a}{c + '的' if c and not a else c or ''}{n}"  # 长鼻子的灰色大象, 灰色的大象
         on = "草地上" if self.on_grass else "蓝天下" if self.sky and not self.flies else ""
         on = "餐桌上" if self.beside == "餐桌" else on
-        forms = {
-            "画面中间有一头长鼻子的灰色大象": (0.35, f"画面中间有{q}{rich}"),
-            "照片里拍的是一头长鼻子的灰色大象": (0.35, f"照片里拍的是{q}{rich}"),
-            "照片里有一头长鼻子的灰色大象": (0.35, f"照片里有{q}{rich}"),
-            "一头长鼻子的灰色大象出现在镜头前": (0.35, f"{q}{rich}出现在镜头前") if q else None,
-            "近处可以看到一头灰色的大象": (0.35, f"近处可以看到{q}{rich}"),
-            "可以清楚地看到一头灰色的大象": (0.35, f"可以清楚地看到{q}{rich}"),
-            "镜头里有一头长鼻子的灰色大象": (0.35, f"镜头里有{q}{rich}"),
-            "镜头对着一头长鼻子的灰色大象": (0.35, f"镜头对着{q}{rich}"),
-            "图片的主体是一头长鼻子的灰色大象": (0.3, f"图片的主体是{q}{rich}"),
-            "图片上有一头长鼻子的灰色大象": (0.35, f"图片上有{q}{rich}"),
-            "画面里有一头长鼻子的灰色大象": (0.35, f"画面里有{q}{rich}"),
-            "画面中是一头长鼻子的灰色大象": (0.35, f"画面中是{q}{rich}"),
-            "图中可以看到一头灰色的大象": (0.35, f"图中可以看到{q}{rich}"),
-            "镜头拍到了一头长鼻子的灰色大象": (0.35, f"镜头拍到了{q}{rich}"),
-            "图中是一头长鼻子的灰色大象": (0.35, f"图中是{q}{rich}"),
-            "这里有一头长鼻子的灰色大象": (0.8, f"这里有{q}{rich}"),
-            "这是一头长鼻子的灰色大象": (0.8, f"这是{q}{rich}"),
-            "眼前有一头长鼻子的灰色大象": (0.35, f"眼前有{q}{rich}"),
-            "一头长鼻子的灰色大象": (1.2, f"{q}{rich}") if a or c else None,
-            "有一头长鼻子的灰色大象": (1.0, f"有{q}{rich}") if a or c else None,
-            "那里有一头长鼻子的灰色大象": (0.6, f"那里有{q}{rich}"),
+        heads = {
+            "画面中间有一头长鼻子的灰色大象": f"画面中间有{q}{rich}",
+            "照片里拍的是一头长鼻子的灰色大象": f"照片里拍的是{q}{rich}",
+            "一头长鼻子的灰色大象出现在镜头前": f"{q}{rich}出现在镜头前" if q else None,
+            "这里摆放着一把白色的椅子": f"这里摆放着{q}{rich}" if self.stands_still else None,
+            "照片里有一头长鼻子的灰色大象": f"照片里有{q}{rich}",
+            "近处可以看到一头灰色的大象": f"近处可以看到{q}{rich}",
+            "镜头里有一头长鼻子的灰色大象": f"镜头里有{q}{rich}",
+            "图片的主体是一头长鼻子的灰色大象": f"图片的主体是{q}{rich}",
+            "画面中间摆着一把白色的椅子": f"画面中间摆着{q}{rich}" if self.stands_still else None,
+            "可以清楚地看到一头灰色的大象": f"可以清楚地看到{q}{rich}",
+            "镜头对着一头长鼻子的灰色大象": f"镜头对着{q}{rich}",
+            "图片上有一头长鼻子的灰色大象": f"图片上有{q}{rich}",
+            "这里有一头长鼻子的灰色大象": f"这里有{q}{rich}",
+            "画面里有一头长鼻子的灰色大象": f"画面里有{q}{rich}",
+            "一把白色的椅子摆放在镜头前": f"{q}{rich}摆放在镜头前" if self.stands_still and q else None,
+            "画面中是一头长鼻子的灰色大象": f"画面中是{q}{rich}",
+            "图中可以看到一头灰色的大象": f"图中可以看到{q}{rich}",
+            "镜头拍到了一头长鼻子的灰色大象": f"镜头拍到了{q}{rich}",
+            "这是一头长鼻子的灰色大象": f"这是{q}{rich}",
+            "图中是一头长鼻子的灰色大象": f"图中是{q}{rich}",
+            "镜头前放着一把白色的椅子": f"镜头前放着{q}{rich}" if self.stands_still else None,
+            "眼前有一头长鼻子的灰色大象": f"眼前有{q}{rich}",
+            "有一头长鼻子的灰色大象": f"有{q}{rich}" if a or c else None,
+            "一头长鼻子的灰色大象": f"{q}{rich}" if a or c else None,
+            "那里有一头长鼻子的灰色大象": f"那里有{q}{rich}",
         }
+        forms = self.some_of({form: (2.0, said) for form, said in heads.items() if said}, FEW)
         if on:
             forms |= {
                 "草地上有一头长鼻子的灰色大象": (6, f"{on}有{q}{rich}"),
@@ -335,13 +369,6 @@ class SentencesAbout:
             forms |= {"水面上有一艘白色的船": (5, f"{p[:-1]}有{q}{rich}")}
         elif p:
             forms |= {"路边停着的白色汽车": (3, f"画面中有{q}{p}{rich}")}
-        if self.kind in STANDS_STILL.split() and not p and not self.in_hand:
-            forms |= {
-                "画面中间摆着一把白色的椅子": (0.7, f"画面中间摆着{q}{rich}"),
-                "一把白色的椅子摆放在镜头前": (0.7, f"{q}{rich}摆放在镜头前") if q else None,
-                "这里摆放着一把白色的椅子": (0.7, f"这里摆放着{q}{rich}"),
-                "镜头前放着一把白色的椅子": (0.7, f"镜头前放着{q}{rich}"),
-            }
         if self.facts.background and not on:
             forms |= {"黑色的背景前有一把椅子": (0.3, f"{self.facts.background}的背景前有{q}{rich}")}
         if self.beside and self.beside != "餐桌":
