@@ -35,7 +35,7 @@ def add_arguments(parser):
         help="maximum tokens, [CLS] and [SEP] included (default: the checkpoint's)",
     )
     parser.add_argument(
-        "--style", choices=["short", "detailed"], help="of checkpoints that have both styles (the mini)"
+        "--style", choices=["short", "detailed"], help="caption style, if the checkpoint has several (the mini)"
     )
     add_output(parser)
     parser.add_argument(

@@ -60,7 +60,7 @@ def add_extract_arguments(parser):
         "--images_per_shard",
         type=whole(1, 65_536),
         default=256,
-        help="a kill loses at most one shard, or a minute of work (default 256)",
+        help="images per shard; a kill loses at most one shard, or a minute of work (default 256)",
     )
     add("--picture", metavar="PNG", help="draw the regions found in the first photos")
 

@@ -41,7 +41,7 @@ def add_arguments(parser):
         type=whole(1, 10**6),
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of photos whose objects come without image_h and image_w (Oscar takes 600 800)",
+        help="size of photos whose objects come without image_h and image_w (Oscar takes 600 800)",
     )
     add(
         "--feature-dim",
@@ -62,7 +62,7 @@ def add_arguments(parser):
         "--images_per_shard",
         type=whole(1, 65_536),
         default=512,
-        help="a kill loses at most one shard, or a minute of work (default 512)",
+        help="images per shard; a kill loses at most one shard, or a minute of work (default 512)",
     )
     add(
         "--region-model",
