@@ -3,7 +3,7 @@
     python benchmarks/caption_lengths.py                     # 10 to 100 regions, bert-base size, random weights
     python benchmarks/caption_lengths.py --max-regions 50    # the published recipes keep the best 50
 
-Regions are 10 to 100 a photo and tag tokens 5 to 35, drawn apart from one another. Random weights never end a caption:
+10 to 100 regions and 5 to 35 tag tokens per photo, drawn independently. Random weights never end a caption:
 what a batch of real captions waits for its longest one is not in here.
 """
 

@@ -192,7 +192,7 @@ def in_8_bits(model, photos):
             print(f"\rcalibration: photo {number}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
     if model.calibration is None:
-        raise SystemExit("--dtype int8: give --calibrate PHOTO…, or a --model that mengzi-oscar quantize saw")
+        raise SystemExit("--dtype int8: give --calibrate PHOTO…, or a --model calibrated by mengzi-oscar quantize")
     return compute_in("int8", model)
 
 
@@ -230,7 +230,7 @@ def parse_arguments():
     parser = benchmark_parser(__doc__, runs=3, int8=True)
     parser.add_argument("--model", help="folder of a converted checkpoint")
     parser.add_argument("--golden", help="folder with fill_weights.py and golden_dev.*: its weights and its photo")
-    parser.add_argument("--image", help="photo to look at (default: golden_dev.jpg, or noise of 951 x 600 pixels)")
+    parser.add_argument("--image", help="photo to run on (default: golden_dev.jpg, or noise of 951 x 600 pixels)")
     parser.add_argument("--calibrate", nargs="+", metavar="PHOTO", help="for --dtype int8: photos, folders, patterns")
     parser.add_argument(
         "--layer4-only", action="store_true", help="--dtype for the region part only, float32 before it"

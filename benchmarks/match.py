@@ -5,7 +5,7 @@
     python benchmarks/match.py --shortlist outputs/match_scores --data_dir data/flickr8k-cn --features stores/mini
 
 The naive path is the original's: one pair a row, padded to 70 text and 70 region slots, float32, eager. The inputs are
-drawn: sentences of 8 to 20 characters, 10 to 20 tag words of two characters, 20 to 50 regions a photo; the mini has no
+drawn: sentences of 8 to 20 characters, 10 to 20 tag words of two characters, 20 to 50 regions each; the mini has no
 tags and 49 regions. --shortlist takes scores that train/retrieval.py --do_predict wrote for the test split, all pairs,
 and says what is left of their recall when a cheap first stage chooses the pairs: the mini's captions, compared with the
 sentences by TF-IDF of characters and pairs of characters.
@@ -73,7 +73,7 @@ def main(arguments=None):
         [name, rates[name], rates[name] / base, flops[name] / 1e9, flops[name] * rates[name] / machine.matrix_rate]
         for name in variants
     ]
-    text = table(["", "pairs/s", "times naive", "GFLOP a pair", "of the matrix rate"], rows)
+    text = table(["", "pairs/s", "times naive", "GFLOP per pair", "of the matrix rate"], rows)
     text += f"\n\n{len(images)} photos x {len(texts)} sentences; largest difference of a probability {difference:.1e}; "
     text += f"{machine}; the original was measured at {ORIGINAL} pairs/s"
     report("match", options, text, {"pairs_per_second": rates, "difference": difference})

@@ -55,7 +55,7 @@ def main():
         milliseconds = {name: 1000 * run.seconds for name, run in measured.items()}
         result[kind] = milliseconds
         rows.append([kind, *milliseconds.values(), milliseconds["plain"] / milliseconds["ours"]])
-    report("nms", options, table(["ms a photo", "plain", "ours", "x plain"], rows), result)
+    report("nms", options, table(["ms per photo", "plain", "ours", "x plain"], rows), result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A region model's objects against boxes of a file: AP50, and what a photo costs on one thread.
+"""A region model's objects against boxes of a file: AP50, and the time per photo on one thread.
 
     python benchmarks/objects.py --model checkpoints/mengzi-oscar-mini --photos photos/ --boxes boxes.jsonl
 
@@ -51,8 +51,8 @@ def main(arguments=None):
     scores = average_precisions(found, truth)
     objects = sum(map(len, found)) / len(found)
     least, median = 1000 * min(seconds), 1000 * float(np.median(seconds))
-    print(f"AP50 {np.mean(list(scores.values())):.3f} over {len(scores)} classes, {objects:.1f} objects a photo")
-    print(f"a photo, processor and model, one thread: min {least:.0f} ms, median {median:.0f} ms")
+    print(f"AP50 {np.mean(list(scores.values())):.3f} over {len(scores)} classes, {objects:.1f} objects per photo")
+    print(f"per photo, processor and model, one thread: min {least:.0f} ms, median {median:.0f} ms")
 
 
 def average_precisions(found, truth) -> dict[str, float]:

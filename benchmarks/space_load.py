@@ -4,7 +4,7 @@
     python benchmarks/space_load.py --people 20 --requests 500 --threads 2 --model path/to/checkpoint
 
 Starts space/app.py in a process of its own, on the given number of cores, and asks it as browsers do, over HTTP: every
-person uploads a photo, waits for its captions (beam 5, as the page asks) and goes on with the next. Then the same
+person uploads a photo, waits for its captions (beam 5, as the page asks) and continues with the next. Then the same
 by one person alone. Memory is the resident size of the app, read after every tenth request; its slope is a straight
 line through the second half of the run.
 """

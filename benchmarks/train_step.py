@@ -5,11 +5,11 @@
     python benchmarks/train_step.py --device cuda --dtype bfloat16 --batch 256 --workers 8
 
 Captioning. Naive, as the original: one caption per row, 70 text and 50 region slots, padded, at most three masked
-tokens a caption, float32, plain attention, AdamW parameter by parameter. Ours: the captions of an image packed on its
+tokens per caption, float32, plain attention, AdamW parameter by parameter. Ours: the captions of an image packed on its
 regions and tags, a loss at every token (`pack_captions`), padded to the longest row of the batch, fused AdamW.
 Pre-training. Naive: 35 text and 50 region slots, the vocabulary head on all 85 of them. Ours: cut to the longest row,
 the head on masked tokens only. Samples are captions; all paths see the same ones in the same order, with 10 to 18
-tokens a caption, 30 tag tokens and 30 to 50 regions.
+tokens per caption, 30 tag tokens and 30 to 50 regions.
 """
 
 import random
@@ -251,7 +251,7 @@ def main():
         naive = result[names[0]]["samples_per_s"]
         work = flops / options.batch / 1e9
         rows.append([name, rate, rate / naive, slots, labels, work, f"{reached:.0%}", measured[name].peak_mib])
-    header = [f"{options.job}, batch {options.batch}", "samples/s", "x naive", "slots", "labels", "GFLOP a sample"]
+    header = [f"{options.job}, batch {options.batch}", "samples/s", "x naive", "slots", "labels", "GFLOP per sample"]
     text = table([*header, "of its matrix rate", "peak MiB"], rows)
     if options.job == "caption":
         ratio = result[names[1]]["samples_per_s"] / RECORDED

@@ -5,7 +5,7 @@ splits of Karpathy and Fei-Fei; captions CC BY 4.0 (COCO). A Chinese translation
 
     <split>_captions.pt                 torch-saved {image id: [caption, ..] or the same as JSON text}; splits train,
                                         minival, val, test. The order of the dict is the order of the images.
-    <split>_img_keys.tsv                an image id a line: further splits, here `test_keys` and `test_1k`, of these
+    <split>_img_keys.tsv                one image id per line: further splits, here `test_keys` and `test_1k`, of these
     <split>_img_keys_1k.tsv             images in this order (also .txt, or torch-saved .pt as in Mengzi's command)
     <split>_caption_indexs_top20.pt     torch-saved {image id: [[image id, caption number], ..] or JSON text}: the
                                         captions to rank for an image, where not all are (`minival`)

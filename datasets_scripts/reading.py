@@ -280,7 +280,7 @@ def csv_rows(path, row=nullcontext, needs=()):
         if fields:
             yield where, dict(zip(header, fields, strict=True))
     if header is None:
-        raise ValueError(f"{path}: holds nothing; its first row names the columns")
+        raise ValueError(f"{path}: is empty; its first row names the columns")
 
 
 def _csv_fields(line):
@@ -291,7 +291,7 @@ def _csv_fields(line):
     try:
         return next(reader), reader.line_num
     except csv.Error as error:
-        reason = "a quote that does not end" if reader.line_num > 1 or "end of data" in str(error) else str(error)
+        reason = "a quote that is never closed" if reader.line_num > 1 or "end of data" in str(error) else str(error)
         raise ValueError(f"{where}: {reason} (a quote inside a quoted text is written twice)") from None
 
 

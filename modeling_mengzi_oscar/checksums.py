@@ -42,7 +42,7 @@ def check_bytes(path) -> None:
         file.seek(0)
         first = file.read(FIRST_BYTES)
     if stated != found and (stated or re.search(rb'{"[^"]{5}": ?"[0-9a-f]{8}"', first)):  # or its name is damaged
-        raise ValueError("its bytes do not have the checksum that it states; copy it again")
+        raise ValueError("its bytes do not match the checksum it states; copy it again")
 
 
 def share_weights(folder) -> None:

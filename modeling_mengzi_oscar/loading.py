@@ -343,7 +343,7 @@ def refuse_blind_originals(folder: CheckpointFolder) -> None:
     if said.get("model_type") in (None, "bert") and not said.get("region_model"):
         raise CheckpointError(
             f"{folder.name}: an original checkpoint, which names no region model: mengzi-oscar convert {folder.name} "
-            "OUTPUT --region-model FOLDER_OR_ID@REVISION makes one of it that sees photos"
+            "OUTPUT --region-model FOLDER_OR_ID@REVISION makes one that takes photos"
         )
 
 
@@ -362,7 +362,7 @@ def region_model_folder(name, subfolder="", revision=None) -> CheckpointFolder:
         refuse_blind_originals(folder)
         if said.get("model_type") == MengziOscarConfig.model_type:
             raise CheckpointError(
-                f"{folder.said('config.json')}: names no region model, so it reads features only: for photos convert "
+                f"{folder.said('config.json')}: names no region model, so it takes features only: for photos convert "
                 "the original with --region-model"
             )
         raise CheckpointError(

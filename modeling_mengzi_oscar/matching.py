@@ -1,12 +1,12 @@
-"""N photos x M texts -> scores: which sentence belongs to which photo, what answers a question, nothing computed twice.
+"""N photos x M texts -> image-text matching (ITM) scores and answers, by a cross-encoder that computes nothing twice.
 
 The original scores one pair per row, 70 text and 70 region slots whatever their content. Here
 
-* the regions of an image are embedded once; where a checkpoint lets regions ignore the text (`regions_read_text:
-  false`), they go through all layers once, and every text only reads their keys and values;
+* the regions of an image are embedded once; if regions do not attend to the text (`regions_read_text: false`),
+  they pass through all layers once, and every text only attends to their keys and values;
 * texts stand in order of length and meet an image in batches of one length: no padding, no mask; equal texts once;
 * where there are fewer texts than a pass holds, several images share it, padded to the most regions and longest tags;
-* the last layer is computed for the first position, which is all that the classifier reads.
+* the last layer is computed only for the first position, the classifier's input.
 
 Rows and columns of a pair with a text of three tokens and two regions, in the two kinds of checkpoint:
 
@@ -114,7 +114,7 @@ def match_logits(model, images: PreparedImages, input_ids, token_type_ids, posit
 
 
 def encode_together(bert, images, text, text_mask):
-    """Text and regions read one another, as published: the first position of each pair after all layers (I, n, H)."""
+    """Text and regions attend to one another, as published: first position of each pair (I, n, H)."""
     (number, regions, _), texts = images.states.shape, text.shape[1]
     states = torch.cat(
         [text.expand(number, -1, -1, -1), images.states[:, None].expand(-1, texts, -1, -1)], dim=2

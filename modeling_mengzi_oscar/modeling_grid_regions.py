@@ -93,8 +93,8 @@ class GridRegionConfig(PretrainedConfig):
             trained to name (`ClassBranch`; EfficientNets). None: a tag head of its own, to be trained on sentences.
         tag_stage: with `tag_classes`: the first stage that the branch of the classes does not share with the regions.
         max_tags: tags returned per image. tag_threshold: least probability of a tag.
-        tag_sure: a tag below this probability is doubted: `tag_labels` are then the words, and once more the same words
-            as they are written when they are doubted ("火箭？"). None: no doubt.
+        tag_sure: a tag below this probability is low-confidence. `tag_labels` are then the words, followed by the same
+            words as they are written with low confidence ("火箭？"). None: never.
 
     Raises:
         ValueError: a value that `FIELDS` does not allow, or tags that contradict each other, by name.
@@ -130,7 +130,9 @@ class GridRegionConfig(PretrainedConfig):
         self.tag_sure = tag_sure
         self.initializer_range = initializer_range
         check_fields(vars(self) | kwargs, FIELDS)
-        words = len(tag_labels or []) // (1 if tag_sure is None else 2)  # once more as they are written when doubted
+        words = len(tag_labels or []) // (
+            1 if tag_sure is None else 2
+        )  # once more as they are written with low confidence
         if tag_classes and max(tag_classes) > words:
             raise ValueError(f"tag_classes names word {max(tag_classes)}, tag_labels has {words}")
         if tag_sure is not None and len(tag_labels or []) != 2 * words:

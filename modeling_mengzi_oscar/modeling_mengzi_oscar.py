@@ -1,4 +1,4 @@
-"""Mengzi-Oscar: BERT that reads text, object tags and detected image regions in one sequence, with heads.
+"""Mengzi-Oscar: BERT over text, object tags and detected image regions in one sequence, with heads.
 
 What differs from BERT: region features go through one Linear (and a LayerNorm of their own) and stand after the text;
 they get no position or type embedding; a mask may be given per query (B, S, S); a layer can read keys and values that
@@ -7,7 +7,7 @@ those of the released Oscar state dicts, so original folders load as they are. S
 (Li et al. 2020), VinVL (Zhang et al. 2021), Mengzi (Zhang et al. 2021).
 
 Shapes: B images, T text slots (caption or question, then tags), R regions, S = T + R, H hidden, V vocabulary; Q queries
-read K keys, each of d = H / heads numbers a head.
+read K keys, each of d = H / heads numbers per head.
 """
 
 import os
@@ -302,7 +302,7 @@ class MengziOscarPreTrainedModel(PreTrainedModel):
         The region model that the config names comes along, so that the folder can be loaded: a copy where it is a
         subfolder of the folder that this model came from, its name and commit where that was a repo of the Hub. So does
         the code that runs, where the config has an `auto_map`. Neither where a `state_dict` is passed, as a training
-        does for the checkpoints that it goes on from.
+        does for the checkpoints that it resumes from.
         """
         named = self.config.region_model
         came_from, commit = str(self.config.name_or_path), getattr(self.config, "_commit_hash", None)
@@ -439,7 +439,7 @@ class MengziOscarModel(MengziOscarPreTrainedModel):
                     "flash attention takes no mask per query (B, S, S): load with attn_implementation='sdpa'"
                 )
             allowed = attention_mask.bool()[:, None]  # (B, 1, Q, K)
-        # A query that may see nothing (padding) sees everything, as under the original's -10000 shift: never NaN.
+        # A query that may attend to nothing (padding) attends to everything, as under the original's -10000: never NaN.
         return allowed | ~allowed.any(dim=-1, keepdim=True)
 
 
@@ -473,7 +473,7 @@ def join_masks(attention_mask, region_attention_mask, text, regions):
 
 
 def hide_text_from_regions(attention_mask, text_length: int) -> torch.BoolTensor:
-    """Joint mask (B, S) -> who sees whom (B, S, S), rows = queries: text sees everything, regions see regions.
+    """Joint mask (B, S) -> attention mask (B, S, S), rows = queries: text attends to everything, regions to regions.
 
     Two text tokens, two regions:     w1 w2 r1 r2   <- keys
                                  w1    1  1  1  1
@@ -617,7 +617,7 @@ class MengziOscarForPreTraining(MengziOscarLanguageModel):
 class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGenerationMixin):
     """Writes a caption token by token, each asked for by a [MASK]; `generate` makes captions from regions and tags.
 
-    The caption sees tags, regions and its own past; tags and regions see one another and never the caption.
+    The caption attends to tags, regions and its own past; tags and regions attend to one another, never to the caption.
     """
 
     def __init__(self, config: MengziOscarConfig):
@@ -733,11 +733,11 @@ def smoothed_token_loss(logits, targets, label_smoothing: float) -> torch.FloatT
 
 
 def caption_attention(attention_mask, token_type_ids, text_length: int) -> torch.BoolTensor:
-    """Who sees whom in captioning: (B, S) joint mask and (B, T) types -> (B, S, S), rows = queries.
+    """Attention mask of captioning: (B, S) joint mask and (B, T) types -> (B, S, S), rows = queries.
 
-    Caption (type 0) sees its past and itself, tags and regions; tags and regions see tags and regions. Every slot sees
-    itself, padding too, so that no row of the softmax is empty. Three caption tokens, one slot of padding, a tag, a
-    region:
+    Caption (type 0) attends to its past and itself, tags and regions; tags and regions to one another.
+    Every slot attends to itself, padding too, so that no row of the softmax is empty. Three caption tokens, one slot of
+    padding, a tag, a region:
 
                  c1 c2 c3  .  t  r   <- keys
              c1   1  .  .  .  1  1

@@ -68,8 +68,8 @@ METHODS = {  # name of transformers' pipeline -> what it calls, and what that ca
     "mengzi-oscar-answering": ("ask", "question"),
 }
 REGION_MODEL = "region_model"  # the subfolder of it
-SURE = ("score", "confidence", "probably_wrong")  # what is said of how sure a caption is; the last two may be unknown
-LOOKED_AHEAD = 32  # photos looked at before anything is made of them
+SURE = ("score", "confidence", "probably_wrong")  # the last two only of calibrated checkpoints
+LOOKED_AHEAD = 32  # photos encoded ahead
 KEPT_BYTES = 2**20  # what a head prepared of a photo is kept for the next call up to this size; the mini's has 0.3 MB
 
 
@@ -126,15 +126,14 @@ class MengziOscarPipeline:
         """
         Args:
             name: folder or Hub id, "org/name" or "org/name@revision". revision: of the Hub repo, the other way.
-            device, dtype: where, and in what type of numbers. "auto": bfloat16 on GPUs and CPUs that are good at it
-                (`fast_dtype`), else float32, whatever the checkpoint is stored in. "int8": captioner and heads multiply
-                in 8 bits (`quantize`), on CPUs; so does a VinVL that is calibrated for it, where OpenVINO is installed,
-                other region models stay in float32.
-            region_model: False where photos come from a store: none is loaded, and none has to be there.
+            device, dtype: "auto" is bfloat16 on GPUs and on CPUs with AMX (`fast_dtype`), else float32, whatever the
+                checkpoint is stored in. "int8" computes captioner and heads in 8 bits (`quantize`), on CPUs. So does a
+                calibrated VinVL if OpenVINO is installed; other region models stay in float32.
+            region_model: False if features come from a store. Then no region model is loaded or needed.
 
         Raises:
-            CheckpointError: nothing to load, a file that is damaged or leads out of the folder, a field that may not
-                be, weights missing, left over, of another size, or no numbers.
+            CheckpointError: nothing to load; a file that is damaged or outside the folder; an invalid field; weights
+                that are missing, left over, of another size or not finite.
             ValueError: another dtype; int8 on another device, or a torch without it.
         """
 
@@ -158,9 +157,9 @@ class MengziOscarPipeline:
         return cls(root, processor, region_model, image_processor, load_head, exact, calibrations)
 
     def save_pretrained(self, folder) -> None:
-        """Writes everything that `from_pretrained` reads: model, processor, region model, heads.
+        """Saves everything that `from_pretrained` loads: model, processor, region model, heads.
 
-        Weights are never written rounded: a pipeline in bfloat16 or 8 bits writes the checkpoint that it comes from.
+        Weights are never saved rounded: a pipeline in bfloat16 or 8 bits saves the checkpoint it was loaded from.
 
         Raises:
             CheckpointError: the pipeline was loaded without its region model.
@@ -189,14 +188,14 @@ class MengziOscarPipeline:
             processor.save_pretrained(folder / task)
 
     def look(self, photos):
-        """Looks at photos once, for as many calls of `caption`, `ask`, `match` and `rank` as there will be.
+        """Encodes photos once, for any number of calls of `caption`, `ask`, `match` and `rank`.
 
         Args:
             photos: a path, PIL image or array (H, W, 3), or several: a list, tuple, generator, column.
 
         Returns:
-            For one photo a `SeenPhoto`, for several a list of them, with {"error": the line} in the place of one that
-            cannot be read. The other methods take them where they take photos, mixed too, and give the same.
+            A `SeenPhoto`, or a list of them for several photos, with {"error": the line} in place of an unreadable one.
+            The other methods take them like photos, also mixed with photos, and return the same results.
 
         Raises:
             PhotoError: the one photo cannot be read.
@@ -204,7 +203,7 @@ class MengziOscarPipeline:
         return self._of_each(photos, lambda seen: seen)
 
     def seen(self, regions, name=None) -> SeenPhoto:
-        """What `look` found in a photo, from a store that this checkpoint's region model filled.
+        """The result of `look`, from a store that this checkpoint's region model filled.
 
         Args:
             regions: `RegionFeatureStore.open(path)[image_id]`. name: of the photo.
@@ -220,23 +219,22 @@ class MengziOscarPipeline:
             photos: a path, PIL image or array (H, W, 3), or several: a list, tuple, generator, column. Or what `look`
                 returned, here and in the methods below.
             batch_size: photos captioned together.
-            style: where the checkpoint writes in several (`processor.styles`): "short" or "detailed". None = [CLS]
-                begins a caption, as everywhere.
-            **generation: as `MengziOscarForImageCaptioning.generate` takes them: `num_beams`, `max_length`, ... What is
-                not given, or None, is what the checkpoint says: `caption_length` tokens, beams, ...
+            style: "short" or "detailed", if the checkpoint has styles (`processor.styles`). None = captions are
+                prompted with [CLS], as usual.
+            **generation: as for `MengziOscarForImageCaptioning.generate`: `num_beams`, `max_length`, ... What is not
+                given, or None, comes from the checkpoint: `caption_length` tokens, beams, ...
 
         Returns:
-            For one photo a dict, for several a list of them: `caption`, `score` (exp of the mean log-probability of its
-            tokens), `captions` (all that the search returned, best first, each with `caption`, `score`, `tokens`,
-            `region_weights` tokens x regions), `tags`, `regions` (`box` in pixels of the upright photo, and what the
-            region model says of it). Of several photos one that cannot be read costs only itself: {"error": the line}
-            stands in its place. Where the checkpoint knows how sure it can be (confidence.py), beside each `score`
-            stand `confidence`, the probability from 0 to 1 that the caption is right, and `probably_wrong`, whether it
-            is below 0.5.
+            A dict, or a list of dicts for several photos: `caption`, `score` (exp of the mean log-probability of its
+            tokens), `captions` (all results of the search, best first, each with `caption`, `score`, `tokens` and
+            `region_weights`, the attention of tokens x regions), `tags`, `regions` (`box` in pixels of the upright
+            photo, and what the region model says of it). Among several photos an unreadable one costs only itself and
+            becomes {"error": the line}. A calibrated checkpoint (confidence.py) adds to each `score` a `confidence`,
+            the probability from 0 to 1 that the caption is right, and `probably_wrong`, whether that is below 0.5.
 
         Raises:
-            PhotoError: the one photo cannot be read, or another region model looked at it. ValueError: settings that
-            cannot work, before any photo is opened; with an empty list they are only checked.
+            PhotoError: the one photo cannot be read, or was encoded by another region model. ValueError: invalid
+            settings, before any photo is opened; with an empty list they are only checked.
         """
         check_whole("batch_size", batch_size, 1)
         generation = self._generation(style, generation)
@@ -245,9 +243,9 @@ class MengziOscarPipeline:
     def ask(self, photo, question, top: int = 5, batch_size: int = 64) -> list[dict] | list[list[dict]]:
         """The likeliest answers to a question about a photo: [{"answer", "probability"}], best first.
 
-        For several questions a list of such lists, for several photos a list of what one photo gives, with
-        {"error": the line} in the place of one that cannot be read. The answers are those that the checkpoint's `ask/`
-        head knows; `top` of them. `batch_size` pairs of a photo and a question share a pass.
+        Several questions give a list of such lists, several photos a list of what one photo gives, with
+        {"error": the line} in place of an unreadable one. The answers are the `top` of those that the checkpoint's
+        `ask/` head knows. `batch_size` pairs of a photo and a question share a forward pass.
 
         Raises:
             CheckpointError: the checkpoint has no such head. PhotoError: the one photo cannot be read. ValueError: a
@@ -277,10 +275,10 @@ class MengziOscarPipeline:
         return self._of_each(photo, run)
 
     def match(self, photo, texts, batch_size: int = 64) -> list[dict] | list[list[dict]]:
-        """How probable it is that each text belongs to the photo: [{"text", "probability"}] in their order.
+        """Image-text matching (ITM): the probability that each text fits the photo, [{"text", "probability"}] in order.
 
-        `texts` is a string, or several in a list, tuple, generator, column. For several photos a list of such lists,
-        with {"error": the line} in the place of a photo that cannot be read. `batch_size` pairs share a pass.
+        `texts` is a string, or several in a list, tuple, generator, column. Several photos give a list of such lists,
+        with {"error": the line} in place of an unreadable one. `batch_size` pairs share a forward pass.
 
         Raises:
             CheckpointError: the checkpoint has no `match/` head. PhotoError: the one photo cannot be read. ValueError:
@@ -298,17 +296,16 @@ class MengziOscarPipeline:
         return self._of_each(photo, run)
 
     def rank(self, texts, photos, top: int | None = None, batch_size: int = 64) -> list[dict] | list[list[dict]]:
-        """The photos that a text fits best: [{"photo", "probability"}], best first; the `match` of every pair, sorted.
+        """The photos that match a text best: [{"photo", "probability"}], best first; `match` of every pair, sorted.
 
         Args:
             texts: a string, or several in a list, tuple, generator, column: then a list of such lists.
-            photos: one or several. A generator is read as it goes: memory does not grow with the number of photos.
-            top: so many of the best; None = all of them.
+            photos: one or several. A generator is consumed lazily: memory does not grow with the number of photos.
+            top: number of best photos; None = all of them.
 
         Returns:
-            "photo" is the photo's number in `photos`, from 0; beside it stands "name" where the photo has one. Photos
-            that cannot be read stand at the end of every list, whatever `top` is, with "error" in the place of
-            "probability".
+            "photo" is the photo's number in `photos`, from 0, with "name" if it has one. Unreadable photos are at the
+            end of every list, whatever `top` is, with "error" instead of "probability".
 
         Raises:
             CheckpointError: the checkpoint has no `match/` head. PhotoError: the one photo cannot be read. ValueError:
@@ -335,7 +332,7 @@ class MengziOscarPipeline:
         return rankings[0] if one else rankings
 
     def _matcher(self, texts, batch_size):
-        """The texts as a list, a function from photos that were looked at to log-odds (photos, texts), and one from
+        """The texts as a list, a function from encoded photos to log-odds (photos, texts), and one from
         those to probabilities."""
         check_whole("batch_size", batch_size, 1)
         texts = words_in(texts, "texts")
@@ -358,12 +355,12 @@ class MengziOscarPipeline:
         return [prepared.get(index) or self._prepared[image] for index, image in enumerate(seen)]
 
     def caption_length(self, style=None) -> int:
-        """Tokens of a caption of that style at the most, [CLS] and [SEP] included, where the call says nothing."""
+        """Maximum tokens of a caption of that style, [CLS] and [SEP] included, unless the call says otherwise."""
         return (self.processor.style_lengths or {}).get(style) or self.captioner.caption_length(1, None, {})
 
     @property
     def longest_caption(self) -> int:
-        """Tokens that a call may ask for: what the positions of the captioner leave beside its tags."""
+        """Maximum tokens a call may ask for: the captioner's positions minus those of its tags."""
         return self.captioner.config.max_position_embeddings - self.processor.tag_room
 
     def _head(self, task):
@@ -375,7 +372,7 @@ class MengziOscarPipeline:
         return self._heads[task]
 
     def _of_each(self, photos, run, batch_size=LOOKED_AHEAD):
-        """What `run` makes of photos that were looked at (list -> list): of one photo one result, of several a list.
+        """What `run` makes of encoded photos (list -> list): of one photo one result, of several a list.
 
         A photo that cannot be read raises where it is the only one, and costs only its own result in a list.
         """
@@ -438,7 +435,7 @@ class MengziOscarPipeline:
         )
         scored, results = iter(zip(*scored, strict=True)), []
         for image, image_captions in zip(images, captions, strict=True):
-            boxes = image.regions[: self.processor.max_regions]  # those that the captioner reads
+            boxes = image.regions[: self.processor.max_regions]  # those that the captioner takes
             rows = [self._describe(ids, *next(scored), len(boxes), calibration) for ids in image_captions]
             best = {name: rows[0][name] for name in ("caption", *SURE) if name in rows[0]}
             results.append(best | {"captions": rows, "tags": image.tags, "regions": boxes})

@@ -32,6 +32,6 @@ def quantize(model):
                 quantize_dynamic(part, {torch.nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
         except (ImportError, RuntimeError) as error:
             raise ValueError(
-                f"torch {torch.__version__} cannot multiply in 8 bits here ({error}): leave int8 away"
+                f"torch {torch.__version__} cannot multiply in 8 bits here ({error}): leave out int8"
             ) from None
     return model

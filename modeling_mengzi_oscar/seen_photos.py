@@ -1,6 +1,6 @@
-"""Photos in any form that has one -> what a region model sees in them: opened, checked, in passes of one size.
+"""Photos in any form -> region features and tags: opened, checked, encoded in passes of one size.
 
-What was seen in a photo remembers which region model looked, so that no other can take it for its own.
+An encoded photo remembers its region model, so that no other model takes it for its own.
 """
 
 import json
@@ -23,16 +23,16 @@ from .progress import Bar
 
 @dataclass(eq=False)
 class SeenPhoto:
-    """What `MengziOscarPipeline.look` found in a photo. It does not hold the photo.
+    """Regions and tags of a photo, from `MengziOscarPipeline.look`. It does not hold the photo.
 
     Attributes:
         size: (width, height) of the upright photo in pixels; None where a store does not say.
         region_features: (R, D) float32, on the CPU.
-        tags: words of the whole photo, or of its regions, best first, as the captioner reads them.
+        tags: words of the whole photo, or of its regions, best first, as the captioner takes them.
         regions: R dicts, `box` in pixels and what the region model says of it (`label`, `score`, `attributes`).
         name: path of the photo, or None.
-        region_model: precision and checksum of the region model that looked; others refuse it. None: out of a store,
-            for a pipeline without a region model.
+        region_model: precision and checksum of the region model; others refuse the photo. None: from a store, for a
+            pipeline without a region model.
     """
 
     size: tuple[int, int] | None
@@ -70,16 +70,16 @@ class PreparedPhoto:
 
 
 class RegionFinder:
-    """A region model and its image processor, which look at photos. Both may be None: then there are only stored ones.
+    """A region model and its image processor. Both may be None: then photos come from stores only.
 
-    `checksum` says whose what was seen is.
+    `checksum` identifies the region model of a photo.
     """
 
     def __init__(self, region_model, image_processor):
         self.region_model, self.image_processor = region_model and region_model.eval(), image_processor
 
     def batches(self, photos, batch_size) -> Iterator[list[tuple[int, SeenPhoto | PhotoError]]]:
-        """Of several photos (number from 0, what was seen or why not), `batch_size` at a time; a bar where it lasts."""
+        """Several photos -> (number from 0, encoded photo or error), `batch_size` at a time, with a progress bar."""
         total = length_hint(photos) or None
         photos, done = iter(photos), 0
         with Bar(total=total, unit="photo", disable=are_progress_bars_disabled() or None) as bar:
@@ -90,10 +90,10 @@ class RegionFinder:
 
     @torch.inference_mode()
     def look(self, photos, first=None, update=lambda number: None) -> list[SeenPhoto | PhotoError]:
-        """What is seen in photos, or why nothing is. What was seen before stays.
+        """Photos -> encoded photos or errors. Encoded photos are returned as they are.
 
-        Photos share a pass of the region model where they have one size for it, since padding changes what a detector
-        finds, up to `photos_per_pass`. They are opened one by one, and only what the region model takes is kept.
+        Only photos of one input size share a pass, since padding changes what a detector finds, up to
+        `photos_per_pass`. Photos are opened one by one, and only the region model's input is kept.
 
         Args:
             first: number of the first one among several, for messages. update: called with the number of photos done.
@@ -123,8 +123,8 @@ class RegionFinder:
         return [seen[number] for number in range(len(seen))]
 
     def prepare(self, photo, name="the photo") -> PreparedPhoto | SeenPhoto | PhotoError:
-        """Opens a photo for `look`, which takes the result too. What this region model saw in one stays, and so does
-        the reason why there is none.
+        """Opens a photo for `look`, which takes the result too. Photos encoded by this region model, and errors, are
+        returned as they are.
 
         Args:
             name: what to call the photo if it has no name.
@@ -134,7 +134,7 @@ class RegionFinder:
         opened = open_or_error(photo, name)
         if isinstance(opened, SeenPhoto) and opened.region_model != self.checksum:
             by = self.other(opened.region_model)
-            return PhotoError(f"{opened.name or 'a photo'}: was looked at {by}; look at it anew")
+            return PhotoError(f"{opened.name or 'a photo'}: was encoded {by}; call look() on it again")
         if isinstance(opened, SeenPhoto | PhotoError):
             return opened
         if self.region_model is None:
@@ -186,7 +186,7 @@ class RegionFinder:
         return f"{precision_of(self.region_model)} {checksum:08x}"
 
     def other(self, checksum: str | None) -> str:
-        """How what has another checksum than ours was looked at."""
+        """How a photo with another checksum than ours was encoded."""
         theirs, own = ((found or "").rpartition(" ")[0] for found in (checksum, self.checksum))
         if theirs and own and theirs != own:
             return f"in {theirs}, here the region model computes in {own}"

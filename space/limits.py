@@ -23,7 +23,7 @@ MAX_UPLOAD = 2**30  # bytes of one upload, of many files
 MAX_FIELDS = 64 * 2**10  # of these, bytes that belong to no file: gradio keeps them in memory
 MIN_FREE = 2**30  # bytes of the disk that uploads leave free
 KEPT = 3600  # seconds after which the file of an upload that broke off goes
-PATIENCE, SLOWEST = 30, 16 * 2**10  # seconds, then bytes a second that a body must come with at least
+PATIENCE, SLOWEST = 30, 16 * 2**10  # seconds, then bytes per second that a body must come with at least
 MAX_CONNECTIONS = 512
 MAX_LINE = 2000  # characters of the log that one message may take
 

@@ -59,7 +59,7 @@ class CalibrationArguments:
     report_only: bool = flag("Only say how far the confidence that the checkpoint has can be trusted.", default=False)
     output: str | None = flag("JSON Lines file for the captions and whether they are right.", default=None)
     dtype: str = flag(
-        "Type of numbers to compute in, as mengzi-oscar caption has it.",
+        "Compute dtype, as in mengzi-oscar caption.",
         default="auto",
         choices=["auto", "float32", "bfloat16", "int8"],
     )

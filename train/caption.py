@@ -14,7 +14,7 @@ Rows may have a column `style` (the mini: short, detailed): their sentences are 
 caption each photo in the style of its row. Rows of several data sets have a column `dataset`, and each its stores:
 --features coco=stores/coco flickr=stores/flickr flickr=stores/flickr-flipped.
 
-Run again with the same --output_dir it goes on from the last checkpoint. The best validation, captions decoded by beam
+Run again with the same --output_dir it resumes from the last checkpoint. The best validation, captions decoded by beam
 search with the averaged weights, is kept as <output_dir>/best, a folder laid out as a Hub repo.
 """
 

@@ -6,7 +6,7 @@
         --dataset_config oscar_all --test_split submission --features stores/gqa --output_dir outputs/answers
 
 --do_predict writes submission.json as the official server takes it, confidence.jsonl, and where the questions have
-answers scores.json. The best validation is kept as <output_dir>/best; run again, a training goes on where it was.
+answers scores.json. The best validation is kept as <output_dir>/best; run again, a training resumes.
 """
 
 from dataclasses import dataclass

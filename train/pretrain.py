@@ -5,7 +5,7 @@
         --features coco=stores/coco flickr30k=stores/flickr30k gqa=stores/gqa
 
 It starts from a text BERT, from a checkpoint of ours or from the folder of start_captioner.py, and reads the
-pre-training corpus or any builder of captions or questions. Run again with the same --output_dir it goes on from the
+pre-training corpus or any builder of captions or questions. Run again with the same --output_dir it resumes from the
 last checkpoint. The best validation is kept as <output_dir>/best, which the other scripts fine-tune.
 """
 

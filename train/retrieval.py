@@ -6,7 +6,7 @@
         --model_name_or_path outputs/coco_ir/best --features stores/aic_icc --output_dir outputs/aic_icc_scores
 
 Objectives: "pairs", as published: every sentence once with its image and once in a pair that is wrong on either side;
-"contrast": all images of a batch against all its sentences, each to find its own. Both go on from the last checkpoint;
+"contrast": all images of a batch against all its sentences, each to find its own. Both resume from the last checkpoint;
 so does scoring, whose matrix grows in <output_dir>/scores.npy.
 
 --do_predict writes scores.npy (log-odds, images x texts), matches.jsonl (the ten best of every image and text, with
@@ -76,7 +76,7 @@ class RetrievalArguments(RunArguments):
         "Score every image with every sentence, also where the data set lists candidates for each image.", default=False
     )
     like_photos: bool = flag(
-        "contrast: batches of photos of which like things are said, all of one data set. false: of any photos.",
+        "contrast: batches of photos with similar sentences (hard negatives), of one data set. false: random photos.",
         default=False,
     )
     hard_negatives: str | None = flag(

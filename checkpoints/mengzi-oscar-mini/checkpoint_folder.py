@@ -95,11 +95,11 @@ class CheckpointFolder:
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError):
-            raise CheckpointError(f"{self.said(name)}: a link that leads nowhere; put the file there") from None
+            raise CheckpointError(f"{self.said(name)}: a broken link; put the file there") from None
         if not any(target.is_relative_to(place) for place in self.places):
             raise CheckpointError(f"{self.said(name)}: leads out of the folder, to {target}; copy the file into it")
         if not target.is_file():
-            raise CheckpointError(f"{self.said(name)}: is no file; put the checkpoint's there")
+            raise CheckpointError(f"{self.said(name)}: is not a file; put the checkpoint's there")
         return path
 
     def json(self, name: str, default: dict | None = None) -> dict:
@@ -213,7 +213,7 @@ def refuse_a_training(folder: Path) -> None:
     elif (folder / "config.json").is_file() or not (best / "config.json").is_file():
         return
     use = f"name {best}" if (best / "config.json").is_file() else "name the best/ that a finished one leaves beside it"
-    raise CheckpointError(f"{folder}: what a training goes on from, without a processor: {use}")
+    raise CheckpointError(f"{folder}: a training state to resume from, without a processor: {use}")
 
 
 def download(name: str, revision: str | None, subfolder: str) -> Path:
@@ -328,9 +328,9 @@ def check_sums(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > path.stat().st_size:
-            raise ValueError("it is packed, as torch packs no file")
+            raise ValueError("it is compressed, which torch files never are")
         if damaged := archive.testzip():
-            raise ValueError(f"the check sum of {damaged} does not hold: download or copy it again")
+            raise ValueError(f"the checksum of {damaged} does not match: download or copy it again")
 
 
 def check_calls(path: Path) -> None:

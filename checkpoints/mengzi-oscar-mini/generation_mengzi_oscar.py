@@ -1,8 +1,8 @@
 """Decoding with a [MASK] query, on top of transformers' GenerationMixin: no search algorithm of our own.
 
-Oscar predicts the next token at a [MASK] put after the caption so far; tags and regions never see the caption (their
-states do not change from step to step). So the tags and regions of an image are encoded once, their keys and values
-are kept once per image, whatever the number of beams, and a step runs two queries: the last token and the [MASK].
+Oscar predicts the next token at a [MASK] put after the caption so far; tags and regions never attend to the
+caption, so their states do not change from step to step. They are encoded once per image, their keys and values are
+kept once per image, whatever the number of beams, and a step runs two queries: the last token and the [MASK].
 The numbers are those of the original's exact mode (full recomputation), which `use_cache=False` still does.
 """
 
@@ -68,7 +68,7 @@ class PrefixCache:
                  P     |[CLS][CLS]  |[MASK][MASK]|            |     the next step writes its tokens over the [MASK]s
 
     `history` says which slots the caption of a beam went through. transformers' searches move captions between beams;
-    whose caption a beam goes on with is read from its tokens, so that nothing depends on how, or under what name, a
+    whose caption a beam continues is read from its tokens, so that nothing depends on how, or under what name, a
     release of transformers reorders its own caches.
 
     Args:

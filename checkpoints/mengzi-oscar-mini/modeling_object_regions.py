@@ -95,7 +95,7 @@ class ObjectRegionConfig(PretrainedConfig):
         object_labels: words of its classes, in their order. None: as the detector's `id2label` has them.
         max_objects: objects per image. object_threshold: least probability of an object.
         object_tag_threshold: least probability of an object whose word is a tag of the image. object_sure: a tag below
-            this probability is doubted: its word has "？" behind it.
+            this probability is low-confidence: its word is followed by "？".
         nms_threshold: of two boxes of one class that overlap more (IoU), the less probable one goes.
         absent_labels: {word of a class: tag where the word is none}, e.g. {"人": "无人"}. It is doubted where there is
             an object of the class all the same.

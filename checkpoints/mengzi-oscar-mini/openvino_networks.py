@@ -128,7 +128,7 @@ def check_calibration(calibration: dict, state: dict[str, torch.Tensor], name) -
         CheckpointError: it is of other weights.
     """
     if calibration["weights"] != weights_checksum(state):
-        raise CheckpointError(f"{name}: {CALIBRATION} is of other weights; {AGAIN.format(name)}")
+        raise CheckpointError(f"{name}: {CALIBRATION} was made for other weights; {AGAIN.format(name)}")
 
 
 def use_networks(model: VinVLModel, largest: dict[str, float] | None) -> tuple["Network", "Network"]:

@@ -208,7 +208,7 @@ def decode(content: bytes, name, max_pixels) -> Image.Image:
     """Bytes of a file -> RGB, upright."""
     kind = photo_kind(content)
     if content.startswith(b"\0\x05\x16\x07"):
-        raise PhotoError(f"{name}: what macOS keeps beside a photo, not the photo; name the file without ._")
+        raise PhotoError(f"{name}: a macOS metadata file, not the photo; name the file without ._")
     if kind is None:
         raise PhotoError(f"{name}: not a photo we can read; save it as JPEG, PNG or WebP", "not_a_photo")
     if kind == "HEIF":

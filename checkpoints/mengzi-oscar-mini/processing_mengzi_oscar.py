@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # transformers before 5.10 brings only the files that the fil
 
 # Ideographs, kana, CJK punctuation, full-width forms: no space stands between these in Chinese text.
 CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef“”‘’…—"
-CONTEXT, PADDING = -1, -2  # in `pack_captions`: slots that every query sees, slots that none sees
+CONTEXT, PADDING = -1, -2  # in `pack_captions`: slots all queries attend to, slots none does
 SPACE_BETWEEN_CJK = re.compile(f"(?<=[{CJK}])\\s+(?=[{CJK}])")
 
 FIELDS = {
@@ -397,14 +397,14 @@ def pack_captions(captions, region_attention_mask, mask_token_id, pad_token_id=0
     """Several finished captions of each image over one set of regions, with a [MASK] query at every position.
 
     A caption [CLS] c1 ... cn [SEP] takes n + 1 slots for what is written ([CLS] c1 ... cn, positions 0 to n) and n + 1
-    for [MASK] queries (positions 1 to n + 1, labels c1 ... cn [SEP]). The query at position p sees the tokens of its
-    caption before p, itself, tags and regions: what the step of decoding that writes p sees. No caption sees another
-    one, tags and regions see no caption. One caption [CLS] c [SEP], a region:
+    for [MASK] queries (positions 1 to n + 1, labels c1 ... cn [SEP]). The query at position p attends to the
+    tokens of its caption before p, itself, tags and regions, as the decoding step that writes p does. Captions do not
+    attend to one another, tags and regions attend to no caption. One caption [CLS] c [SEP], a region:
 
                        [CLS]  c  M1 M2  r     <- keys; M1 asks for c, M2 for [SEP]
         [CLS], pos. 0     1   .   .  .  1
             c, pos. 1     1   1   .  .  1
-           M1, pos. 1     1   .   1  .  1     M1 stands where c stands and must not see it
+           M1, pos. 1     1   .   1  .  1     M1 stands where c stands and must not attend to it
            M2, pos. 2     1   1   .  1  1
                region     .   .   .  .  1
 

@@ -31,16 +31,16 @@ EXAMPLES = """examples:
   mengzi-oscar environment
 """
 COMMANDS = {  # name -> its file, and what it does
-    "caption": (caption, "write a caption for each photo, or for each one of a store"),
-    "ask": (ask, "answer a question about photos (checkpoints that answer, or have an ask/ head)"),
-    "match": (match, "does a text belong to a photo? (checkpoints that match, or have a match/ head)"),
-    "search": (search, "the photos that a sentence fits best (checkpoints that match, or have a match/ head)"),
-    "extract": (extract, "region features of many photos"),
-    "import-tsv": (import_tsv, "a feature TSV (Oscar's, bottom-up-attention's, LXMERT's) into a store"),
-    "convert": (convert, "an original checkpoint into a folder that is a Hub repo"),
-    "quantize": (quantize, "a VinVL detector for --dtype int8, by a look at photos"),
-    "push": (push, "a checkpoint folder to the Hub, after checks"),
-    "environment": (environment, "versions, device and dtype, for bug reports"),
+    "caption": (caption, "caption photos, or the features in a store"),
+    "ask": (ask, "answer a question about photos (needs an ask head)"),
+    "match": (match, "score how well sentences match photos (needs a match head)"),
+    "search": (search, "find the photos that match a sentence best (needs a match head)"),
+    "extract": (extract, "extract the region features of photos"),
+    "import-tsv": (import_tsv, "import a feature TSV (Oscar's, bottom-up-attention's, LXMERT's) into a store"),
+    "convert": (convert, "convert an original checkpoint to a Hub repo folder"),
+    "quantize": (quantize, "calibrate a VinVL detector on photos, for --dtype int8"),
+    "push": (push, "check a checkpoint folder and upload it to the Hub"),
+    "environment": (environment, "print versions, device and dtype, for bug reports"),
 }
 
 

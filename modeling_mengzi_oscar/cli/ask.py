@@ -13,7 +13,7 @@ def add_arguments(parser):
     parser.add_argument("photo", metavar="PHOTO", help=PHOTO_HELP)
     parser.add_argument("words", nargs="+", metavar="QUESTION", help="more photos, then one question")
     add_model(parser)
-    parser.add_argument("--top", type=whole(1, MAX_ANSWERS), default=5, help="answers printed (default 5)")
+    parser.add_argument("--top", type=whole(1, MAX_ANSWERS), default=5, help="answers to print (default 5)")
     add_output(parser)
 
 
@@ -22,7 +22,7 @@ def run(options) -> int:
         names, questions = photos_and_texts([options.photo, *options.words], "question")
         if len(questions) > 1:
             shown = ", ".join(map(repr, questions))
-            raise ValueError(f"one question at a time, not {shown}; a question with spaces stands in quotes")
+            raise ValueError(f"one question at a time, not {shown}; quote a question that contains spaces")
     except ValueError as error:
         return fail(error)
     photos = find_photos(names)

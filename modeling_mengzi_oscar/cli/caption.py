@@ -16,33 +16,39 @@ MAX_PICTURED = 100
 OBJECT = ("box", "label", "score")  # what --json says of one
 SURE = ("confidence", "probably_wrong")  # where the checkpoint knows how sure it can be
 MINI_NOTICE = {
-    "zh": "mini 模型只学过 10,000 张照片（人、狗、运动、街景和单个物体）；其他题材常常说错。",
+    "zh": "mini 模型只用 10,000 张照片训练（人、狗、运动、街景和单个物体），其他题材经常出错。",
     "en": "The mini model learnt from 10,000 photos (people, dogs, sports, streets, things); it often errs elsewhere.",
 }
 
 
 def add_arguments(parser):
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help=PHOTO_HELP)
-    parser.add_argument("--samples", action="store_true", help="the photos that scikit-image and scikit-learn carry")
+    parser.add_argument("--samples", action="store_true", help="the sample photos of scikit-image and scikit-learn")
     parser.add_argument(
         "--features", type=named, metavar="STORE", help="instead of photos: a region feature store, folder or Hub id"
     )
     add_model(parser)
-    parser.add_argument("--num-beams", type=whole(1, MAX_BEAMS), help="sentences considered (default the checkpoint's)")
+    parser.add_argument("--num-beams", type=whole(1, MAX_BEAMS), help="beam width (default: the checkpoint's)")
     parser.add_argument(
-        "--max-length", type=whole(2, MAX_TOKENS), help="tokens, with start and end (default the checkpoint's)"
+        "--max-length",
+        type=whole(2, MAX_TOKENS),
+        help="maximum tokens, [CLS] and [SEP] included (default: the checkpoint's)",
     )
-    parser.add_argument("--style", choices=["short", "detailed"], help="where the checkpoint writes in both (the mini)")
+    parser.add_argument(
+        "--style", choices=["short", "detailed"], help="caption style, if the checkpoint has several (the mini)"
+    )
     add_output(parser)
     parser.add_argument(
-        "--details", action="store_true", help="JSON with all: words, regions, and how much they weighed for each word"
+        "--details", action="store_true", help="JSON with tokens, regions and the attention between them"
     )
-    parser.add_argument("--picture", metavar="PNG", help="photo, caption and the regions that weighed most")
+    parser.add_argument(
+        "--picture", metavar="PNG", help="draw each photo, its caption and the regions of highest attention"
+    )
 
 
 def run(options) -> int:
     if options.details and (options.output or "").lower().endswith(".csv"):
-        return fail(f"--output {options.output}: a .csv has no room for --details; name a .jsonl")
+        return fail(f"--output {options.output}: a .csv cannot hold --details; name a .jsonl")
     settings = {"num_beams": options.num_beams, "max_length": options.max_length, "style": options.style}
     if options.features is not None:
         return caption_store(options, settings)
@@ -98,7 +104,7 @@ class Captions:
         return made_with(self.options, **self.made_how())
 
     def made_how(self):
-        """What another run would have to have alike, to go on where this one was stopped."""
+        """What another run must share to resume this one."""
         said = self.calibrations and json.dumps(self.calibrations, sort_keys=True).encode()
         confidence = f"{zlib.crc32(said):08x}" if said else None
         return {"details": self.options.details or None, "confidence": confidence} | self.settings
@@ -181,7 +187,7 @@ def caption_store(options, settings) -> int:
     if line := another_precision(stored.store.precision, options.dtype):
         print(f"{printable(options.features)}: {line}", file=sys.stderr)
     if labels is None:
-        print(f"{printable(options.features)}: names no tags; the captions are written without", file=sys.stderr)
+        print(f"{printable(options.features)}: has no tag names; captions are written without tags", file=sys.stderr)
     job = StoredCaptions(options, settings, stored)
     status = run_photos(options, stored, job, opened=lambda photos: stored.read(photos, labels))
     if job.is_mini():

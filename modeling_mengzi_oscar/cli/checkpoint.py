@@ -33,5 +33,5 @@ def load_pipeline(options, **parts):
 
 def model_or_bundled(model):
     if model is None and not BUNDLED.is_dir():
-        raise ValueError(f"{BUNDLED}: the mini checkpoint is not there: name another one with --model")
+        raise ValueError(f"{BUNDLED}: the mini checkpoint is missing: name another one with --model")
     return str(BUNDLED) if model is None else model

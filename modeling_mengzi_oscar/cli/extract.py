@@ -38,16 +38,16 @@ def add_extract_arguments(parser):
         "--dtype",
         choices=["float16", "float32"],
         default="float16",
-        help="type of the stored features (default float16)",
+        help="dtype of the stored features (default float16)",
     )
     add(
         "--precision",
         choices=["auto", "float32", "bfloat16", "int8"],
         default="auto",
-        help="type that the region model computes in (auto: as the store was begun, else bfloat16 where the processor "
-        "is good at it; int8: a VinVL that mengzi-oscar quantize saw, on the CPU)",
+        help="compute dtype of the region model (auto: that of an existing store, else bfloat16 on GPUs and "
+        "on CPUs with AMX, else float32; int8: a VinVL calibrated by mengzi-oscar quantize, on the CPU)",
     )
-    add("--flip", action="store_true", help="mirror the photos, as augmentation; write to a store of its own")
+    add("--flip", action="store_true", help="flip photos horizontally, as augmentation; use a separate store")
     add(
         "--limit-pixels",
         "--limit_pixels",
@@ -60,7 +60,7 @@ def add_extract_arguments(parser):
         "--images_per_shard",
         type=whole(1, 65_536),
         default=256,
-        help="at most that many are lost by a kill, and no more than those of a minute (default 256)",
+        help="images per shard; a kill loses at most one shard, or a minute of work (default 256)",
     )
     add("--picture", metavar="PNG", help="draw the regions found in the first photos")
 

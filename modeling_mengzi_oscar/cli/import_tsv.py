@@ -13,7 +13,9 @@ def add_arguments(parser):
         help="features: Oscar's for captioning or retrieval, bottom-up-attention's or LXMERT's",
     )
     add("objects", type=named, nargs="?", metavar="LABELS.tsv", help="the objects that belong to Oscar's features")
-    add("--output", type=named, required=True, metavar="STORE", help="folder of the store; it may hold rows already")
+    add(
+        "--output", type=named, required=True, metavar="STORE", help="folder of the store; an unfinished one is resumed"
+    )
     add(
         "--language",
         choices=["zh", "en"],
@@ -24,14 +26,14 @@ def add_arguments(parser):
         "--labels",
         type=named,
         metavar="JSON",
-        help="Chinese words that go before ours, as chinese_label.json",
+        help="JSON of Chinese words that override the built-in ones, e.g. chinese_label.json",
     )
     add(
         "--labels-are",
         "--labels_are",
         choices=["regions", "tags"],
         default="regions",
-        help="the objects are the very regions of the features (default), or only name what is in the photo",
+        help="the objects are the regions of the features (default), or only tags of the photo",
     )
     add(
         "--assumed-size",
@@ -39,7 +41,7 @@ def add_arguments(parser):
         type=whole(1, 10**6),
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of photos whose objects come without image_h and image_w (Oscar takes 600 800)",
+        help="size of photos whose objects come without image_h and image_w (Oscar takes 600 800)",
     )
     add(
         "--feature-dim",
@@ -47,17 +49,27 @@ def add_arguments(parser):
         type=whole(1, 10**6),
         help="numbers per region in the store (default: as in most of the first rows)",
     )
-    add("--skip-bad", "--skip_bad", action="store_true", help="list bad rows in errors.jsonl instead of ending there")
+    add("--skip-bad", "--skip_bad", action="store_true", help="list bad rows in errors.jsonl and continue")
     add("--num-proc", "--num_proc", type=whole(1, 256), default=1, help="processes that decode (default 1)")
-    add("--dtype", choices=["float16", "float32"], default="float16", help="of the stored features (default float16)")
+    add(
+        "--dtype",
+        choices=["float16", "float32"],
+        default="float16",
+        help="dtype of the stored features (default float16)",
+    )
     add(
         "--images-per-shard",
         "--images_per_shard",
         type=whole(1, 65_536),
         default=512,
-        help="at most that many are lost by a kill, and no more than those of a minute (default 512)",
+        help="images per shard; a kill loses at most one shard, or a minute of work (default 512)",
     )
-    add("--region-model", "--region_model", type=named, help="which one made the features; noted in the store")
+    add(
+        "--region-model",
+        "--region_model",
+        type=named,
+        help="region model that made the features, recorded in the store",
+    )
 
 
 def run(options) -> int:

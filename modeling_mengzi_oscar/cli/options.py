@@ -6,14 +6,13 @@ import argparse
 def add_model(parser):
     """Which checkpoint, and how it computes: what the commands that look at a photo have in common."""
     parser.add_argument(
-        "--model", type=named, help="folder or Hub id, @REVISION too (default: the mini checkpoint here)"
+        "--model", type=named, help="folder or Hub id, optionally @REVISION (default: the bundled mini)"
     )
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "int8"],
         default="auto",
-        help="type of numbers to compute in (auto: bfloat16 where the processor is good at it, else float32; "
-        "int8: 8 bits, on CPUs)",
+        help="compute dtype (auto: bfloat16 on GPUs and on CPUs with AMX, else float32; int8: 8 bits, on CPUs)",
     )
 
 

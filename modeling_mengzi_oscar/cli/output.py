@@ -43,7 +43,7 @@ def rounded(value, name=""):
 
 
 class RowFile:
-    """`--output`: a row per photo, on the disk as soon as it is known. Opened again it goes on where it was.
+    """`--output`: a row per photo, on the disk as soon as it is known. Opened again it resumes.
 
     A .jsonl has the records that --json prints, a .csv the columns. Each row says with what it was made. What a killed
     run left of a last line is dropped, and so are the rows of photos that could not be read, or that were changed after
@@ -151,7 +151,7 @@ class RowFile:
             row["photo"]
         except (ValueError, KeyError, TypeError, StopIteration, csv.Error):
             raise ValueError(
-                f"{self.path}: row {number:,} is damaged or none of this command; mend it, or name another file"
+                f"{self.path}: row {number:,} is damaged or not from this command; fix it, or name another file"
             ) from None
         if theirs != self.made_with:
             raise ValueError(
@@ -178,9 +178,9 @@ def check_output(path) -> None:
     if path.suffix.lower() not in (".jsonl", ".csv"):
         raise ValueError(f"--output {path}: rows are written as .jsonl or .csv; name it {path.stem or 'results'}.jsonl")
     if path.is_dir() or (path.exists() and not path.is_file()):
-        raise ValueError(f"--output {path}: is no file; name a file in a folder that is there")
+        raise ValueError(f"--output {path}: is not a file; name a file in an existing folder")
     if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: no such folder; make it first")
+        raise ValueError(f"--output {path}: no such folder; create it first")
 
 
 def json_line(record) -> bytes:

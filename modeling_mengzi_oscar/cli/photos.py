@@ -15,11 +15,13 @@ PHOTO_HELP = "photo, folder, list (.txt, .csv, .jsonl), tar shards, Parquet or a
 
 
 def add_output(parser):
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument(
-        "--output", metavar="FILE", help="rows of a .jsonl or .csv; a run that was killed goes on when started again"
+        "--output", metavar="FILE", help="write rows to a .jsonl or .csv; a killed run resumes when started again"
     )
-    parser.add_argument("--batch-size", type=whole(1, 1024), help="photos at once, at most (default: by memory, to 32)")
+    parser.add_argument(
+        "--batch-size", type=whole(1, 1024), help="maximum photos per batch (default: up to 32, as memory allows)"
+    )
 
 
 def photos_and_texts(words, what):
@@ -62,7 +64,7 @@ def find_photos(names):
     photos = NamedPhotos(names)
     if beside := photos.beside:
         shown = printable(beside[0])
-        print(f"passed over {len(beside):,} that macOS keeps beside photos, e.g. {shown}", file=sys.stderr)
+        print(f"passed over {len(beside):,} files that macOS keeps next to photos, e.g. {shown}", file=sys.stderr)
     return photos
 
 
@@ -134,7 +136,7 @@ class Rows:
         self.file.add(name, {}, error=str(error))
 
     def said(self) -> str:
-        left_out = f", {self.file.left_out:,} left out because they were done" if self.file.left_out else ""
+        left_out = f", {self.file.left_out:,} skipped, already done" if self.file.left_out else ""
         errors = f", {self.errors:,} could not be read" if self.errors else ""
         photos = f"{self.file.written:,} photo{'s' * (self.file.written != 1)}"
         return f"{printable(str(self.file.path))}: {photos}{left_out}{errors}"

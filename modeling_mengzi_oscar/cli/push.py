@@ -1,4 +1,4 @@
-"""`mengzi-oscar push`: a checkpoint folder to the Hub, after checks."""
+"""`mengzi-oscar push`: check a checkpoint folder and upload it to the Hub."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ def add_arguments(parser):
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("repo_id", metavar="REPO_ID")
     parser.add_argument("--private", action="store_true")
-    parser.add_argument("--create-pr", action="store_true", help="a pull request instead of a commit")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     parser.add_argument(
         "--assemble",
         action="store_true",
-        help="first write into DIR what a Hub repo has beside the weights: code, auto_map, pipelines, a card if none",
+        help="first add to DIR what a Hub repo needs besides the weights: code, auto_map, pipelines, a card if none",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check, and list what would be sent")
+    parser.add_argument("--dry-run", action="store_true", help="check, and list what would be uploaded")
 
 
 def run(options) -> int:

@@ -9,9 +9,9 @@ from .output import fail, meanwhile, printable, quiet
 from .photos import PHOTO_HELP, find_photos
 
 DESCRIPTION = """\
-Looks at photos, in float32, for the largest values that each convolution of a
-VinVL detector meets, and writes them beside its weights (calibration.json).
-Needs OpenVINO, as 8 bits do: pip install openvino."""
+Calibrates a VinVL detector for 8 bits: runs photos through it in float32, records
+the largest input of each convolution and writes them next to the weights
+(calibration.json). Needs OpenVINO: pip install openvino."""
 EXAMPLES = """examples:
   mengzi-oscar quantize vinvl/ photos/
   mengzi-oscar quantize converted/ 'photos/*.jpg' --photos-used 100
@@ -25,8 +25,10 @@ def add_arguments(parser):
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("checkpoint", type=named, metavar="CHECKPOINT", help="folder of a VinVL, or of a checkpoint that has one")
-    add("photos", nargs="+", type=named, metavar="PHOTO", help=f"like those to come; each a {PHOTO_HELP}")
-    add("--photos-used", type=whole(1, 100_000), default=50, help="how many, the first ones (default 50)")
+    add(
+        "photos", nargs="+", type=named, metavar="PHOTO", help=f"similar to those you will caption; each a {PHOTO_HELP}"
+    )
+    add("--photos-used", type=whole(1, 100_000), default=50, help="number of photos, the first ones (default 50)")
 
 
 def run(options) -> int:
@@ -47,7 +49,7 @@ def load(name):
 
     folder = region_model_folder(name)
     if not Path(folder.checkpoint).is_dir():
-        raise CheckpointError(f"{folder.name}: lies on the Hub; name a folder of this disk that has a copy of it")
+        raise CheckpointError(f"{folder.name}: is on the Hub; name a local folder with a copy of it")
     if folder.json("config.json")["model_type"] != "vinvl":
         raise CheckpointError(f"{folder.name}: 8 bits are for VinVL's detector; other region models stay in float32")
     import_openvino()

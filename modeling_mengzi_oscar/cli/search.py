@@ -20,12 +20,12 @@ def add_arguments(parser):
         help=f"each a {PHOTO_HELP}; then sentences",
     )
     add_model(parser)
-    parser.add_argument("--top", type=whole(1, MAX_TOP), default=5, help="photos printed of a sentence (default 5)")
+    parser.add_argument("--top", type=whole(1, MAX_TOP), default=5, help="photos to print per sentence (default 5)")
     parser.add_argument(
-        "--prepared", type=named, metavar="FOLDER", help="keep what was seen in the photos there, for the next search"
+        "--prepared", type=named, metavar="FOLDER", help="cache the regions of the photos there, for the next search"
     )
     parser.add_argument("--picture", metavar="PNG", help="the best photos")
-    parser.add_argument("--json", action="store_true", help="a JSON object for each sentence")
+    parser.add_argument("--json", action="store_true", help="one JSON object per sentence")
 
 
 def run(options) -> int:

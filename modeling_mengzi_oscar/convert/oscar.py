@@ -94,7 +94,7 @@ def convert(
         task: a key of `HEADS`, or "auto": found from the keys and the config's `loss_type`.
         region_model: "name/repo@revision", or the folder of one, which is copied into the output.
         answers: file of VQA's or GQA's answers: JSON or pickle of {answer: id}, or of a list of answers.
-        vocab: vocab.txt, where none lies beside the weights.
+        vocab: vocab.txt, if there is none next to the weights.
         allow_missing: parameters of the heads and the pooler may be missing; they are initialised.
         base_model, datasets, scores: for the model card, see `model_card`.
 

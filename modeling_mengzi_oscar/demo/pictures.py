@@ -1,4 +1,4 @@
-"""What one can look at, as one PNG: captions with objects or the regions that weighed most, and regions with labels."""
+"""Pictures, as one PNG: captions with objects or the regions of highest attention, and regions with labels."""
 
 import os
 import tempfile
@@ -255,7 +255,7 @@ def check_picture(path, photos=()) -> None:
         if path.is_dir():
             raise ValueError(f"--picture {path}: is a folder; name a file in it, e.g. {path / 'picture.png'}")
         if not path.parent.is_dir():
-            raise ValueError(f"--picture {path}: no such folder; make it first")
+            raise ValueError(f"--picture {path}: no such folder; create it first")
         if path.exists() and any(os.path.exists(photo) and path.samefile(photo) for photo in photos):
             raise ValueError(f"--picture {path}: is one of the photos; name another file")
         with tempfile.TemporaryFile(dir=path.parent):

@@ -405,7 +405,7 @@ def label_texts(region_model, language) -> list[str]:
 
 
 def settled_precision(store_path, precision, device) -> str:
-    """What "auto" means: any machine goes on with a store in what it was begun with."""
+    """What "auto" means: a store is continued in the precision it was started with."""
     begun = store_path / "extraction.json"
     if precision == "auto" and begun.is_file():
         return read_json(begun, names=EXTRACTION_SETTINGS).get("precision", "float32")
@@ -470,7 +470,7 @@ def write_store(source, folder, model, format, language) -> str:
             raise ValueError(f"{path} is there already: delete it to write it again, or name another --output")
     store = RegionFeatureStore.open(source)
     write_tsv(store, folder, layout, store_labels(store, language, model))
-    return f"{folder}: {len(store):,} photos, written from the store {source}; none was looked at again"
+    return f"{folder}: {len(store):,} photos, written from the store {source}; none was processed again"
 
 
 def store_labels(store, language, model=None) -> list[str]:

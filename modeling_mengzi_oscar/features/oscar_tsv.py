@@ -54,7 +54,7 @@ def import_tsv(
 ):
     """Convert a feature TSV; one row is in memory at a time, and every row is checked.
 
-    Started again after it was killed, it goes on where the store ends: rows that are in the store are not decoded
+    Started again after a kill, it resumes where the store ends: rows that are in the store are not decoded
     again. Blank rows are passed over. Prints and returns what it did.
 
     Args:
@@ -69,7 +69,7 @@ def import_tsv(
         assumed_size: (height, width) of images whose objects come without image_h and image_w in the retrieval
             layout. Oscar takes (600, 800); here such rows are bad unless you say so.
         feature_dim: numbers per region in the store. Default: what most of the first rows have.
-        skip_bad: go on after a bad row instead of raising, and list it in `errors.jsonl` in the store's folder (file,
+        skip_bad: continue after a bad row instead of raising; list it in `errors.jsonl` in the store's folder (file,
             row from 1, image id, reason).
         num_proc: processes that decode; each reads the whole file and takes every num_proc-th row.
         language: "zh": English names of classes become Chinese ones (`labels.chinese.to_chinese`), Chinese ones stay;
@@ -132,9 +132,9 @@ def import_tsv(
     _join_error_logs(store_path)
     blank = results[0][1]
     print(
-        f"{tsv_path} ({LAYOUTS.get(table.layout, 'with a header')}, {table.feature_dim:,} numbers a region): "
+        f"{tsv_path} ({LAYOUTS.get(table.layout, 'with a header')}, {table.feature_dim:,} numbers per region): "
         + ", ".join(f"{count:,} rows {what}" for what, count in counts.items())
-        + (f"; {blank:,} blank rows passed over" if blank else "")
+        + (f"; {blank:,} blank rows skipped" if blank else "")
         + translated
     )
     return counts
@@ -238,7 +238,7 @@ class _Import:
                     if not image_id:
                         raise ValueError("no image id")
                     if came_before:
-                        raise ValueError("this id came before")
+                        raise ValueError("this id appears twice")
                     if image_id in writer:
                         counts["already there"] += 1
                         continue
@@ -393,7 +393,7 @@ class _Objects:
             while self.number < number:
                 line = self._next_line()
                 if not line:
-                    raise _LengthError(f"{self.path} ends before row {self.row + 1}, the features go on")
+                    raise _LengthError(f"{self.path} ends before row {self.row + 1}, the features continue")
             if _key(line) != image_id:
                 raise ValueError(f"{self.path} row {self.row} is of image {_key(line)!r}")
         else:

@@ -86,7 +86,7 @@ def open_source(source):
     if name.endswith(LIST_SUFFIXES):
         return ListedPhotos(path)
     if is_apple_double(path):
-        raise PhotoError(f"{path}: what macOS keeps beside a photo, not the photo; name the file without ._")
+        raise PhotoError(f"{path}: a macOS metadata file, not the photo; name the file without ._")
     if name.endswith(SUFFIXES) or is_photo_by_content(path):
         return OnePhoto(path)
     known = ", ".join((*LIST_SUFFIXES, *TAR_SUFFIXES, *TABLE_SUFFIXES, *SUFFIXES))
@@ -218,7 +218,7 @@ def unreadable(error: OSError):
 
 
 class ListedPhotos:
-    """Photos named in a file: one path a line (.txt), or `image_id` and `path` a line (.jsonl, .csv).
+    """Photos named in a file: one path per line (.txt), or `image_id` and `path` per line (.jsonl, .csv).
 
     Relative paths start at the list's folder. In a .txt the id is the path as written, without suffix.
     """
@@ -226,7 +226,9 @@ class ListedPhotos:
     def __init__(self, path):
         self.path, self.passed_over = Path(path), PassedOver()
         if self.total == 0:  # reads, and so checks, every line before any work is done
-            raise PhotoError(f"{path}: an empty list; write a path a line (.txt) or image_id and path (.jsonl, .csv)")
+            raise PhotoError(
+                f"{path}: an empty list; write one path per line (.txt) or image_id and path (.jsonl, .csv)"
+            )
 
     @cached_property
     def total(self):

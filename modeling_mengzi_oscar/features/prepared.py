@@ -84,7 +84,7 @@ def prepare(pipeline, photos: StampedPhotos, folder) -> tuple[list[tuple[str, st
             failed |= {record["image_id"]: record["error"] for record in records}
             log.unlink()
         errors = [
-            failed.get(stamp, f"{name}: was changed while it was looked at; search again")
+            failed.get(stamp, f"{name}: changed while it was being read; search again")
             for stamp, name in names
             if stamp not in there
         ]

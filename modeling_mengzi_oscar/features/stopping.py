@@ -17,7 +17,7 @@ def stopped_politely(kept, say=True):
     Being asked twice, as launchers and impatient people do, must not cut that writing short.
 
     Args:
-        kept: returns what is kept, for the message: "stopped; {kept}: start again to go on".
+        kept: returns what is kept, for the message: "stopped; {kept}: start again to resume".
         say: one of several processes speaks for all.
 
     Raises:
@@ -39,7 +39,7 @@ def stopped_politely(kept, say=True):
     try:
         yield
     except KeyboardInterrupt:
-        message = f"stopped; {kept()}: start again to go on"
+        message = f"stopped; {kept()}: start again to resume"
         if not asked or asked[0][0] != signal.SIGTERM:
             raise KeyboardInterrupt(message if say else "") from None
         if say:

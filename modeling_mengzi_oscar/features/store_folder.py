@@ -52,7 +52,7 @@ LEFTOVERS = r"(store\.json|extraction\.json|errors\.jsonl|[\w-]+\.safetensors)(\
 SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "U64": "<u8", "U8": "|u1"}
 LARGEST_ROW = 1 << 20  # numbers; what a damaged store.json may ask for
 COPY_AGAIN = "copy the store again, or delete that file and index.safetensors and extract its images again"
-INDEX_IS_DAMAGED = "is damaged: delete it, it is made again from the shards"
+INDEX_IS_DAMAGED = "is damaged: delete it, it is rebuilt from the shards"
 
 
 class StoreFolder:
@@ -180,14 +180,14 @@ class StoreFolder:
         return len(self)
 
     def verify_index(self) -> bool:
-        """Reads the index, 16 bytes an image. False where it states no checksum; ValueError where it is damaged."""
-        return self._intact("index.safetensors", "delete it, it is made again from the shards")
+        """Reads the index, 16 bytes per image. False where it states no checksum; ValueError where it is damaged."""
+        return self._intact("index.safetensors", "delete it, it is rebuilt from the shards")
 
     def _intact(self, name, remedy) -> bool:
         with self._open_file(name) as file:
             stated, found = checksums(file)
         if stated not in (None, found):
-            raise ValueError(f"{self.path / name} is damaged, its bytes do not have the checksum it states: {remedy}")
+            raise ValueError(f"{self.path / name} is damaged, its bytes do not match the checksum it states: {remedy}")
         return stated is not None
 
     def _open_file(self, name):
@@ -275,7 +275,7 @@ class RegionFeatureWriter:
     """Write side; use it as a context manager. What was added is on disk once its shard is full or a minute old, or the
     writer closes.
 
-    Reopened on an existing store it goes on after its last complete shard: ask `image_id in writer` what is there.
+    Reopened on an existing store it continues after its last complete shard: ask `image_id in writer` what is there.
     Shards are written to a temporary name, flushed to the disk and renamed, so a killed writer loses at most
     `images_per_shard` images, or those of a minute, and never leaves half a shard. When an exception leaves the `with`
     block, the images added so far are still written.
@@ -486,7 +486,7 @@ class _Shard:
             try:
                 regions = self.regions(row)
             except (IndexError, ValueError):
-                raise ValueError(f"{self.path} row {row} is damaged, its offsets lead nowhere: {COPY_AGAIN}") from None
+                raise ValueError(f"{self.path} row {row} is damaged, its offsets are invalid: {COPY_AGAIN}") from None
             for name, values in regions.items():
                 if not np.isfinite(values).all():
                     image_id = self.image_id(row)
@@ -544,7 +544,7 @@ def map_arrays(path, names, remedy):
 
 def _read_index(path):
     """{name: bytes} of the shards that an index knows, and its three columns."""
-    metadata, arrays = map_arrays(path, {"format_version", "shards"}, "delete it, it is made again from the shards")
+    metadata, arrays = map_arrays(path, {"format_version", "shards"}, "delete it, it is rebuilt from the shards")
     try:
         sizes = json.loads(metadata["shards"])
         names = all(SHARD_NAME.fullmatch(name) and isinstance(size, int) for name, size in sizes.items())

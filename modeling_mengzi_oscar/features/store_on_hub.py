@@ -91,7 +91,7 @@ def push(store, repo_id, private=None):
             commit_message=f"Upload the region features of {len(store):,} images",
         )
     except (OSError, HTTPError, HFValidationError, RuntimeError) as error:  # RuntimeError: a file broke off
-        raise ConnectionError(f"{repo_id}: the Hub did not take it ({_one_line(error)})") from None
+        raise ConnectionError(f"{repo_id}: the Hub rejected it ({_one_line(error)})") from None
     return commit.commit_url
 
 

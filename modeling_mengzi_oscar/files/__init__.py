@@ -22,7 +22,7 @@ except ImportError:  # Windows: nothing is locked there, and nothing of other pr
     fcntl = None
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-HINT = "; make room, then start again"
+HINT = "; free some space, then start again"
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def read_json(path, whole=True, names=None) -> dict:
             stated, found = checksums(file)
         if content.pop("crc32") != found or stated != found:
             raise ValueError(
-                f"{path}: damaged, its bytes do not have the checksum that it states; copy it again, or take the line "
+                f"{path}: damaged, its bytes do not match the checksum it states; copy it again, or take the line "
                 "crc32 out if you changed it yourself"
             )
     if names is not None and (others := content.keys() - names):

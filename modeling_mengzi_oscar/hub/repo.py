@@ -532,7 +532,7 @@ def own_files(folder: Path) -> list[Path]:
                 continue
             if name.startswith(".") or stat.S_ISLNK(status.st_mode):
                 what = "a link" if stat.S_ISLNK(status.st_mode) else "hidden"
-                raise CheckpointError(f"{folder}: {relative} does not belong into a Hub repo: it is {what}; remove it")
+                raise CheckpointError(f"{folder}: {relative} does not belong in a Hub repo: it is {what}; remove it")
             if name in subfolders:
                 continue
             if not stat.S_ISREG(status.st_mode):
@@ -647,7 +647,7 @@ def push(folder, repo_id, private=False, create_pr=False) -> str:
             commit_message="Upload with mengzi-oscar push",
         )
     except (OSError, HTTPError, HFValidationError) as error:
-        raise CheckpointError(f"{repo_id}: the Hub did not take it: {one_line(error)}") from None
+        raise CheckpointError(f"{repo_id}: the Hub rejected it: {one_line(error)}") from None
     return commit.pr_url or commit.commit_url
 
 

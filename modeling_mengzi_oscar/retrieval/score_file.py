@@ -1,6 +1,6 @@
 """All pairs of N images and M texts in one .npy file, filled row by row, an image a row.
 
-Any number of processes share the rows, and a killed run goes on where it stopped. Scores are those of `Matcher`.
+Any number of processes share the rows, and a killed run resumes where it stopped. Scores are those of `Matcher`.
 
     scores.npy.json     what the scores are made from (`fingerprint`) and, at the end, the checksum of scores.npy
     scores.npy.partial  the matrix while it grows; whole, it becomes scores.npy
@@ -55,7 +55,7 @@ class StoredImages(Sequence):
 
 
 def score_matrix(matcher, images, texts, path, candidates=None, rank=0, num_ranks=1) -> np.ndarray | None:
-    """All pairs into a float16 .npy file of log-odds (N, M); goes on where a killed run stopped.
+    """All pairs into a float16 .npy file of log-odds (N, M); resumes where a killed run stopped.
 
     Processes may start at any time and share the rows by `rank`.
 
@@ -157,7 +157,7 @@ def check(path, about):
         if changed := [name for name in about if said.get(name) != about[name]]:
             raise ValueError(f"{path} was made from something else ({', '.join(changed)} differ): {remedy}")
     if path.exists() and said.get("matrix") != checksum_of_file(path):
-        raise ValueError(f"{path}: damaged, it is not the matrix that {files['json'].name} tells of: {remedy}")
+        raise ValueError(f"{path}: damaged, it is not the matrix that {files['json'].name} describes: {remedy}")
     shapes = {"partial": (tuple(about["shape"]), np.float16), "rows": ((about["shape"][0] + 1,), np.uint64)}
     for kind, expected in shapes.items():
         if not path.exists() and files[kind].exists():

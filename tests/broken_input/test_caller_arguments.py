@@ -271,7 +271,7 @@ def test_a_training_is_no_model(with_heads, tmp_path, capsys):  # noqa: F811
     PHOTO.save(tmp_path / "photo.png")
     capsys.readouterr()  # transformers' bar
     for folder, said in [
-        (state, f"{state}: what a training goes on from.*name the best/"),
+        (state, f"{state}: a training state to resume from.*name the best/"),
         (state, f"name {tmp_path / 'run' / 'best'}"),
         (tmp_path / "run", f"name {tmp_path / 'run' / 'best'}"),
     ]:

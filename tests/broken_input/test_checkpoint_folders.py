@@ -516,7 +516,7 @@ def test_no_bit_of_a_zip_of_weights_may_flip(folder, tmp_path):
         damaged = bytearray(good)
         damaged[start + generator.randrange(len(content))] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"weights\.bin: damaged.*check sum"):
+        with pytest.raises(CheckpointError, match=r"weights\.bin: damaged.*checksum"):
             read_tensors(path)
     for _ in range(100):
         damaged = bytearray(good)

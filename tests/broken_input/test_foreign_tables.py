@@ -67,8 +67,8 @@ def test_tables_with_boxes(tmp_path, capsys, columns, header, end):
     rows = [photo(number, count=number % 4) for number in range(6)]
     path = write(tmp_path / "f.tsv", columns, rows, header, end)
     assert import_tsv(path, tmp_path / "store", dtype="float32") == {"imported": 6, "already there": 0, "skipped": 0}
-    assert f"{DIM + 6} numbers a region" in (printed := capsys.readouterr().out)
-    assert ("blank rows passed over" in printed) == ("\n \n" in end)
+    assert f"{DIM + 6} numbers per region" in (printed := capsys.readouterr().out)
+    assert ("blank rows skipped" in printed) == ("\n \n" in end)
     store = RegionFeatureStore.open(tmp_path / "store")
     for row in rows:
         boxes, features = row["raw"]
@@ -216,10 +216,10 @@ def test_csv_as_programs_write_it(tmp_path, content):
         ("file_name\tcaption\ncat.jpg\t猫\n", "row 1: columns are separated by tabs"),
         ("file_name|caption\n", "row 1: columns are separated by bars"),
         ("file_name,caption,Caption\ncat.jpg,猫,猫\n", "row 1: the column 'caption' comes twice"),
-        ("", "captions.csv: holds nothing"),
+        ("", "captions.csv: is empty"),
         ((HEADER + "cat.jpg,猫\n").encode("utf-16"), "captions.csv: UTF-16 text"),
         ((HEADER + "cat.jpg,猫\n").encode("utf-16-le"), "captions.csv: UTF-16 text"),
-        ('"file_name,caption\ncat.jpg,猫\n', "row 1: a quote that does not end"),
+        ('"file_name,caption\ncat.jpg,猫\n', "row 1: a quote that is never closed"),
     ],
 )
 def test_a_header_that_is_none_is_never_skipped(tmp_path, content, message):
@@ -232,9 +232,9 @@ def test_a_header_that_is_none_is_never_skipped(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ('bird.jpg,"鸟', "a quote that does not end"),
+        ('bird.jpg,"鸟', "a quote that is never closed"),
         ('bird.jpg,"鸟"鸟', "',' expected after '\"'"),
-        ('bird.jpg,"鸟\nno end"x', "a quote that does not end"),
+        ('bird.jpg,"鸟\nno end"x', "a quote that is never closed"),
         ("bird.jpg", "not 2 columns, but 1"),
         ("bird.jpg,鸟,鸟", "not 2 columns, but 3"),
         ("bird.jpg,鸟\0", "a NUL byte"),

@@ -71,7 +71,7 @@ def test_extraction(photos, grid, tmp_path):
         status, said = call(limited, limit, extract, output)
         assert status == 2
         [line] = said
-        path = re.fullmatch(r"(\S+): File too large; make room, then start again", line)[1]
+        path = re.fullmatch(r"(\S+): File too large; free some space, then start again", line)[1]
         named.add(os.path.basename(path))
         assert path.startswith(str(output))
         if (output / "store" / "store.json").is_file():
@@ -125,5 +125,5 @@ def test_pictures(photos, tiny_checkpoint, grid, tmp_path):
         ["extract", photo, "--model", grid, "--output", str(tmp_path / "store"), "--picture", str(picture)],
     ):
         status, said = call(limited, 500, main, command)
-        assert (status, said[-1:]) == (2, [f"{picture}: File too large; make room, then start again"])
+        assert (status, said[-1:]) == (2, [f"{picture}: File too large; free some space, then start again"])
         assert not list(tmp_path.glob("picture*"))

@@ -243,7 +243,7 @@ def test_files_where_words_should_stand(photos, tmp_path, capsys, nothing_is_loa
         ("match", photos[0], str(tmp_path)): f"{tmp_path}: is a file, not a sentence",
         ("ask", photos[0], photos[2]): f"{photos[2]}: is a file, not a question",
         ("ask", photos[0], "no/such/folder/"): "is a file, not a question",
-        ("ask", photos[0], "how", "many"): "one question at a time, not 'how', 'many'; a question with spaces",
+        ("ask", photos[0], "how", "many"): "one question at a time, not 'how', 'many'; quote a question",
     }.items():
         assert main([*command]) == 2
         out, [error] = lines(capsys)

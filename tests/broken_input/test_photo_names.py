@@ -116,7 +116,7 @@ def test_commands(tmp_path, tiny_checkpoint, capsys):
     assert main(["caption", *photos, *model]) == 0
     out, err = capsys.readouterr()
     assert [line.split("\t")[0] for line in out.splitlines()] == photos[1:2]
-    assert f"passed over 2 that macOS keeps beside photos, e.g. {photos[0]}" in err
+    assert f"passed over 2 files that macOS keeps next to photos, e.g. {photos[0]}" in err
     assert main(["caption", photos[0], *model]) == 2
     assert main(["ask", photos[0], "什么？", *model]) == 2
 

@@ -71,13 +71,13 @@ PIPELINES = {"mengzi-oscar-captioning": {"impl": "evil.Evil", "pt": ["AutoModelF
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (link_a_folder, "samples does not belong into a Hub repo: it is a link"),
-        (link_the_region_model, "region_model does not belong into a Hub repo: it is a link"),
+        (link_a_folder, "samples does not belong in a Hub repo: it is a link"),
+        (link_the_region_model, "region_model does not belong in a Hub repo: it is a link"),
         (lambda folder, outside: (folder / "scores.json").symlink_to("config.json"), "it is a link"),
         (lambda folder, outside: (folder / "samples.md").symlink_to(outside / "nowhere"), "it is a link"),
         (hard_link, "scores.json is one file with another name elsewhere"),
         (lambda folder, outside: os.mkfifo(folder / "scores.json"), "scores.json is no file"),
-        (written(".env.json"), ".env.json does not belong into a Hub repo: it is hidden"),
+        (written(".env.json"), ".env.json does not belong in a Hub repo: it is hidden"),
         (written(".env"), "hidden"),
         (written(".git/config"), "hidden"),
         (written("region_model/.x.json"), "hidden"),

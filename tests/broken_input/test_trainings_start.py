@@ -140,7 +140,7 @@ def test_a_full_disk_names_the_run(trained, tmp_path, share):
     error, _ = call(run)
     assert isinstance(error, OSError)
     assert str(error).startswith(f"{tmp_path}: a checkpoint cannot be written (")
-    assert str(error).endswith("; make room, then start again")
+    assert str(error).endswith("; free some space, then start again")
 
 
 def test_folders_of_other_names_are_somebodys_own(tmp_path):

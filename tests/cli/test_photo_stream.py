@@ -132,14 +132,14 @@ def test_a_file_of_rows_goes_on_where_it_was(name, folder, model, capsys):
         assert len(errors) == 1
         assert Path(name).read_bytes() == content, cut
         done = sum(row["photo"] != "bad.jpg" for row in read(name)) - int(lines[0].split(": ")[1].split()[0])
-        assert f"{done} left out because they were done" in lines[0] if done else "left out" not in lines[0]
+        assert f"{done} skipped, already done" in lines[0] if done else "left out" not in lines[0]
     noise(folder / "bad.png", 7)
     os.replace("bad.png", "bad.jpg")  # what could not be read is tried again
-    assert call(capsys, *caption, name) == (0, [f"{name}: 1 photo, 5 left out because they were done"], [])
+    assert call(capsys, *caption, name) == (0, [f"{name}: 1 photo, 5 skipped, already done"], [])
     assert read(name)[5]["caption"]
-    assert call(capsys, *caption, name)[1] == [f"{name}: 0 photos, 6 left out because they were done"]
+    assert call(capsys, *caption, name)[1] == [f"{name}: 0 photos, 6 skipped, already done"]
     noise(folder / "photos" / "1.png", 8)  # a changed photo is another photo
-    assert call(capsys, *caption, name)[1] == [f"{name}: 1 photo, 5 left out because they were done"]
+    assert call(capsys, *caption, name)[1] == [f"{name}: 1 photo, 5 skipped, already done"]
     assert Counter(row["photo"] for row in read(name)).most_common(1)[0][1] == 1
     assert call(capsys, *caption, name, "--dtype", "float32")[0] == 0  # what auto means on this machine
     others = [["--num-beams", "2"], ["--max-length", "9"], ["--dtype", "bfloat16"]]
@@ -172,7 +172,7 @@ def test_files_that_hold_something_else_stay_as_they_are(folder, model, capsys):
     for name, said in {
         "out.txt": "name it out.jsonl",
         "no/such/a.csv": "no such folder",
-        "photos.csv": "is no file",
+        "photos.csv": "is not a file",
     }.items():
         (folder / "photos.csv").mkdir(exist_ok=True)
         status, lines, [error] = call(capsys, "caption", "photos", *model, "--output", name)
@@ -206,7 +206,7 @@ def test_a_killed_run_goes_on(folder, tiny_checkpoint, capsys):
     assert "another process" in error
     done = len(read("out.jsonl"))
     assert 0 < done < 30
-    assert call(capsys, *command)[1] == [f"out.jsonl: {30 - done} photos, {done} left out because they were done"]
+    assert call(capsys, *command)[1] == [f"out.jsonl: {30 - done} photos, {done} skipped, already done"]
     rows = read("out.jsonl")
     assert [row["photo"] for row in rows] == sorted(f"photos/{path.name}" for path in (folder / "photos").iterdir())
 
@@ -238,9 +238,7 @@ def test_ask_and_match_take_many_photos(folder, model, capsys):
         rows = read(f"{command[0]}.csv")
         assert [row["photo"] for row in rows] == names
         assert list(rows[0]) == ["photo", *columns, "error", "made_with"]
-        assert call(capsys, *command, "--output", f"{command[0]}.csv")[1][0].endswith(
-            "5 left out because they were done"
-        )
+        assert call(capsys, *command, "--output", f"{command[0]}.csv")[1][0].endswith("5 skipped, already done")
     assert float(read("match.csv")[2]["两个人"]) == round(matches[names[2]][1]["probability"], 4)
     assert read("ask.csv")[3]["answer 2"] == answers[names[3]][1]["answer"]
     status, _, [error] = call(capsys, "match", "photos/", "一只狗", *model, "--output", "match.csv")
@@ -333,10 +331,10 @@ def test_ctrl_c_says_what_is_kept(folder, model, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(MengziOscarPipeline, "caption", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="stopped; out.csv: 3 photos: start again to go on"):
+        with pytest.raises(KeyboardInterrupt, match="stopped; out.csv: 3 photos: start again to resume"):
             main(["caption", "photos", *model, "--output", "out.csv"])
     assert call(capsys, "caption", "photos", *model, "--output", "out.csv")[1] == [
-        "out.csv: 2 photos, 3 left out because they were done"
+        "out.csv: 2 photos, 3 skipped, already done"
     ]
 
 
@@ -355,7 +353,7 @@ def test_captions_of_a_store(folder, model, capsys):
         assert len(record["regions"]) == len(expected[record["photo"]]["regions"])
     output = ["caption", "--features", "store", *model, "--output", "out.csv"]
     assert call(capsys, *output)[1] == ["out.csv: 5 photos"]
-    assert call(capsys, *output)[1] == ["out.csv: 0 photos, 5 left out because they were done"]
+    assert call(capsys, *output)[1] == ["out.csv: 0 photos, 5 skipped, already done"]
     shutil.copytree(model[1], "alone")  # a captioner without a region model captions features all the same
     shutil.rmtree("alone/region_model")
     config = json.loads((folder / "alone" / "config.json").read_text())

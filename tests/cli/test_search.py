@@ -129,7 +129,7 @@ def test_a_photo_that_changes_meanwhile_is_said(search, photos, tmp_path, monkey
         patch.setattr(prepared, "extract_regions", late)
         status, lines, [error] = search(*photos, "狗", "--prepared", tmp_path / "prepared")
     assert (status, len(lines)) == (2, 3)
-    assert error == f"{photos[1]}: was changed while it was looked at; search again"
+    assert error == f"{photos[1]}: changed while it was being read; search again"
     assert search(*photos, "狗", "--prepared", tmp_path / "prepared") == search(*photos, "狗")
 
 

@@ -183,7 +183,7 @@ BAD_ROWS = {
     "length": (("图3", GOOD.replace("=", "").replace('"}', 'AAAA"}')), "base64|padding|bytes of features"),
     "num_boxes": (("图3", GOOD.replace('"num_boxes": 4', '"num_boxes": 3')), "224 bytes of features, 3 boxes of 14"),
     "no num_boxes": (("图3", GOOD.replace("num_boxes", "boxes")), "no number 'num_boxes'"),
-    "duplicate": (feature_row(1, "caption"), "this id came before"),
+    "duplicate": (feature_row(1, "caption"), "this id appears twice"),
     "no columns": (("图3",), "1 columns instead of 2"),
     "utf-8": (b"\xff\xfe\t" + GOOD.encode(), "utf-8"),
     "label of another image": (("图33", GOOD), "labels.tsv row 4 is of image '图3'"),
@@ -343,7 +343,7 @@ def test_an_import_that_is_asked_to_end_keeps_its_rows(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         import_tsv(features, tmp_path / "store", label_tsv=labels)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert f"stopped; {tmp_path / 'store'} keeps 3 rows: start again to go on" in capsys.readouterr().err
+    assert f"stopped; {tmp_path / 'store'} keeps 3 rows: start again to resume" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     assert import_tsv(features, tmp_path / "store", label_tsv=labels)["already there"] == 3
 

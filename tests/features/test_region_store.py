@@ -257,7 +257,7 @@ def test_damaged_index_is_named_and_made_again(tmp_path):
     write(tmp_path, range(6))
     index = tmp_path / "index.safetensors"
     os.truncate(index, index.stat().st_size - 3)
-    with pytest.raises(ValueError, match="index.safetensors is damaged .*: delete it, it is made again"):
+    with pytest.raises(ValueError, match="index.safetensors is damaged .*: delete it, it is rebuilt"):
         RegionFeatureStore.open(tmp_path)
     index.unlink()
     write(tmp_path, [6])

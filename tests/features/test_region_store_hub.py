@@ -170,7 +170,7 @@ def test_an_upload_that_broke_off_goes_on(hub, online, store, tmp_path):
     (store / "index.safetensors").unlink()  # its writer was killed
     hub.breaks_after = 3
     message, address = run(PUSH_TWICE, store, tmp_path / "other", **online)
-    assert message.startswith("user/flickr8k-cn: the Hub did not take it (")
+    assert message.startswith("user/flickr8k-cn: the Hub rejected it (")
     sent = [request.split()[1].rpartition("/")[2] for request in hub.requests if request.startswith("PUT /lfs/")]
     assert [sent.count(oid) for oid in list(hub.lfs_files)[:3]] == [1, 1, 1]  # there before the refusal: not sent again
     assert len(sent) > len(hub.lfs_files)  # one was refused

@@ -212,7 +212,7 @@ def test_push_says_in_one_line_that_the_hub_is_not_there(tiny_checkpoint, capsys
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert main(["push", str(tiny_checkpoint), "user/mengzi-oscar"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("user/mengzi-oscar: the Hub did not take it: ")
+    assert line.startswith("user/mengzi-oscar: the Hub rejected it: ")
 
 
 def test_shipped_files_import_only_what_the_readme_of_a_repo_may_ask_for(tiny_checkpoint):
@@ -261,7 +261,7 @@ def without_auto_map(folder):
         (lambda folder: (folder / "vocab.txt").unlink(), "vocab.txt is missing"),
         (lambda folder: (folder / "generation_config.json").unlink(), "generation_config.json is missing"),
         (lambda folder: (folder / "photos.py").unlink(), "lacks the code file photos.py"),
-        (lambda folder: (folder / "extra.py").touch(), "has code of no use to it: extra.py"),
+        (lambda folder: (folder / "extra.py").touch(), "has code that it does not need: extra.py"),
         (lambda folder: (folder / "training_args.bin").touch(), "training_args.bin is no file that a checkpoint"),
         (lambda folder: (folder / "notes.txt").symlink_to("/etc/hostname"), "notes.txt does not belong"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"broken"), "header"),

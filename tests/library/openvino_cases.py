@@ -194,7 +194,7 @@ def test_other_weights_are_refused(calibrated, photos, tmp_path, capsys):
     state = load_file(path)
     state["backbone.body.layer1.0.conv1.weight"][0] += 0.01
     save_file(state, path, {"format": "pt"})
-    line = rf"{re.escape(str(folder))}.*: calibration.json is of other weights; .*mengzi-oscar quantize"
+    line = rf"{re.escape(str(folder))}.*: calibration.json was made for other weights; .*mengzi-oscar quantize"
     with pytest.raises(CheckpointError, match=line):
         MengziOscarPipeline.from_pretrained(folder, dtype="int8")
     with pytest.raises(CheckpointError, match=line):

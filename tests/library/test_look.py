@@ -143,7 +143,7 @@ def test_pairs_in_batches_are_pairs_one_by_one(detecting):
 def test_another_precision_is_said(with_heads):  # noqa: F811
     seen = MengziOscarPipeline.from_pretrained(with_heads, dtype="bfloat16").look(PHOTOS[0])
     exact = MengziOscarPipeline.from_pretrained(with_heads, dtype="float32")
-    with pytest.raises(PhotoError, match="a photo: was looked at in bfloat16, here the region model computes in float"):
+    with pytest.raises(PhotoError, match="a photo: was encoded in bfloat16, here the region model computes in float"):
         exact.caption(seen)
 
 
@@ -172,7 +172,7 @@ def test_another_region_model_is_refused_in_one_line(detecting, with_heads):  # 
     other = MengziOscarPipeline.from_pretrained(with_heads)
     assert MengziOscarPipeline.from_pretrained(with_heads).finder.checksum == other.finder.checksum
     seen = other.look(PHOTOS[0])
-    with pytest.raises(PhotoError, match="was looked at by another region model") as caught:
+    with pytest.raises(PhotoError, match="was encoded by another region model") as caught:
         detecting.caption(seen)
     assert "\n" not in str(caught.value)
     [fine, refused] = detecting.match([PHOTOS[0], seen], "狗")

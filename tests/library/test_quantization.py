@@ -105,5 +105,5 @@ def test_a_torch_without_it_is_named(tiny_checkpoint, tmp_path, monkeypatch, cap
     monkeypatch.setitem(sys.modules, "torch.ao.quantization", None)  # what `import` finds where there is no such module
     assert main(["caption", photo, "--model", str(tiny_checkpoint), "--dtype", "int8"]) == 2
     output = capsys.readouterr()
-    assert re.fullmatch(r"torch \S+ cannot multiply in 8 bits here \(.+\): leave int8 away\n", output.err)
+    assert re.fullmatch(r"torch \S+ cannot multiply in 8 bits here \(.+\): leave out int8\n", output.err)
     assert output.out == ""

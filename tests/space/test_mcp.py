@@ -122,7 +122,7 @@ def test_agents_name_no_files_and_no_addresses(url, with_heads):  # noqa: F811
     calls = [call for one in elsewhere + here for call in (("caption", {"photo": one}), ("batch", {"files": [one]}))]
     _, answers = ask_tools(url, *calls)
     told = [mistake(answer) for answer in answers]
-    assert all("fetches nothing" in text for text in told[: 2 * len(elsewhere)])
+    assert all("does not fetch" in text for text in told[: 2 * len(elsewhere)])
     assert all("Upload the file itself" in text for text in told[2 * len(elsewhere) :])
 
 

@@ -323,7 +323,7 @@ def test_a_missing_head_is_told(tiny_checkpoint):
         with pytest.raises(words.UserError, match="not trained to do this"):
             call()
     page = json.dumps(build(bare).get_config_file(), default=str, ensure_ascii=False)
-    assert page.count("没有学过这个任务") == 3  # both halves of the match tab, and ask
+    assert page.count("没有训练过这个任务") == 3  # both halves of the match tab, and ask
 
 
 # what people should not send
@@ -656,7 +656,7 @@ def test_addresses_are_not_fetched(url):
             answer = httpx.get(f"{url}/gradio_api/{route}{address}")
             assert answer.status_code in (400, 403, 404), answer.text[:200]
     link = {"path": "http://example.com/photo.jpg", "meta": META}
-    assert "fetches nothing" in raw(url, "/caption", {"data": [link, 3, 12, 0]})
+    assert "does not fetch" in raw(url, "/caption", {"data": [link, 3, 12, 0]})
 
 
 def test_uploads_have_a_limit_and_no_say_in_their_path(url):
@@ -730,7 +730,7 @@ def test_the_detailed_style_where_there_is_one(tiny_checkpoint, tmp_path):
 
     plain = Engine(str(tiny_checkpoint))
     assert not offered(plain)
-    with pytest.raises(words.UserError, match="does not write in that style"):
+    with pytest.raises(words.UserError, match="does not have that style"):
         plain.caption(noise(), style="detailed")
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "styled")
     config = json.loads((folder / "processor_config.json").read_text("utf-8"))

@@ -245,7 +245,7 @@ def test_match_both_ways(visit, photo):
     page.wait_for_selector("#matches .ranked")
     texts = page.locator("#matches .text").all_inner_texts()
     assert sorted(texts) == sorted(["一只狗", "两个人骑马", nasty])  # as text, to the letter
-    page.get_by_role("tab", name="一句话，几张照片").click()
+    page.get_by_role("tab", name="一个句子，多张照片").click()
     expect(page.locator("#photo")).to_be_hidden()
     page.click("#rank-button")
     page.wait_for_selector("#ranking .wall")
@@ -298,7 +298,7 @@ def test_batch_and_its_files(visit, photo, tmp_path):
     expect(page.get_by_role("link", name="CSV")).to_have_count(0)  # nothing to save yet
     page.click("#batch-button")
     page.wait_for_function("document.querySelectorAll('#table tbody tr').length === 2")
-    assert page.locator("#table .bad").inner_text().count("不是能读的照片") == 1
+    assert page.locator("#table .bad").inner_text().count("无法识别此文件") == 1
     rows = {}
     for kind in ("CSV", "JSON"):
         with page.expect_download() as download:
@@ -383,12 +383,12 @@ def test_mistakes_are_told(visit, photo, tmp_path):
     page.fill("#question textarea, #question input", "有只狗？")
     page.click("#ask-button")
     page.wait_for_selector("#answers .error")
-    assert page.locator("#answers .error").inner_text() == "先放一张照片。"
+    assert page.locator("#answers .error").inner_text() == "请先选择一张照片。"
     tab(page, "看图说话")
     (tmp_path / "page.jpg").write_bytes(b"<html><script>alert(1)</script></html>")
     page.set_input_files("#photo input[type=file]", tmp_path / "page.jpg")
     page.wait_for_selector("#caption .error")
-    assert "不是能读的照片" in page.locator("#caption .error").inner_text()
+    assert "无法识别此文件" in page.locator("#caption .error").inner_text()
     expect(page.locator("#photo img")).to_be_hidden()  # no broken picture
     page.set_input_files("#photo input[type=file]", photo)  # and it goes on
     page.wait_for_selector(".card.caption")
@@ -420,7 +420,7 @@ def test_files_of_no_kind_that_the_system_knows(visit, how):
     page.evaluate(GIVEN, [how, "#files", "notes.docx", list(b"no photo")])
     page.wait_for_selector("#files .file-preview")
     page.click("#batch-button")
-    expect(page.locator("#table .bad")).to_contain_text("不是能读的照片")
+    expect(page.locator("#table .bad")).to_contain_text("无法识别此文件")
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_on_a_phone(visit, photo, locale, names):
     expect(page.locator("#tabs").get_by_role("tab", name=names[-1])).to_be_visible()
     tab(page, names[1])
     expect(
-        page.locator("#tabs").get_by_role("tab", name="一句话，" if locale == "zh-CN" else "Sentence →")
+        page.locator("#tabs").get_by_role("tab", name="一个句子，" if locale == "zh-CN" else "Sentence →")
     ).to_be_visible()
 
 

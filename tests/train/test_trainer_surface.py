@@ -260,7 +260,7 @@ def test_the_scores_begin_before_training_and_the_last_lines_say_how_it_ended(tm
     never_better, better, over = told
     assert never_better[-2].startswith("training made nothing better: worth 9 before it, at best 2 at step 4, epoch 1.")
     assert f"{best} holds the weights of the start" in never_better[-2]
-    assert f"goes on from {tmp_path / 'checkpoint-4'}" in better
+    assert f"resuming from {tmp_path / 'checkpoint-4'}" in better
     assert not [line for lines in told for line in lines if "missing keys" in line or "pin_memory" in line]
     assert better[-2] == over[-2] == f"{best}: the best weights, worth 9 before training, 10 at step 6, epoch 1.5"
     assert over[0].startswith(f"there is nothing left to train: {tmp_path / 'checkpoint-6'} is the end of this run")

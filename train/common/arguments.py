@@ -93,7 +93,7 @@ class RunArguments:
         default=0,
     )
     dtype: str = flag(
-        "--do_predict: type of numbers to compute in. auto: bfloat16 where the processor is good at it, else float32; "
+        "--do_predict: compute dtype. auto: bfloat16 on GPUs and on CPUs with AMX, else float32; "
         "int8: 8 bits, on CPUs.",
         default="auto",
         choices=["auto", "float32", "bfloat16", "int8"],

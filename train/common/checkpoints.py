@@ -84,10 +84,10 @@ def sound_checkpoint(output_dir, model, resumable=True) -> str | None:
     sound = [name for name, problem in problems.items() if problem is None]
     if problems and not sound:
         problem = list(problems.values())[-1]
-        raise SystemExit(f"{problem}; no other checkpoint is whole: delete {output_dir}/checkpoint-* to begin anew")
+        raise SystemExit(f"{problem}; no other checkpoint is whole: delete {output_dir}/checkpoint-* to start over")
     for name, problem in problems.items():
         if problem is not None:
-            say(f"{problem}; it is now {output_dir}/damaged-{name}, training goes on from {sound[-1]}")
+            say(f"{problem}; it is now {output_dir}/damaged-{name}, training resumes from {sound[-1]}")
             if PartialState().is_main_process:
                 shutil.rmtree(Path(output_dir) / f"damaged-{name}", ignore_errors=True)
                 (Path(output_dir) / name).rename(Path(output_dir) / f"damaged-{name}")

@@ -1,4 +1,4 @@
-"""What a training sees of the data: rows joined to their regions when a batch is made, masked or packed, as tensors.
+"""Collators: rows joined to their regions when a batch is made, masked or packed, as tensors.
 
 Every random draw for a row comes from `SeededRows.draws`: seed, epoch and row decide it, whatever process, worker or
 resumed run asks.
@@ -222,7 +222,7 @@ class CaptionRows(SeededRows):
         return {name: values[0] for name, values in inputs.items()} | {"tags_dropped": torch.tensor(dropped)}
 
     def corrupt(self, ids, draws):
-        """Some written tokens are replaced, so that decoding can go on after a mistake; the labels stay right."""
+        """Input token noise: some written tokens are replaced, so that decoding can recover from a mistake."""
         if not self.training or not self.corruption:
             return ids
         low, high = max(self.tokenizer.all_special_ids) + 1, len(self.tokenizer)
@@ -233,15 +233,15 @@ class CaptionRows(SeededRows):
 class DenseCaptionCollator:
     """Items of `CaptionRows` -> tensors with a loss at every position of every sentence, regions once per photo.
 
-    Beside every written token stands a [MASK] that asks for the next one. Who sees whom (a row sees the columns with
-    an x), for a photo with one sentence of one character, one tag token and one region:
+    Beside every written token stands a [MASK] that asks for the next one. The attention mask (a row attends to
+    the columns with an x), for a photo with one sentence of one character, one tag token and one region:
 
                        [CLS] 猫  [M] [M] tag region
         [CLS]            x   .   .   .   x   x
         猫               x   x   .   .   x   x
-        [MASK] -> 猫     x   .   x   .   x   x      at the position of 猫, which it does not see
+        [MASK] -> 猫     x   .   x   .   x   x      at the position of 猫, which it does not attend to
         [MASK] -> [SEP]  x   x   .   x   x   x      at the position of [SEP]
-        tag              .   .   .   .   x   x      what a caption is written from sees no caption:
+        tag              .   .   .   .   x   x      tags and regions attend to no caption:
         region           .   .   .   .   x   x      it is the same for all sentences of the photo
 
     A second sentence takes four more rows and columns like the first four; the two do not see each other. From pixels
@@ -330,7 +330,7 @@ class MaskedCaptionCollator:
         token_type_ids      0     0       0     0      0     1      1
         position_ids        0     1       2     3      4    40     41
 
-    From the types follows who sees whom: a token of type 0 its past, tags and regions (`caption_attention`).
+    The types decide the attention mask: a token of type 0 attends to its past, tags and regions (`caption_attention`).
     """
 
     def __init__(self, processor):

@@ -40,7 +40,7 @@ def say(text):
 
 @contextmanager
 def left_out_if_it_fails(what):
-    """Around what a run can do without: why it could not be made is said in a line, and the run goes on."""
+    """Around what a run can do without: why it could not be made is said in a line, and the run continues."""
     try:
         yield
     except Exception as error:
@@ -199,7 +199,7 @@ def write_beside(path, text):
 
 
 def write_rows(path, rows):
-    """One JSON object a line."""
+    """One JSON object per line."""
     write_beside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -2,8 +2,8 @@
 
 A row belongs to one tag word: a sentence that contains it, or that contains a word of its group with the tag word put
 in its place ("在草地上奔跑的狗" -> "在草地上奔跑的狐狸"). So every word of the tags is learnt alike, also those that no
-sentence has. Its tags are the word, half the time doubted ("狐狸？"), and some other nouns of the sentence: what is
-learnt is to copy tags, in both registers. Where tags say whether a person was found (人, 无人), they say it of these
+sentence has. Its tags are the word, half the time low-confidence ("狐狸？"), and some other nouns of the sentence. What
+is learnt is to copy tags, in both registers. Where tags say whether a person was found (人, 无人), they say it of these
 sentences, too: nobody is named whom they do not name. A row has no regions, or those of a photo that has nothing to do
 with it: on photos unlike the training photos the regions mislead, and the tag must win.
 """
@@ -25,8 +25,8 @@ PERSON, NOBODY = "人", "无人"
 GROUPS = GROUP_OF_WORD | {word: GROUP_OF_WORD.get(word, word) for word in object_words().values() if word != PERSON}
 KINDS = "小大黑白花老"  # before a noun of one character: 小狗 is a 狗
 OTHER_NOUN = 0.4  # how often each other noun of the sentence is a tag, too
-DOUBTED = 0.5  # how often the word is doubted
-WRONG_TAG = 0.15  # how often there is a doubted tag that the sentence says nothing of
+DOUBTED = 0.5  # how often the word is a low-confidence one
+WRONG_TAG = 0.15  # how often there is a low-confidence tag that the sentence does not mention
 OWN_SENTENCE = 0.5  # how often a word's own sentences are drawn from, if it has any, and not its group's
 
 

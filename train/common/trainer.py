@@ -3,7 +3,7 @@
 * A loss is a mean over all rows (or labelled tokens) of an optimiser step, whatever process or accumulated batch they
   are in: two processes give the same weights as one with twice the batch.
 * What is drawn for a row comes from seed, epoch and row (`collators.py`), so a run that was killed ends as if it had
-  not been. A checkpoint counts when every process has written its part; `run` goes on from the newest that does.
+  not been. A checkpoint counts when every process has written its part; `run` resumes from the newest that does.
 * Evaluation uses the averaged weights, adds the job's own scores to the loss, and keeps the best as <output_dir>/best,
   a Hub repo with a model card that the run wrote.
 * Speed and peak memory stand in every line of the log; `report.py` draws the curves and ten samples.
@@ -132,7 +132,7 @@ class OscarTrainer(Trainer):
         else:
             self.args.eval_on_start = self.args.eval_on_start and not checkpoint
             if checkpoint:
-                say(f"goes on from {checkpoint}")
+                say(f"resuming from {checkpoint}")
                 self.expect_tied_weights_once()
             with naming_what_is_not_written(self.args.output_dir):
                 self.train(resume_from_checkpoint=checkpoint)
@@ -275,7 +275,7 @@ class OscarTrainer(Trainer):
     # Log and checkpoints
 
     def log(self, logs, start_time=None):
-        """Overridden to add samples a second, since the line before, and peak memory."""
+        """Overridden to add samples per second, since the line before, and peak memory."""
         if "loss" in logs:
             (then, step), self.last_log = self.last_log, (time.monotonic(), self.state.global_step)
             batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -347,7 +347,7 @@ class EpochOfDraws(TrainerCallback):
     """Tells the training data which epoch its draws are for, and the model how many batches it has seen.
 
     That is the counter behind `drop_worst_after`; in the original it began again at 0 when a run was resumed. Here it
-    follows from the epoch, for instance with 4 batches an epoch and 3 gradient accumulation steps:
+    follows from the epoch, for instance with 4 batches per epoch and 3 gradient accumulation steps:
 
         batch             1   2   3     4     5   6   7      8
         optimiser step            1     2             3      4
@@ -367,7 +367,7 @@ class ReusedMemory(TrainerCallback):
     """Steps work in memory that earlier ones had, and give back now and then what has grown.
 
     By itself glibc's malloc returns every large tensor to the system and asks for a fresh one, which the system has to
-    clear: 400 MB a step at bert-base size, 5 to 7 % of its time. Kept for good it grows with batches of ever other
+    clear: 400 MB per step at bert-base size, 5 to 7 % of its time. Kept for good it grows with batches of ever other
     shapes.
     """
 

@@ -68,7 +68,7 @@ def usable_splits(
     flags = {"skip_missing" if kind == MISSING else "skip_bad" for kind in kinds}
     if wanted := [f"--{flag}" for flag in sorted(flags) if not getattr(options, flag)]:
         flags = " ".join(wanted)
-        raise SystemExit(f"these data cannot be used: {'; '.join(named)}. Mend them, or leave them out with {flags}")
+        raise SystemExit(f"these data cannot be used: {'; '.join(named)}. Fix them, or leave them out with {flags}")
     if named:
         say(f"left out: {'; '.join(named)}")
     for name in names:

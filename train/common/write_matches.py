@@ -93,7 +93,7 @@ def evaluate_recall(engine, images, candidates, photos=None):
 
 
 def predict(engine, rows, settings, options, training):
-    """Scores, matches and recall of a split, into the output folder; goes on where a killed run stopped."""
+    """Scores, matches and recall of a split, into the output folder; resumes where a killed run stopped."""
     rows = rows.select(range(min(len(rows), options.max_eval_rows or len(rows))))
     images = ImageRows(rows, **settings, captions=options.num_captions_per_img_val)
     folder, state = Path(training.output_dir), PartialState()
@@ -106,7 +106,7 @@ def predict(engine, rows, settings, options, training):
     if not state.is_main_process:
         return
     if not path.exists():
-        raise ValueError(f"{path}: not all images are scored, a process ended early; start again to go on")
+        raise ValueError(f"{path}: not all images are scored, a process ended early; start again to resume")
     scores = np.load(path, mmap_mode="r")
     for image_id, row in zip(images.image_ids, scores, strict=True):
         if pairs is None and not np.isfinite(row).all():

@@ -36,7 +36,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder that add_objects.py wrote")
     parser.add_argument("--things", required=True, type=Path, help="folder with images/ and photos.jsonl")
-    parser.add_argument("--teacher", required=True, help="what the detector saw, a line a photo")
+    parser.add_argument("--teacher", required=True, help="the detector's boxes, one line per photo")
     parser.add_argument("--flickr8k_cn", required=True, type=Path, help="its files, laid out as docs/data.md says")
     parser.add_argument("--output", required=True, help="folder to write")
     options = parser.parse_args(arguments)

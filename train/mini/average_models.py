@@ -1,4 +1,4 @@
-"""Mean of the weights of two captioners, one of which goes on from the other ("Model soups", Wortsman et al., 2022).
+"""Mean of the weights of two captioners, one trained further from the other ("Model soups", Wortsman et al., 2022).
 
     python train/mini/average_models.py outputs/objects/best outputs/objects2/best --output outputs/captioner
 
@@ -17,7 +17,7 @@ from modeling_mengzi_oscar.hub.repo import save_in_dtype, written_beside
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", help="folder of a captioner")
-    parser.add_argument("second", help="folder of the one that went on from it")
+    parser.add_argument("second", help="folder of the one that was trained further from it")
     parser.add_argument("--output", required=True, help="folder to write")
     options = parser.parse_args(arguments)
 

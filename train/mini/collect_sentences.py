@@ -28,10 +28,12 @@ FLUENT = -2.9  # mean log-probability of a character: the better half, there are
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flickr8k_cn", required=True, help="its files: the people to write like, the photos to avoid")
-    parser.add_argument("--coco_cn", required=True, help="COCO-CN's extension, <photo>#<number><TAB><sentence> a line")
+    parser.add_argument(
+        "--coco_cn", required=True, help="COCO-CN's extension, <photo>#<number><TAB><sentence> per line"
+    )
     parser.add_argument("--coco_cn_test", required=True, help="JSON Lines with `caption`")
     parser.add_argument("--xflickrco", required=True, help="JSON Lines with `id` and `sentences`")
-    parser.add_argument("--machine", required=True, help="machine translations, one a line")
+    parser.add_argument("--machine", required=True, help="machine translations, one per line")
     parser.add_argument("--output", required=True, type=Path, help="file to write")
     options = parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""A head that was trained for an older captioner goes on with a newer one's vocabulary and regions.
+"""Adapts a head trained for an older captioner to a newer one's vocabulary and regions.
 
     python train/mini/grow_head.py --head checkpoints/mengzi-oscar-mini/match --captioner outputs/objects-start \\
         --output outputs/match-start

@@ -36,14 +36,14 @@ def main(arguments=None):
         "--flickr8k_rounds",
         type=int,
         default=1,
-        help="rows of a Flickr8k-CN photo in the short style (default %(default)s)",
+        help="rows per Flickr8k-CN photo in the short style (default %(default)s)",
     )
-    parser.add_argument("--aic_rounds", type=int, default=3, help="rows of an AIC-ICC photo (default %(default)s)")
+    parser.add_argument("--aic_rounds", type=int, default=3, help="rows per AIC-ICC photo (default %(default)s)")
     parser.add_argument(
         "--imagenet_rounds",
         type=int,
         default=1,
-        help="rows of a photo of ImageNet (default %(default)s)",
+        help="rows per ImageNet photo (default %(default)s)",
     )
     options = parser.parse_args(arguments)
     if options.output.exists():

@@ -24,7 +24,7 @@ def main(arguments=None):
     parser.add_argument("--aic_icc", required=True, help="its files, laid out as docs/data.md says")
     parser.add_argument("--things", required=True, help="what write_thing_sentences.py wrote")
     parser.add_argument("--output", required=True, type=Path, help="folder to create; must not exist")
-    parser.add_argument("--machine", type=int, default=3, help="machine translations of a photo (default %(default)s)")
+    parser.add_argument("--machine", type=int, default=3, help="machine translations per photo (default %(default)s)")
     parser.add_argument(
         "--alike",
         type=int,

@@ -29,7 +29,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="captioner that sees photos: folder or Hub id")
     parser.add_argument("--things", required=True, type=Path, help="folder with images/ and photos.jsonl")
-    parser.add_argument("--teacher", required=True, help="what the detector saw, a line a photo")
+    parser.add_argument("--teacher", required=True, help="the detector's boxes, one line per photo")
     parser.add_argument("--split", default="validation", choices=["validation", "test"], help="default %(default)s")
     parser.add_argument("--style", help="of the captions, where the model knows several")
     parser.add_argument("--num_beams", type=int, default=5, help="default %(default)s")

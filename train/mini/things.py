@@ -1,6 +1,6 @@
 """The photos of things: what each shows, which are held out, and what a detector saw in them.
 
-`photos.jsonl` of the folder has a line a photo (`image`, `class`, `split`, and `words` or `synset`), the file of the
+`photos.jsonl` of the folder: one line per photo (`image`, `class`, `split`, and `words` or `synset`), the file of the
 detector `boxes` ([class, score, x1, y1, x2, y2] in pixels) and `person`, the best score of a person anywhere. The words
 that people would use, their measure words, and what is true of every photo of a class are in tables beside this file:
 

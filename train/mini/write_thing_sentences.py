@@ -62,10 +62,10 @@ ANIMALS = {"bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "z
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--things", required=True, type=Path, help="folder with images/ and photos.jsonl")
-    parser.add_argument("--teacher", required=True, type=Path, help="what the detector saw, a line a photo")
+    parser.add_argument("--teacher", required=True, type=Path, help="the detector's boxes, one line per photo")
     parser.add_argument("--output", required=True, type=Path, help="JSON Lines file to write")
-    parser.add_argument("--sentences", type=int, default=4, help="short ones a photo (default %(default)s)")
-    parser.add_argument("--detailed", type=int, default=2, help="longer ones a photo (default %(default)s)")
+    parser.add_argument("--sentences", type=int, default=4, help="short ones per photo (default %(default)s)")
+    parser.add_argument("--detailed", type=int, default=2, help="longer ones per photo (default %(default)s)")
     parser.add_argument("--seed", type=int, default=88, help="of what is drawn (default %(default)s)")
     options = parser.parse_args(arguments)
 
