@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SPECIAL_TOKENS
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -109,7 +110,7 @@ def test_a_region_model_without_a_full_commit_is_called_not_pinned(folder, door,
 
 
 @pytest.mark.parametrize(
-    "command", [["push", "{}", "me/x", "--dry-run"], ["extract", "{}", "--model", "{}", "--output", "s"]]
+    "command", ["push {folder} me/x --dry-run", "extract {photo} --model {folder} --output {photo}-store"]
 )
 def test_commands_say_it_in_a_line(folder, command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
