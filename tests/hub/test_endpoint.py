@@ -2,6 +2,9 @@
 
 import base64
 import json
+import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from conftest import REPOSITORY
@@ -96,6 +99,30 @@ def test_no_request_reads_files_of_the_server(path, endpoint, tmp_path):
 def test_a_request_that_cannot_work_gets_a_line(body, message, endpoint):
     with pytest.raises(ValueError, match=message):
         endpoint.answer_request(body)
+
+
+def test_the_example_of_the_page(endpoint, tmp_path, monkeypatch, capsys):
+    """docs/endpoints.md, against a server that answers as the platform does."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(endpoint.answer_request(body)).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    page = (REPOSITORY / "docs" / "endpoints.md").read_text("utf-8")
+    [lines] = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        exec(lines, {"URL": f"http://127.0.0.1:{server.server_port}", "TOKEN": "none"})
+        server.shutdown()
+    assert capsys.readouterr().out.strip() == endpoint("photo.jpg")["caption"]
 
 
 def test_base64_of_every_kind(tmp_path):
