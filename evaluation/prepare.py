@@ -12,8 +12,10 @@ import sys
 
 from datasets import DatasetDict, Image
 from datasets.exceptions import DatasetGenerationError
+from tqdm import tqdm
 
 from datasets_scripts.prepare import builder_class
+from modeling_mengzi_oscar.photos import open_photo
 
 DATA = {  # name -> builder, its configuration, the split that the task of this name scores
     "flickr8k_cn": ("flickr8k_cn", None, "test"),
@@ -39,6 +41,8 @@ def main(arguments=None) -> int:
 
 
 def prepare(options):
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit is {options.limit}; it takes 1 or more")
     output = os.path.join(FOLDER, options.name)
     if os.path.exists(output):
         raise ValueError(f"{output} exists; remove it first")
@@ -47,9 +51,10 @@ def prepare(options):
     builder.download_and_prepare()
     rows = builder.as_dataset(split=split).select_columns(["image_id", "image", "captions"])
     rows = rows.select(range(min(len(rows), options.limit or len(rows))))
-    for row in rows.cast_column("image", Image(decode=False)):
+    for row in tqdm(rows.cast_column("image", Image(decode=False)), desc="photos", unit="photo"):
         if row["image"] is None:
             raise ValueError(f"{options.data_dir}: has no photo of {row['image_id']}")
+        open_photo(row["image"])  # now, not in the midst of an evaluation
     partial = f"{output}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     DatasetDict({split: rows}).save_to_disk(partial)

@@ -10,6 +10,7 @@ import re
 import stat
 import struct
 import zlib
+from base64 import b64decode
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePath
@@ -26,6 +27,7 @@ SUFFIXES = (
 )
 PATH = (str, os.PathLike)
 UNNAMED = "the photo"
+URL_SAFE = str.maketrans("-_", "+/")  # base64 of either alphabet
 HEAD = 64  # bytes that tell what a file is
 CHANNELS = (1, 3, 4)
 ROUNDING = 1e-3  # of floats that were computed
@@ -174,6 +176,28 @@ def read(source, name, max_pixels) -> bytes:
     if len(content) > max_bytes:
         raise too_many_bytes(name, max_bytes)
     return content
+
+
+def sent_photo(photo):
+    """A photo as a client of a server sends it, for `open_photo`. Never a path, so nobody reads the server's files.
+
+    Args:
+        photo: base64 of a file, also as a data URL; what the server made of a body that is the photo: bytes, PIL image.
+
+    Raises:
+        PhotoError: anything else.
+    """
+    if isinstance(photo, (bytes, Image.Image)):
+        return photo
+    if not isinstance(photo, str):
+        raise PhotoError(f"{UNNAMED}: {type(photo).__name__} in its place; send the base64 text of the file")
+    if is_address(photo) and not photo.startswith("data:"):
+        raise PhotoError(f"{UNNAMED}: addresses are not fetched; send the base64 text of the file")
+    text = re.sub(r"\s", "", photo.rpartition(",")[2]).rstrip("=")
+    try:
+        return b64decode(text.translate(URL_SAFE) + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        raise PhotoError(f"{UNNAMED}: is not in base64; send the base64 text of the file") from None
 
 
 def is_address(path) -> bool:

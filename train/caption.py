@@ -170,7 +170,8 @@ def main(arguments=None):
     stores = {} if from_pixels else stores_of_datasets(options)
     start = checkpoint_of(options)
     captioner, processor = load_captioner(start, options, training)
-    merged = with_adapters(captioner, options.lora_r) if options.lora_r and training.do_train else lambda: captioner
+    adapts = options.lora_r and not training.do_predict  # --do_train says nothing new: what does not predict trains
+    merged = with_adapters(captioner, options.lora_r) if adapts else lambda: captioner
     model, region_model, image_processor = captioner, None, None
     if from_pixels:
         if captioner.config.region_model:

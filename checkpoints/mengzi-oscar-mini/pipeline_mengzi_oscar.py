@@ -37,7 +37,7 @@ from .modeling_mengzi_oscar import (
     MengziOscarForImageTextRetrieval,
     MengziOscarForVisualQuestionAnswering,
 )
-from .photos import PhotoError
+from .photos import PhotoError, sent_photo
 from .precision import chosen_dtype, compute_in, region_dtype
 from .processing_mengzi_oscar import as_texts, numbered
 from .seen_photos import RegionFinder, SeenPhoto, is_one_photo, open_or_error
@@ -66,6 +66,14 @@ METHODS = {  # name of transformers' pipeline -> what it calls, and what that ca
     "mengzi-oscar-captioning": ("caption", None),
     "mengzi-oscar-matching": ("match", "texts"),
     "mengzi-oscar-answering": ("ask", "question"),
+}
+REQUESTS = {  # what a request to a server may say beside photos, by the method that it asks for
+    "match": ("texts",),
+    "ask": ("question", "top"),
+    "caption": (
+        *("style", "num_beams", "max_new_tokens", "num_return_sequences"),
+        *("do_sample", "temperature", "top_k", "top_p"),
+    ),
 }
 REGION_MODEL = "region_model"  # the subfolder of it
 SURE = ("score", "confidence", "probably_wrong")  # the last two only of calibrated checkpoints
@@ -484,6 +492,14 @@ def head_in_subfolder(name, task, revision, region_model):
     return model.eval(), load_processor(name, revision, task)
 
 
+def sent_or_error(photo):
+    """A photo that a client sent, or what stands in its place among several."""
+    try:
+        return sent_photo(photo)
+    except PhotoError as error:
+        return {"error": str(error)}
+
+
 def words_in(texts, name: str) -> list[str]:
     """A text or several -> a list of them.
 
@@ -559,6 +575,33 @@ class MengziOscarPhotoPipeline(Pipeline):
         if isinstance(result, dict) and "error" in result:
             raise PhotoError(result["error"])
         return result
+
+    def answer_request(self, body: dict):
+        """What a server returns for a request of Inference Endpoints.
+
+        Args:
+            body: {"inputs": a photo as `sent_photo` takes it, or a list of them, "parameters": {}}. `texts` or
+                `question` may also stand beside "inputs", or in it beside "image", as the Hub asks about a photo.
+
+        Returns:
+            What `caption`, `match` or `ask` returns: `match` where there are `texts`, `ask` for a `question`.
+
+        Raises:
+            PhotoError: the one photo cannot be read. ValueError: parameters that the method does not take, or that
+                cannot work; the checkpoint has no such head.
+        """
+        inputs, parameters = body.get("inputs"), body.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError(f"parameters: a {type(parameters).__name__}; send a JSON object")
+        inputs = inputs if isinstance(inputs, dict) else {"image": inputs}
+        said = {**body, **inputs, **parameters}
+        method = "match" if "texts" in said else "ask" if "question" in said else "caption"
+        options = {name: said[name] for name in said if name not in ("inputs", "image", "parameters", "options")}
+        if unknown := sorted(options.keys() - {*REQUESTS[method]}):
+            raise ValueError(f"parameters: {unknown[0]!r} is none of {method}'s: {', '.join(REQUESTS[method])}")
+        photos = inputs.get("image")
+        photos = [sent_or_error(photo) for photo in photos] if isinstance(photos, list) else sent_photo(photos)
+        return getattr(self.photos, method)(photos, **options)
 
     def save_pretrained(self, save_directory, **options):
         """Overridden because transformers saves no processor with a pipeline, and would save rounded weights."""

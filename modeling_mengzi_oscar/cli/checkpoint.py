@@ -1,9 +1,8 @@
 """Which checkpoint a command runs: the one that was named, or the mini that comes with the project."""
 
-import warnings
 from pathlib import Path
 
-from .output import fail, meanwhile, quiet
+from .output import meanwhile, quiet, warnings_as_lines
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -26,8 +25,7 @@ def load_pipeline(options, **parts):
         quiet()
         from ..pipeline_mengzi_oscar import MengziOscarPipeline
 
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *place: fail(message)  # one line, without the place in our code
+        with warnings_as_lines():
             return MengziOscarPipeline.from_pretrained(model_or_bundled(options.model), dtype=options.dtype, **parts)
 
 

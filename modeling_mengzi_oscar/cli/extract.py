@@ -2,7 +2,7 @@
 
 from .checkpoint import model_or_bundled
 from .options import named, whole
-from .output import fail, printable, quiet
+from .output import fail, printable, quiet, warnings_as_lines
 
 
 def add_extract_arguments(parser):
@@ -72,6 +72,7 @@ def add_arguments(parser):
     )
 
 
+@warnings_as_lines()
 def run(options) -> int:
     quiet()
     import torch

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,6 +227,14 @@ def quiet():
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@contextmanager
+def warnings_as_lines():
+    """Each warning one line on the screen, without the place in our code. Also to decorate a command."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *place: fail(message)
+        yield
 
 
 def fail(message) -> int:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .output import fail, meanwhile, printable, quiet
+from .output import fail, meanwhile, printable, quiet, warnings_as_lines
 
 
 def add_arguments(parser):
@@ -18,6 +18,7 @@ def add_arguments(parser):
     parser.add_argument("--dry-run", action="store_true", help="check, and list what would be uploaded")
 
 
+@warnings_as_lines()
 def run(options) -> int:
     try:
         with meanwhile("checking …"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SPECIAL_TOKENS
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -106,6 +107,19 @@ def test_a_region_model_without_a_full_commit_is_called_not_pinned(folder, door,
     change(folder, "config.json", region_model=f"user/grid@{revision}")
     with pytest.warns(UserWarning, match=f"user/grid@{revision} is not pinned"), contextlib.suppress(CheckpointError):
         door(folder)
+
+
+@pytest.mark.parametrize(
+    "command", ["push {folder} me/x --dry-run", "extract {photo} --model {folder} --output {photo}-store"]
+)
+def test_commands_say_it_in_a_line(folder, command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("modeling_mengzi_oscar.checkpoint_folder.TOLD", {})
+    change(folder, "config.json", region_model="user/grid@main")
+    Image.new("RGB", (64, 64)).save(photo := tmp_path / "photo.png")
+    main([part.format(folder=folder, photo=photo) for part in command.split()])
+    said = [line for line in capsys.readouterr().err.splitlines() if "pinned" in line]
+    assert [line.partition(" is not pinned")[0] for line in said] == ["the region model user/grid@main"]
 
 
 def test_a_full_commit_is_pinned(folder, monkeypatch, recwarn):

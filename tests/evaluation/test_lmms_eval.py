@@ -102,3 +102,16 @@ def test_photos_that_are_not_there_are_told_in_a_line(tmp_path, monkeypatch, cap
     (tmp_path / "chinese_captions" / "flickr8k_cn").mkdir(parents=True)
     assert prepare.main(["flickr8k_cn", "--data-dir", str(tmp_path)]) == 2
     assert "exists; remove it first" in capsys.readouterr().err
+
+
+def test_photos_that_no_evaluation_could_read_are_refused_at_once(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(data_dir, tmp_path / "data")
+    arguments = ["flickr8k_cn", "--data-dir", str(folder), "--cache-dir", str(tmp_path / "cache")]
+    for limit in ("0", "-1"):
+        assert prepare.main([*arguments, "--limit", limit]) == 2
+        assert f"--limit is {limit}; it takes 1 or more" in capsys.readouterr().err
+    (folder / "images" / "photo5.jpg").write_text("no photo")
+    assert prepare.main(arguments) == 2
+    assert "photo5.jpg: not a photo we can read" in capsys.readouterr().err
+    assert not (tmp_path / "chinese_captions" / "flickr8k_cn").exists()

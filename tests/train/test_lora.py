@@ -69,8 +69,7 @@ def test_training_with_adapters_goes_on_and_merges_into_best(tiny_checkpoint, da
     command = [f"--model_name_or_path={start}", "--dataset=flickr8k_cn", f"--data_dir={data_dir}"]
     command += [
         f"--output_dir={run}",
-        "--do_train",
-        "--lora_r=2",
+        "--lora_r=2",  # --do_train need not be said
         "--learning_rate=0.02",
         "--lr_scheduler_type=constant",
     ]
@@ -78,6 +77,8 @@ def test_training_with_adapters_goes_on_and_merges_into_best(tiny_checkpoint, da
     command += ["--report_to=none", "--use_cpu=true", "--num_beams=1", "--ema_decay=0.5"]
     for steps in (2, 4):
         caption_script.main([*command, f"--max_steps={steps}"])
+    with pytest.raises(SystemExit, match="of another model .* resume with the flags that the training began with"):
+        caption_script.main([*command, "--max_steps=6", "--lora_r=4"])
     state = load_file(run / "checkpoint-4" / "model.safetensors")
     adapters = {name for name in state if "lora_" in name}
     assert adapters

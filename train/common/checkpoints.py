@@ -108,6 +108,8 @@ def damage_of(folder, model, resumable) -> str | None:
             check(folder / name)
         except FileNotFoundError:
             return f"{folder / name} is missing"
+        except OtherModel as error:
+            return f"{folder / name} is of another model ({error}): resume with the flags that the training began with"
         except Exception as error:  # whatever the readers of half a file may raise
             return f"{folder / name} is damaged ({' '.join(str(error).split())[:200]})"
     return None
@@ -137,6 +139,10 @@ def check_state(file):
     TrainerState.load_from_json(str(file))  # raises for names that it does not know
 
 
+class OtherModel(ValueError):
+    """A file of weights that fits another model than the one that is trained."""
+
+
 def check_tensors(file, expected, all_of=False):
     """Raises ValueError or SafetensorError unless it holds tensors of these names and shapes (tied ones once)."""
     check_bytes(file)
@@ -146,7 +152,7 @@ def check_tensors(file, expected, all_of=False):
     for name, shape in shapes.items():
         if name not in expected or tuple(expected[name].shape) != shape:
             has = tuple(expected[name].shape) if name in expected else "none of that name"
-            raise ValueError(f"{name} is {shape}, this training has {has}")
+            raise OtherModel(f"{name} is {shape}, this training has {has}")
     places = {expected[name].data_ptr() for name in shapes}
     for name, tensor in expected.items():
         needed = all_of or tensor.requires_grad
