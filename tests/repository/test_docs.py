@@ -39,6 +39,7 @@ RUN_BY = {  # pages whose examples need more than renew_outputs.py gives them
     "docs/data.md": "datasets_scripts/test_flickr8k_cn.py",
     "docs/own_photos.md": "datasets_scripts/test_own_photos_page.py",
     "docs/own_photos_zh.md": "datasets_scripts/test_own_photos_page.py",
+    "docs/recipes.md": "train/test_lora.py",
     "docs/released_weights.md": "repository/test_released_weights.py",
     "docs/released_weights_zh.md": "repository/test_released_weights.py",
     "docs/space.md": "space/test_space.py",

