@@ -548,7 +548,7 @@ class MengziOscarLanguageModel(MengziOscarPreTrainedModel):
 
 
 class MengziOscarForPreTraining(MengziOscarLanguageModel):
-    """Masked tokens, and whether text, tags and image belong together (Oscar+): two losses, added."""
+    """Oscar+ pre-training: masked tokens, and whether text, tags and image match. The two losses are added."""
 
     def __init__(self, config: MengziOscarConfig):
         super().__init__(config)
@@ -615,7 +615,7 @@ class MengziOscarForPreTraining(MengziOscarLanguageModel):
 
 
 class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGenerationMixin):
-    """Writes a caption token by token, each asked for by a [MASK]; `generate` makes captions from regions and tags.
+    """Writes a caption token by token, each predicted at a [MASK]; `generate` makes captions from regions and tags.
 
     The caption attends to tags, regions and its own past; tags and regions attend to one another, never to the caption.
     """
@@ -661,8 +661,8 @@ class MengziOscarForImageCaptioning(MengziOscarLanguageModel, MaskQueryGeneratio
         Args:
             labels: (B, T), the token at each labelled position, -100 elsewhere.
             logits_to_keep: without labels, logits of the last so many text slots only; 0 = all.
-            prefix_cache: of `encode_prefix`, in `generate`: `input_ids` are then captions begun (B x beams, C), and
-                `logits` (B x beams, 1, V) those of their next token. Nothing else is read.
+            prefix_cache: of `encode_prefix`, in `generate`: `input_ids` are then the captions so far (B x beams, C),
+                and `logits` (B x beams, 1, V) those of their next token. Other inputs are ignored.
             The others as in `MengziOscarModel`; a mask (B, T) or (B, T + R) becomes the caption's attention by
             `caption_attention`, a 3-D one is taken as it is.
         """
@@ -829,7 +829,7 @@ class MengziOscarClassifier(MengziOscarPreTrainedModel):
 
 
 class MengziOscarForImageTextRetrieval(MengziOscarClassifier):
-    """Do this image and this text belong together? `logits` (B, 2), class 1 = match."""
+    """Image-text matching (ITM): does this text match this image? `logits` (B, 2), class 1 = match."""
 
     @torch.inference_mode()
     def score(self, inputs, batch_size: int = 64) -> torch.FloatTensor:

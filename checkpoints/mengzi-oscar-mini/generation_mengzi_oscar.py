@@ -186,7 +186,7 @@ class MaskQueryGenerationMixin(GenerationMixin):
             region_attention_mask: (B, R), 1 = a region; missing = all.
             tag_input_ids: (B, L) ids of the tags, each row ending with its own [SEP], then padding.
             tag_attention_mask: (B, L); missing = all.
-            input_ids: (B, C) captions begun already, [CLS] first, the same length in every row; missing = [CLS].
+            input_ids: (B, C) beginnings of the captions, [CLS] first, the same length in every row; missing = [CLS].
             mask_token_id: overrides the config's.
             generation_config, **kwargs: as in `GenerationMixin.generate` (`num_beams`, `max_length`, ...). `max_length`
                 counts [CLS] and the final [SEP]. Tags start at position max(`tag_position_offset`, `max_length`), as

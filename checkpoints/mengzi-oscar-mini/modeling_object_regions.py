@@ -97,8 +97,8 @@ class ObjectRegionConfig(PretrainedConfig):
         object_tag_threshold: least probability of an object whose word is a tag of the image. object_sure: a tag below
             this probability is low-confidence: its word is followed by "？".
         nms_threshold: of two boxes of one class that overlap more (IoU), the less probable one goes.
-        absent_labels: {word of a class: tag where the word is none}, e.g. {"人": "无人"}. It is doubted where there is
-            an object of the class all the same.
+        absent_labels: {word of a class: tag where the word is none}, e.g. {"人": "无人"}. It is followed by "？" if
+            there is an object of the class nevertheless.
 
     Raises:
         ValueError: a value that `FIELDS` does not allow, by name, or labels that contradict each other.

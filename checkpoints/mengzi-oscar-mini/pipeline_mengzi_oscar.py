@@ -562,7 +562,7 @@ class MengziOscarPhotoPipeline(Pipeline):
                 `question` where texts are matched or a question is answered.
 
         Raises:
-            PhotoError: the one photo cannot be read; among several {"error": the line} stands in its place.
+            PhotoError: the only photo cannot be read; among several it becomes {"error": the line}.
             ValueError: no `texts`, no `question`, or settings that cannot work.
         """
         if self.asked and options.get(self.asked) is None:

@@ -11,13 +11,13 @@ from ..supported_transformers import NEWEST_TESTED, OLDEST
 TESTED = (
     f"Tested with transformers {OLDEST} to {NEWEST_TESTED}; needs torch, and timm or torchvision for the region model."
 )
-REPO = 'repo, revision = "…", "…"  # this repository, and the commit of it that you have looked at, whose code will run'
+REPO = 'repo, revision = "…", "…"  # this repo, and the full hash of a commit whose code you trust'
 USAGE = """from transformers import AutoProcessor, {auto_class}
 
 {repo}
 model = {auto_class}.from_pretrained(repo, revision=revision, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(repo, revision=revision, trust_remote_code=True)
-# features: (regions, width) of one image; tags: its objects, as the region model names them
+# features: (regions, width) of one image; tags: names of its objects, from the region model
 {usage}"""
 PHOTO_USAGE = """from transformers import pipeline
 
@@ -47,37 +47,37 @@ TASKS = {  # task -> Auto class, the Hub's pipeline tag, what it does, how to us
     "pretrain": (
         "AutoModelForPreTraining",
         "fill-mask",
-        "Reads Chinese text and the regions of an image; to be fine-tuned.",
+        "Encodes Chinese text together with the region features of an image. To be fine-tuned.",
         PAIR.format("两个人在[MASK]马", "prediction_logits"),
     ),
     "caption": (
         "AutoModelForImageTextToText",
         "image-text-to-text",
-        "Writes Chinese captions for images, from the features of their regions.",
+        "Image captioning: writes Chinese captions for images, from the features of their regions.",
         'ids = model.generate(**processor(tags=[["人", "马"]], regions=[features]))\nprocessor.batch_decode(ids)',
     ),
     "retrieval": (
         "AutoModelForSequenceClassification",
         "zero-shot-image-classification",
-        "Says how probable it is that a Chinese text and an image belong together.",
+        "Image–text matching (ITM): a cross-encoder that returns the probability that a Chinese text matches an image.",
         PAIR.format("两个人在骑马", "logits.softmax(-1)[:, 1]"),
     ),
     "vqa": (
         "AutoModelForVisualQuestionAnswering",
         "image-text-to-text",
-        "Answers questions about images, from a list of known answers (VQA: several may be right).",
+        "Visual question answering: picks the answer from a fixed list (VQA: several may be right).",
         PAIR.format("有几个人？", "logits"),
     ),
     "gqa": (
         "AutoModelForVisualQuestionAnswering",
         "image-text-to-text",
-        "Answers questions about images, from a list of known answers (GQA: one is right).",
+        "Visual question answering: picks the answer from a fixed list (GQA: one is right).",
         PAIR.format("有几个人？", "logits"),
     ),
     "nlvr2": (
         "AutoModelForMultipleChoice",
         "image-text-to-text",
-        "Says whether a statement about two images is true.",
+        "Visual reasoning: predicts whether a statement about two images is true.",
         "# the statement with each of the two images: (2, ...) -> (1, 2, ...)\n"
         'inputs = processor(text=["两张图里都有马"] * 2, tags=[["人", "马"], ["马"]], regions=[features, features])\n'
         "model(**{name: rows[None] for name, rows in inputs.items()}).logits",
@@ -184,10 +184,10 @@ def model_card(
     )
     region_model = (
         escaped(config.region_model or "")
-        or "none named: pass features of the model that this checkpoint was trained with"
+        or "none; pass features extracted by the model that this checkpoint was trained with"
     )
     lines = [f"# {escaped(name)}", "", does, ""]
-    lines += [f"* region features: {config.img_feature_dim} numbers a region; region model: {region_model}"]
+    lines += [f"* region features: {config.img_feature_dim} numbers per region; region model: {region_model}"]
     lines += [f"* {' '.join(note.split())}" for note in notes]
     if numbers:
         about = "; ".join(escaped(f"{key} {value}") for key, value in scores.items() if isinstance(value, str))
@@ -250,9 +250,9 @@ def detector_card(config, name) -> str:
 
 # {escaped(name)}
 
-The VinVL detector ({config.num_classes - 1:,} classes, {config.num_attributes - 1:,} attributes) of
-microsoft/scene_graph_benchmark, converted by `mengzi-oscar convert`: an image to regions, each with a feature row of
-{config.region_feature_size:,} numbers.
+The VinVL object detector ({config.num_classes - 1:,} classes, {config.num_attributes - 1:,} attributes) of
+microsoft/scene_graph_benchmark, converted by `mengzi-oscar convert`. It detects the regions of an image, each with a
+feature row of {config.region_feature_size:,} numbers.
 
 {TESTED}
 

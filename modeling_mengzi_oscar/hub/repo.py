@@ -243,18 +243,18 @@ def save_vocabulary(tokenizer, path):
 
 
 def assemble(folder, card=None) -> None:
-    """Makes a folder written by `save_pretrained` a Hub repo: `auto_map`s, pipelines, the code they need, README.md;
-    where there are pipelines, what Inference Endpoints start (`handler.py`) and install (`requirements.txt`).
+    """Turns a folder of `save_pretrained` into a Hub repo: `auto_map`s, pipelines, the code they need, README.md; with
+    pipelines also what Inference Endpoints start (`handler.py`) and install (`requirements.txt`).
 
-    Models in subfolders (region model, further tasks) get an `auto_map` too: transformers looks for code at the root
-    of a repo, whatever the subfolder; files of ours that a model brought into a subfolder go. Code files from an
-    earlier time are replaced, so a folder that is a repo already can be brought up to date.
+    Models in subfolders (region model, further tasks) get an `auto_map`, too. transformers looks for code at the root
+    of a repo only, so copies of our code in a subfolder are deleted. Older code files are replaced, so an existing
+    repo is updated.
 
     Args:
-        card: text of README.md; None keeps the one that is there, or writes a plain one.
+        card: text of README.md; None keeps an existing one, or writes a plain one.
 
     Raises:
-        CheckpointError: a link in the folder (what it leads to would be written), a config that is none of ours.
+        CheckpointError: a link in the folder (its target would be overwritten), or a config of another library.
     """
     folder = Path(folder)
     for path in folder.rglob("*"):
@@ -441,13 +441,13 @@ def folder_of_region_model(name) -> CheckpointFolder:
 
 
 def check_repo(folder) -> list[Path]:
-    """The files of a folder that is a whole repo of ours, relative to it, sorted: what `push` sends.
+    """The files of a complete repo, relative to its folder, sorted: what `push` sends.
 
-    The list is closed: files whose names a checkpoint of ours has, which hold what their names say, and which loading
-    would take; code that is ours to the byte, and `auto_map`s that name no other.
+    Only files on an allowlist: those with the names of a checkpoint's files, with valid contents that load; our code,
+    byte for byte; and `auto_map`s that name no other code.
 
     Raises:
-        CheckpointError: a file is missing, is left over or would not be safe to load, weights and config disagree.
+        CheckpointError: a file is missing, unexpected or unsafe to load, or weights and config disagree.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

@@ -142,6 +142,20 @@ def test_both_readmes_are_alike():
     assert numbers[0] == numbers[1]
 
 
+@pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
+def test_the_readmes_name_every_page_and_room(name):
+    """Pages are linked, in either language; rooms stand in the file tree."""
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    for page in PAGES:
+        path = str(page.relative_to(REPOSITORY))
+        assert any(f"]({link})" in text for link in (path, path.replace("_zh.md", ".md"), path[:-3] + "_zh.md")), path
+    rooms = subprocess.run(["git", "ls-files", "*/*"], cwd=REPOSITORY, capture_output=True, text=True)
+    if rooms.returncode:
+        pytest.skip("not a git checkout")
+    for room in {file.partition("/")[0] for file in rooms.stdout.splitlines()} - {".ci", ".github"}:
+        assert re.search(rf"^{re.escape(room)}/ ", text, flags=re.MULTILINE), room
+
+
 @every_page
 def test_code_of_others_is_pinned(page):
     """Whoever copies a line with trust_remote_code=True copies a revision with it."""
