@@ -470,7 +470,10 @@ def check_repo(folder) -> list[Path]:
         check_model(folder / subfolder, custom_pipelines(folder) if subfolder == Path() else {})
     check_widths(folder, models)
     needed, there = set(code_files(folder)), {path.name for path in code_in(folder)}
-    for problem, names in (("lacks the code file", needed - there), ("has code of no use to it:", there - needed)):
+    for problem, names in (
+        ("lacks the code file", needed - there),
+        ("has code that it does not need:", there - needed),
+    ):
         if names:
             raise CheckpointError(f"{folder}: {problem} {sorted(names)[0]}; {MENDS}")
     for name in sorted(needed):

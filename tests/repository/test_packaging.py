@@ -165,7 +165,7 @@ def test_the_wheel_captions_where_there_is_no_repository(wheel, tmp_path):
     assert str(wheel).endswith(report["mini"].removeprefix("~").split("/modeling_mengzi_oscar")[0])
     result = run("caption", "photo.jpg")
     assert result.returncode == 0, result.stderr
-    assert re.fullmatch("photo.jpg\t[\u4e00-\u9fff，。、]{2,18}\t0\\.\\d{3}\n", result.stdout)
+    assert re.fullmatch("photo.jpg\t[\u4e00-\u9fff，。、]{2,18}\t0\\.\\d{3}(\t可能不准)?\n", result.stdout)
     assert "learnt from 10,000 photos" in result.stderr
 
 
