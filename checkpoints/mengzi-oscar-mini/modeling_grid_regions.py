@@ -130,9 +130,8 @@ class GridRegionConfig(PretrainedConfig):
         self.tag_sure = tag_sure
         self.initializer_range = initializer_range
         check_fields(vars(self) | kwargs, FIELDS)
-        words = len(tag_labels or []) // (
-            1 if tag_sure is None else 2
-        )  # once more as they are written with low confidence
+        # with `tag_sure` each word stands there twice, the second time as it is written with low confidence
+        words = len(tag_labels or []) // (1 if tag_sure is None else 2)
         if tag_classes and max(tag_classes) > words:
             raise ValueError(f"tag_classes names word {max(tag_classes)}, tag_labels has {words}")
         if tag_sure is not None and len(tag_labels or []) != 2 * words:

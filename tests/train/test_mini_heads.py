@@ -6,6 +6,7 @@ from collections import Counter
 
 import grow_head
 import make_questions
+import mix_captions
 import mix_matches
 import numpy as np
 import pytest
@@ -179,6 +180,26 @@ def test_matches_of_three_data_sets(data, thing_rows):
     assert "things" not in counts
     ids = {(row["dataset"], row["image_id"]) for row in validation}
     assert not ids & {(row["dataset"], row["image_id"]) for row in train}
+
+
+def test_captions_of_three_data_sets_in_two_styles(data, thing_rows):
+    command = ["--flickr8k_cn", str(data("flickr8k_cn")), "--aic_icc", str(data("aic_icc")), "--aic_held_out", "1"]
+    command += ["--things", str(thing_rows / "things.jsonl")]
+    found = {}
+    for rounds in (1, 2):
+        folder = thing_rows / f"captions{rounds}"
+        mix_captions.main([*command, "--flickr8k_rounds", str(rounds), "--output", str(folder)])
+        found[rounds] = [Dataset.from_parquet(str(folder / f"{split}.parquet")) for split in ("train", "validation")]
+    train, validation = found[1]
+    counts, twice = (Counter(zip(rows["dataset"], rows["style"], strict=True)) for rows in (train, found[2][0]))
+    short = ("flickr8k_cn", "short")
+    assert counts[short] > 0
+    assert twice == counts | {short: 2 * counts[short]}
+    assert counts[("things", "short")] == counts[("things", "detailed")] == 10  # the validation photos are not there
+    assert {row["dataset"] for row in validation} == {"flickr8k_cn", "aic_icc"}
+    ids = {(row["dataset"], row["image_id"]) for row in validation}
+    assert not ids & {(row["dataset"], row["image_id"]) for row in train}
+    assert all(text.endswith("。") for row in train for text in row["captions"])
 
 
 def test_further_questions_leave_the_first_ones_as_they_are(captions_dir, data, thing_rows, monkeypatch):

@@ -1,17 +1,18 @@
 """Sentences about photos of things: measure words, what is measured, what a detector is sure of; and their scores."""
 
 import json
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
 import score_things
 import write_thing_sentences
-from photo_facts import look_at
+from photo_facts import Facts, look_at
 from PIL import Image, ImageDraw
 from score_things import form_of, judge
 from things import Thing, measure_words, read_things, table, validation_images
-from write_thing_sentences import number_of, people_in
+from write_thing_sentences import MORE, SentencesAbout, number_of, people_in
 
 from modeling_mengzi_oscar.labels.imagenet import class_words
 from modeling_mengzi_oscar.labels.people import names_people
@@ -147,6 +148,19 @@ def test_sentences_are_true_of_their_photo_and_the_same_in_every_run(things, cap
     counted = [text for row in rows for text in row["short"] if row["image"].startswith("airplanes") and "一" in text]
     assert counted
     assert all("一架" in text or "一张" in text or "一个" in text and "人" in text for text in counted)
+
+
+def test_forms_that_fit_every_thing_take_turns():
+    """The next class has others, half of them at least; over many classes each form is as frequent as any other."""
+    facts = Facts(grey=False, background=None, colour=None, sky=None, grass=False, fills=False)
+    about = [SentencesAbout(thing(), turn, facts, measure_words(), random.Random(0)) for turn in range(200)]
+    every = [{*sentences.short()} for sentences in about]
+    assert {len(forms) for forms in every} == {MORE}
+    assert all(len(one & other) <= MORE // 2 for one, other in zip(every, every[1:], strict=False))
+    assert not every[0] & every[2]
+    counts = Counter(form for forms in every for form in forms)
+    assert len(counts) > 25
+    assert max(counts.values()) - min(counts.values()) <= MORE
 
 
 def test_photos_are_held_out_by_their_names(things):
